@@ -1,0 +1,94 @@
+"""Macros of the project: one place for compiler flags and for the rule that
+an op is a header, a reference and one implementation per back end."""
+
+_WARNINGS = [
+    "-Wall",
+    "-Wextra",
+    "-Wshadow",
+    "-Wconversion",
+    "-Wno-sign-conversion",
+    "-Werror",
+]
+
+# AVX2 and FMA: every x86-64 server since 2013. //runtime:cpu_check refuses
+# older processors in words.
+_ARCHITECTURE = select({
+    "//:x86_64": ["-march=x86-64-v3"],
+    "//conditions:default": [],
+})
+
+def _copts(copts):
+    return ["-std=c++17"] + _WARNINGS + _ARCHITECTURE + copts
+
+def cubit_library(name, srcs = [], hdrs = [], deps = [], copts = [], **kwargs):
+    native.cc_library(
+        name = name,
+        srcs = srcs,
+        hdrs = hdrs,
+        deps = deps,
+        copts = _copts(copts),
+        **kwargs
+    )
+
+def cubit_binary(name, srcs, deps = [], copts = [], **kwargs):
+    native.cc_binary(
+        name = name,
+        srcs = srcs,
+        deps = deps,
+        copts = _copts(copts),
+        **kwargs
+    )
+
+def cubit_test(name, size, srcs = None, deps = [], copts = [], **kwargs):
+    """A GoogleTest program; `size` is required, `srcs` defaults to name.cc."""
+    native.cc_test(
+        name = name,
+        size = size,
+        srcs = srcs or [name + ".cc"],
+        deps = deps + ["@system//:gtest_main"],
+        copts = _copts(copts),
+        **kwargs
+    )
+
+def cubit_op(name, deps = [], cpu_srcs = None, cpu_deps = [], reference_deps = [], reference = True):
+    """An op: NAME (header), NAME_reference and NAME_cpu (linked by //ops:cpu).
+
+    The implementation is chosen when a program is linked, so callers depend on
+    NAME alone. `cpu_srcs` defaults to NAME_cpu.cc.
+    """
+    cubit_library(
+        name = name,
+        hdrs = [name + ".h"],
+        deps = deps,
+    )
+    if reference:
+        cubit_library(
+            name = name + "_reference",
+            hdrs = [name + "_reference.h"],
+            deps = [":" + name] + reference_deps,
+        )
+    cubit_library(
+        name = name + "_cpu",
+        srcs = cpu_srcs or [name + "_cpu.cc"],
+        deps = [":" + name] + cpu_deps,
+        alwayslink = True,
+    )
+
+def cubit_proto_library(name, src, deps = []):
+    """C++ classes of one .proto file, made by the system's protoc."""
+    base = src[:-len(".proto")]
+    native.genrule(
+        name = name + "_gen",
+        srcs = [src],
+        outs = [base + ".pb.h", base + ".pb.cc"],
+        cmd = "$(location @system//:protoc) --proto_path=. " +
+              "--cpp_out=$(GENDIR) $(SRCS)",
+        tools = ["@system//:protoc"],
+    )
+    native.cc_library(
+        name = name,
+        srcs = [base + ".pb.cc"],
+        hdrs = [base + ".pb.h"],
+        copts = ["-std=c++17"],
+        deps = deps + ["@system//:protobuf"],
+    )

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What computes: the host or one accelerator. Every op takes a Stream; on the
+// CPU a stream runs each call before it returns, on CUDA it is a cudaStream_t.
+// Implemented once per back end (device_cpu.cc); the binary is linked with one.
+
+#ifndef CUBIT_RUNTIME_DEVICE_H_
+#define CUBIT_RUNTIME_DEVICE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "absl/status/statusor.h"
+
+namespace cubit {
+
+// An order of work. Move-only; destroying it waits for its work.
+class Stream {
+ public:
+  Stream();
+  ~Stream();
+  Stream(Stream&& other) noexcept;
+  Stream& operator=(Stream&& other) noexcept;
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  // Blocks the host until all work issued so far has finished.
+  void Synchronize();
+  // The back end's handle (cudaStream_t); null on the CPU.
+  void* native() const { return native_; }
+
+ private:
+  void* native_ = nullptr;
+};
+
+// Facts about the device that this process computes on.
+struct DeviceInfo {
+  std::string name;          // "AMD EPYC (8 threads)", "NVIDIA H200"
+  std::string kind;          // "cpu" or "cuda"
+  int64_t memory_bytes = 0;  // installed
+  // Peak of dense products in the training precision, FLOP/s; 0 if unknown.
+  double peak_flops = 0;
+};
+DeviceInfo QueryDevice();
+
+// Device memory, zeroed, aligned to 256 bytes. The error says how much was
+// asked for and how much is free. Use memory.h instead, which counts.
+absl::StatusOr<void*> AllocateDeviceBytes(int64_t bytes);
+void FreeDeviceBytes(void* data, int64_t bytes);
+
+// Copies `bytes` between host and device memory, in stream order. Host memory
+// that is not pinned may make the call wait.
+void CopyToDevice(void* device, const void* host, int64_t bytes,
+                  Stream& stream);
+void CopyToHost(void* host, const void* device, int64_t bytes, Stream& stream);
+void CopyOnDevice(void* target, const void* source, int64_t bytes,
+                  Stream& stream);
+// Sets every byte to zero.
+void SetZero(void* device, int64_t bytes, Stream& stream);
+
+}  // namespace cubit
+
+#endif  // CUBIT_RUNTIME_DEVICE_H_

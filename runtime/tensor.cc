@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "runtime/tensor.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace cubit {
+namespace {
+
+Shape SlicedShape(const Shape& shape, int64_t begin, int64_t count) {
+  CUBIT_CHECK_GE(shape.rank(), 1);
+  CUBIT_CHECK(begin >= 0 && count >= 0 && begin + count <= shape[0])
+      << "rows [" << begin << ", " << begin + count << ") of "
+      << shape.ToString();
+  Shape sliced;
+  sliced.Append(count);
+  for (int i = 1; i < shape.rank(); ++i) sliced.Append(shape[i]);
+  return sliced;
+}
+
+int64_t RowBytes(const Shape& shape, DType dtype) {
+  return shape[0] == 0 ? 0 : shape.num_elements() / shape[0] * SizeOf(dtype);
+}
+
+// Fills everything but the pointer of a view on `shape` [B, T, C].
+template <typename View>
+View DescribeHeads(const Shape& shape, DType dtype, int64_t num_heads,
+                   int64_t head_dim) {
+  CUBIT_CHECK_EQ(shape.rank(), 3);
+  View view;
+  view.dtype = dtype;
+  view.batch = shape[0];
+  view.seq_len = shape[1];
+  view.num_heads = num_heads;
+  view.head_dim = head_dim;
+  view.batch_stride = shape[1] * shape[2];
+  view.seq_stride = shape[2];
+  view.head_stride = head_dim;
+  return view;
+}
+
+template <typename View>
+View SlicedSequence(View x, int64_t begin, int64_t count) {
+  CUBIT_CHECK(begin >= 0 && count >= 0 && begin + count <= x.seq_len)
+      << "rows [" << begin << ", " << begin + count << ") of " << x.seq_len;
+  using Byte = std::conditional_t<
+      std::is_const_v<std::remove_pointer_t<decltype(x.data)>>, const char,
+      char>;
+  x.data = static_cast<Byte*>(x.data) + begin * x.seq_stride * SizeOf(x.dtype);
+  x.seq_len = count;
+  return x;
+}
+
+}  // namespace
+
+std::string Shape::ToString() const {
+  std::string text = "[";
+  for (int i = 0; i < rank_; ++i) {
+    absl::StrAppend(&text, i == 0 ? "" : ", ", dims_[static_cast<size_t>(i)]);
+  }
+  return text + "]";
+}
+
+ConstTensor ConstTensor::Slice(int64_t begin, int64_t count) const {
+  return ConstTensor(
+      static_cast<const char*>(data_) + begin * RowBytes(shape_, dtype_),
+      dtype_, SlicedShape(shape_, begin, count));
+}
+
+Tensor Tensor::Slice(int64_t begin, int64_t count) const {
+  return Tensor(static_cast<char*>(data_) + begin * RowBytes(shape_, dtype_),
+                dtype_, SlicedShape(shape_, begin, count));
+}
+
+HeadTensor::operator ConstHeadTensor() const {
+  ConstHeadTensor view;
+  view.data = data;
+  view.dtype = dtype;
+  view.batch = batch;
+  view.seq_len = seq_len;
+  view.num_heads = num_heads;
+  view.head_dim = head_dim;
+  view.batch_stride = batch_stride;
+  view.seq_stride = seq_stride;
+  view.head_stride = head_stride;
+  return view;
+}
+
+HeadTensor HeadsOf(const Tensor& columns, int64_t first_column,
+                   int64_t num_heads, int64_t head_dim) {
+  CUBIT_CHECK_LE(first_column + num_heads * head_dim, columns.dim(2));
+  HeadTensor view = DescribeHeads<HeadTensor>(columns.shape(), columns.dtype(),
+                                              num_heads, head_dim);
+  view.data = static_cast<char*>(columns.raw()) +
+              first_column * SizeOf(columns.dtype());
+  return view;
+}
+
+ConstHeadTensor HeadsOf(const ConstTensor& columns, int64_t first_column,
+                        int64_t num_heads, int64_t head_dim) {
+  CUBIT_CHECK_LE(first_column + num_heads * head_dim, columns.dim(2));
+  ConstHeadTensor view = DescribeHeads<ConstHeadTensor>(
+      columns.shape(), columns.dtype(), num_heads, head_dim);
+  view.data = static_cast<const char*>(columns.raw()) +
+              first_column * SizeOf(columns.dtype());
+  return view;
+}
+
+HeadTensor SliceSequence(HeadTensor x, int64_t begin, int64_t count) {
+  return SlicedSequence(x, begin, count);
+}
+ConstHeadTensor SliceSequence(ConstHeadTensor x, int64_t begin, int64_t count) {
+  return SlicedSequence(x, begin, count);
+}
+
+}  // namespace cubit

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "runtime/thread_pool.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+
+#include "runtime/check.h"
+
+namespace cubit {
+namespace {
+
+// True on threads that are inside a Run, where a nested Run must not wait for
+// the pool it occupies.
+thread_local bool inside_run = false;
+
+int AvailableProcessors() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
+  return std::max(1, CPU_COUNT(&set));
+}
+
+}  // namespace
+
+struct ThreadPool::State {
+  using Task = absl::FunctionRef<void(int64_t)>;
+
+  // One loop: threads take the next index until none is left.
+  struct Loop {
+    Task task;
+    int64_t count;
+    std::atomic<int64_t> next{0};
+  };
+
+  absl::Mutex run_mutex;  // one Run at a time
+  absl::Mutex mutex;
+  Loop* loop ABSL_GUARDED_BY(mutex) = nullptr;
+  int64_t generation ABSL_GUARDED_BY(mutex) = 0;
+  int active ABSL_GUARDED_BY(mutex) = 0;
+  bool stopping ABSL_GUARDED_BY(mutex) = false;
+  std::vector<std::thread> threads;
+
+  static void Work(Loop& loop) {
+    for (int64_t i = loop.next.fetch_add(1); i < loop.count;
+         i = loop.next.fetch_add(1)) {
+      loop.task(i);
+    }
+  }
+
+  void ThreadMain() {
+    inside_run = true;
+    int64_t seen = 0;
+    while (true) {
+      Loop* current = nullptr;
+      {
+        absl::MutexLock lock(&mutex);
+        const auto wake = [this, &seen]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
+          return stopping || (loop != nullptr && generation != seen);
+        };
+        mutex.Await(absl::Condition(&wake));
+        if (stopping) return;
+        seen = generation;
+        current = loop;
+        ++active;
+      }
+      Work(*current);
+      absl::MutexLock lock(&mutex);
+      --active;
+    }
+  }
+};
+
+ThreadPool::ThreadPool(int num_threads) : state_(std::make_unique<State>()) {
+  CUBIT_CHECK_GE(num_threads, 1);
+  for (int i = 1; i < num_threads; ++i) {
+    state_->threads.emplace_back([this] { state_->ThreadMain(); });
+  }
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    absl::MutexLock lock(&state_->mutex);
+    state_->stopping = true;
+  }
+  for (std::thread& thread : state_->threads) thread.join();
+}
+
+ThreadPool& ThreadPool::Global() {
+  // Never destroyed: ops may still run while static objects go.
+  static ThreadPool* const pool = new ThreadPool(AvailableProcessors());
+  return *pool;
+}
+
+int ThreadPool::size() const {
+  return static_cast<int>(state_->threads.size()) + 1;
+}
+
+void ThreadPool::Run(int64_t count, absl::FunctionRef<void(int64_t)> task) {
+  if (inside_run || state_->threads.empty() || count <= 1) {
+    for (int64_t i = 0; i < count; ++i) task(i);
+    return;
+  }
+  absl::MutexLock run_lock(&state_->run_mutex);
+  State::Loop loop{task, count};
+  {
+    absl::MutexLock lock(&state_->mutex);
+    state_->loop = &loop;
+    ++state_->generation;
+  }
+  inside_run = true;
+  State::Work(loop);
+  inside_run = false;
+  absl::MutexLock lock(&state_->mutex);
+  state_->loop = nullptr;  // no thread may join this loop any more
+  const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mutex) {
+    return state_->active == 0;
+  };
+  state_->mutex.Await(absl::Condition(&idle));
+}
+
+void ParallelFor(int64_t count, int64_t grain,
+                 absl::FunctionRef<void(int64_t begin, int64_t end)> body) {
+  CUBIT_CHECK_GE(grain, 1);
+  const int64_t pieces = (count + grain - 1) / grain;
+  ThreadPool::Global().Run(pieces, [&](int64_t piece) {
+    const int64_t begin = piece * grain;
+    body(begin, std::min(count, begin + grain));
+  });
+}
+
+}  // namespace cubit
