@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Documents from text files: .txt (and .pod, .md, .rst, no suffix) is one
+// document a file, .jsonl one JSON object a line with the text in field "text";
+// each plain or .gz, .xz, .zst. Reading is streamed: memory does not grow with
+// the file.
+
+#ifndef CUBIT_DATA_TEXT_SOURCE_H_
+#define CUBIT_DATA_TEXT_SOURCE_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+namespace cubit {
+
+// The documents of one file, in order.
+class TextSource {
+ public:
+  virtual ~TextSource() = default;
+
+  // Replaces *text with the next document; false at the end. Errors name the
+  // file and the line or byte offset: damaged compression, invalid JSON, a
+  // missing or non-string "text", a document that is not valid UTF-8, nesting
+  // or size over the limits (64 levels, 256 MiB a document).
+  virtual absl::StatusOr<bool> Next(std::string* text) = 0;
+};
+
+absl::StatusOr<std::unique_ptr<TextSource>> OpenTextFile(
+    const std::string& path);
+
+// Files named by `inputs`: files stand for themselves, folders for every
+// supported file below them, patterns with * or ? for what they match. Sorted,
+// without repeats; naming nothing readable is an error that lists the formats.
+absl::StatusOr<std::vector<std::string>> ListTextFiles(
+    const std::vector<std::string>& inputs);
+
+}  // namespace cubit
+
+#endif  // CUBIT_DATA_TEXT_SOURCE_H_

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Softmax cross-entropy on a chunk of rows of logits, loss and gradient in one
+// pass, so that logits of all rows never exist at once.
+
+#ifndef CUBIT_OPS_CROSS_ENTROPY_H_
+#define CUBIT_OPS_CROSS_ENTROPY_H_
+
+#include "runtime/device.h"
+#include "runtime/tensor.h"
+
+namespace cubit {
+
+// A row whose target is this adds nothing to the loss.
+constexpr int kIgnoredTarget = -100;
+
+// Per row n: lse = log sum_{v < valid_vocab} exp(logits[n, v]),
+//   losses[n] = lse - logits[n, target]      (the cross-entropy alone)
+// and, if `d_logits` is not absent, the gradient of grad_scale times
+// losses[n] + z_loss * lse^2:
+//   d_logits[n, v] = grad_scale * (softmax_v (1 + 2 z_loss lse) - [v =
+//   target]).
+// Columns v >= valid_vocab (padding) take no part: their gradient is zero.
+// A row with target kIgnoredTarget has loss and gradient zero.
+//   logits [n, V]; targets [n] int32; losses [n] fp32; d_logits [n, V] may
+//   alias logits.
+// The z-loss is that of PaLM (arXiv:2204.02311, section 5).
+void CrossEntropy(ConstTensor logits, ConstTensor targets, int64_t valid_vocab,
+                  float z_loss, float grad_scale, Tensor losses,
+                  Tensor d_logits, Stream& stream);
+
+}  // namespace cubit
+
+#endif  // CUBIT_OPS_CROSS_ENTROPY_H_

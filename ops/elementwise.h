@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Sums and norms over whole tensors.
+
+#ifndef CUBIT_OPS_ELEMENTWISE_H_
+#define CUBIT_OPS_ELEMENTWISE_H_
+
+#include "runtime/device.h"
+#include "runtime/tensor.h"
+
+namespace cubit {
+
+// y = a + b, element by element; y may alias either.
+void Add(ConstTensor a, ConstTensor b, Tensor y, Stream& stream);
+
+// y += x.
+void AddInPlace(ConstTensor x, Tensor y, Stream& stream);
+
+// x *= factor.
+void ScaleInPlace(float factor, Tensor x, Stream& stream);
+
+// result[0] (fp64, one element, device memory) = sum of squares of x, in fixed
+// order; NaN and Inf pass through.
+void SumOfSquares(ConstTensor x, Tensor result, Stream& stream);
+
+}  // namespace cubit
+
+#endif  // CUBIT_OPS_ELEMENTWISE_H_

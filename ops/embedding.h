@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Rows of a table by token id.
+
+#ifndef CUBIT_OPS_EMBEDDING_H_
+#define CUBIT_OPS_EMBEDDING_H_
+
+#include "runtime/device.h"
+#include "runtime/tensor.h"
+
+namespace cubit {
+
+// y[n] = weight[ids[n]].
+//   ids [N] int32 in [0, V) (CHECKed on the CPU), weight [V, D], y [N, D].
+void EmbeddingForward(ConstTensor ids, ConstTensor weight, Tensor y,
+                      Stream& stream);
+
+// d_weight[ids[n]] += d_y[n], in the order of n for every row.
+void EmbeddingBackward(ConstTensor ids, ConstTensor d_y, Tensor d_weight,
+                       Stream& stream);
+
+}  // namespace cubit
+
+#endif  // CUBIT_OPS_EMBEDDING_H_

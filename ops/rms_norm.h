@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Root-mean-square normalisation (Zhang and Sennrich, arXiv:1910.07467).
+
+#ifndef CUBIT_OPS_RMS_NORM_H_
+#define CUBIT_OPS_RMS_NORM_H_
+
+#include "runtime/device.h"
+#include "runtime/tensor.h"
+
+namespace cubit {
+
+// y = x rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps), per row.
+//   x, y [N, D]; weight [D]; rstd [N] fp32, kept for the backward.
+void RmsNormForward(ConstTensor x, ConstTensor weight, float eps, Tensor y,
+                    Tensor rstd, Stream& stream);
+
+// Adds to d_x [N, D] (see LayerNormBackward) and d_weight [D].
+void RmsNormBackward(ConstTensor d_y, ConstTensor x, ConstTensor weight,
+                     ConstTensor rstd, Tensor d_x, Tensor d_weight,
+                     Stream& stream);
+
+}  // namespace cubit
+
+#endif  // CUBIT_OPS_RMS_NORM_H_
