@@ -39,6 +39,21 @@ View DescribeHeads(const Shape& shape, DType dtype, int64_t num_heads,
   return view;
 }
 
+// The same for per-token scalars of `shape` [B, H, T].
+template <typename View>
+View DescribeScalars(const Shape& shape) {
+  CUBIT_CHECK_EQ(shape.rank(), 3);
+  View view;
+  view.batch = shape[0];
+  view.seq_len = shape[2];
+  view.num_heads = shape[1];
+  view.head_dim = 1;
+  view.batch_stride = shape[1] * shape[2];
+  view.seq_stride = 1;
+  view.head_stride = shape[2];
+  return view;
+}
+
 template <typename View>
 View SlicedSequence(View x, int64_t begin, int64_t count) {
   CUBIT_CHECK(begin >= 0 && count >= 0 && begin + count <= x.seq_len)
@@ -103,6 +118,20 @@ ConstHeadTensor HeadsOf(const ConstTensor& columns, int64_t first_column,
       columns.shape(), columns.dtype(), num_heads, head_dim);
   view.data = static_cast<const char*>(columns.raw()) +
               first_column * SizeOf(columns.dtype());
+  return view;
+}
+
+HeadTensor ScalarsOf(const Tensor& per_token) {
+  HeadTensor view = DescribeScalars<HeadTensor>(per_token.shape());
+  view.data = per_token.raw();
+  view.dtype = per_token.dtype();
+  return view;
+}
+
+ConstHeadTensor ScalarsOf(const ConstTensor& per_token) {
+  ConstHeadTensor view = DescribeScalars<ConstHeadTensor>(per_token.shape());
+  view.data = per_token.raw();
+  view.dtype = per_token.dtype();
   return view;
 }
 

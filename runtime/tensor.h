@@ -192,6 +192,10 @@ HeadTensor HeadsOf(const Tensor& columns, int64_t first_column,
 ConstHeadTensor HeadsOf(const ConstTensor& columns, int64_t first_column,
                         int64_t num_heads, int64_t head_dim);
 
+// Per-token scalars [B, H, T] (contiguous) as a view with K = 1.
+HeadTensor ScalarsOf(const Tensor& per_token);
+ConstHeadTensor ScalarsOf(const ConstTensor& per_token);
+
 // Rows [begin, begin + count) of the sequence.
 HeadTensor SliceSequence(HeadTensor x, int64_t begin, int64_t count);
 ConstHeadTensor SliceSequence(ConstHeadTensor x, int64_t begin, int64_t count);

@@ -18,7 +18,8 @@ _ARCHITECTURE = select({
 })
 
 def _copts(copts):
-    return ["-std=c++17"] + _WARNINGS + _ARCHITECTURE + copts
+    # Only the simd pragmas of OpenMP: loops are vectorised, never threaded.
+    return ["-std=c++17", "-fopenmp-simd"] + _WARNINGS + _ARCHITECTURE + copts
 
 def cubit_library(name, srcs = [], hdrs = [], deps = [], copts = [], **kwargs):
     native.cc_library(

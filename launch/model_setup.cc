@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "launch/model_setup.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace cubit {
+namespace {
+
+constexpr int64_t kMultiple = 64;  // what matrix units like
+
+int64_t RoundUp(int64_t n) { return (n + kMultiple - 1) / kMultiple * kMultiple; }
+
+int64_t FfnHiddenSize(const RunConfig::Model& model) {
+  if (model.ffn_hidden_size() > 0) return model.ffn_hidden_size();
+  if (model.mlp() == RunConfig::Mlp::gelu) return 4 * model.hidden_size();
+  return RoundUp(model.hidden_size() * 8 / 3);
+}
+
+DeltaWeights DeltaWeightsFrom(RunConfig::DeltaWeight::Word word) {
+  switch (word) {
+    case RunConfig::DeltaWeight::own:
+      return DeltaWeights::kOwn;
+    case RunConfig::DeltaWeight::k:
+      return DeltaWeights::kKey;
+    case RunConfig::DeltaWeight::q:
+      return DeltaWeights::kQuery;
+  }
+  return DeltaWeights::kOwn;
+}
+
+void CopyMixer(const RunConfig::Model& model, ModelConfig* out) {
+  out->mixer = RunConfig::Mixer::Word_Name(model.mixer());
+  out->cubit.share = model.cubit().share();
+  out->cubit.lrr = model.cubit().lrr();
+  out->cubit.lambda_init = model.cubit().lambda_init();
+  out->softmax.qk_norm = model.softmax().qk_norm();
+  out->deltaformer.w = DeltaWeightsFrom(model.deltaformer().w());
+  out->deltaformer.beta =
+      model.deltaformer().beta() == RunConfig::DeltaBeta::sigmoid
+          ? DeltaBeta::kSigmoid
+          : DeltaBeta::kLinear;
+}
+
+}  // namespace
+
+absl::StatusOr<ModelConfig> MakeModelConfig(const RunConfig& config,
+                                            int64_t vocab_size) {
+  const RunConfig::Model& model = config.model();
+  if (model.vocab_size() > 0 && model.vocab_size() < vocab_size) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "model.vocab_size is ", model.vocab_size(), ", but the tokenizer has ",
+        vocab_size, " ids; set it to at least ", RoundUp(vocab_size),
+        ", or to 0 to derive it"));
+  }
+  ModelConfig out;
+  CopyMixer(model, &out);
+  out.num_layers = model.num_layers();
+  out.hidden_size = model.hidden_size();
+  out.num_heads = model.num_heads();
+  out.ffn_hidden_size = FfnHiddenSize(model);
+  out.vocab_size =
+      model.vocab_size() > 0 ? model.vocab_size() : RoundUp(vocab_size);
+  out.valid_vocab = vocab_size;
+  out.seq_len = model.seq_len();
+  out.norm = model.norm() == RunConfig::Norm::layer_norm ? NormKind::kLayerNorm
+                                                         : NormKind::kRmsNorm;
+  out.norm_epsilon = model.norm_epsilon();
+  out.mlp = model.mlp() == RunConfig::Mlp::gelu ? MlpKind::kGelu
+                                                : MlpKind::kSwiGlu;
+  out.positional_encoding =
+      model.positional_encoding() == RunConfig::PositionalEncoding::rope
+          ? PositionKind::kRope
+          : PositionKind::kNone;
+  out.rope_base = model.rope_base();
+  out.tied_embeddings = model.tied_embeddings();
+  out.bias = model.bias();
+  out.z_loss = model.z_loss();
+  out.init_std = model.init_std();
+  out.document_mask = config.data().document_mask();
+  return out;
+}
+
+}  // namespace cubit

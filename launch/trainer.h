@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The loop of a run: batch, forward and backward, update, metrics, validation,
+// samples, checkpoints. Holds no mathematics.
+
+#ifndef CUBIT_LAUNCH_TRAINER_H_
+#define CUBIT_LAUNCH_TRAINER_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+#include "data/batch_loader.h"
+#include "data/token_dataset.h"
+#include "launch/data_setup.h"
+#include "launch/metrics.h"
+#include "launch/run.pb.h"
+#include "launch/run_directory.h"
+#include "launch/train_state.h"
+#include "launch/validation.h"
+
+namespace cubit {
+
+struct TrainerOptions {
+  bool resume = false;
+  // Ends there as a time limit would: checkpoint, schedule unchanged. 0: never.
+  int64_t stop_at_step = 0;
+  // What a user types to go on; printed when the run stops early.
+  std::string resume_command;
+};
+
+class Trainer {
+ public:
+  // `config` is complete and valid. With options.resume the newest checkpoint
+  // of `directory` that is whole is loaded.
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(
+      const RunConfig& config, const TrainerOptions& options, RunData data,
+      std::unique_ptr<RunDirectory> directory);
+
+  // Trains to the end, stop_at_step or a signal; the program's exit status.
+  absl::StatusOr<int> Run();
+
+ private:
+  struct StepResult {
+    double loss = 0;  // nats per token
+    double learning_rate = 0;
+    double grad_norm = 0;
+    double seconds = 0;
+    bool skipped = false;  // loss or gradient not finite: no update
+    MixerHealth health;
+  };
+
+  Trainer(const RunConfig& config, const TrainerOptions& options, RunData data,
+          std::unique_ptr<RunDirectory> directory);
+
+  absl::Status OpenData();
+  absl::Status Resume();
+  absl::StatusOr<StepResult> TrainStep();
+  absl::StatusOr<std::vector<Batch>> NextBatches();
+  // Counts a skipped update; an error once there were too many in a row.
+  absl::Status CheckFinite(const StepResult& result);
+  absl::Status Report(const StepResult& result);
+  // What is due after the step that was just done.
+  absl::Status AfterStep();
+  absl::Status Validate();
+  absl::Status Sample();
+  absl::Status Save();
+  // Checkpoint and message of a run that ends before its last step.
+  absl::StatusOr<int> StopEarly(int signal);
+  absl::Status Finish();
+
+  RunConfig config_;
+  TrainerOptions options_;
+  RunData data_;
+  std::unique_ptr<RunDirectory> directory_;
+  std::unique_ptr<TrainState> state_;
+  std::unique_ptr<TokenDataset> dataset_;
+  std::unique_ptr<BatchLoader> loader_;
+  std::unique_ptr<Validator> validator_;  // absent: too little held-out text
+  std::unique_ptr<MetricsWriter> metrics_;
+
+  RunPlan plan_;
+  double peak_flops_ = 0;
+  int64_t step_ = 0;      // steps done
+  int64_t tokens_ = 0;    // seen in those
+  int64_t position_ = 0;  // next sample in the order of samples
+  int64_t skipped_steps_ = 0;
+  int64_t skipped_in_a_row_ = 0;
+  int64_t saved_step_ = -1;
+  double start_loss_ = 0;  // of the first validation
+};
+
+}  // namespace cubit
+
+#endif  // CUBIT_LAUNCH_TRAINER_H_

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Loss on held-out documents, the same batches every time.
+
+#ifndef CUBIT_LAUNCH_VALIDATION_H_
+#define CUBIT_LAUNCH_VALIDATION_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+#include "data/batch_loader.h"
+#include "data/token_dataset.h"
+#include "launch/train_state.h"
+
+namespace cubit {
+
+struct ValidationResult {
+  double loss = 0;  // nats per token
+  int64_t tokens = 0;
+  // Mean loss by position in the sequence: "0-127", "128-255", then doubling.
+  std::vector<std::pair<std::string, double>> loss_by_position;
+};
+
+class Validator {
+ public:
+  // Opens the validation split below `folders`.
+  static absl::StatusOr<std::unique_ptr<Validator>> Open(
+      const std::vector<std::string>& folders, const RunConfig& config);
+
+  absl::StatusOr<ValidationResult> Run(TrainState* state);
+
+ private:
+  Validator() = default;
+
+  std::unique_ptr<TokenDataset> dataset_;
+  BatchLoaderOptions options_;
+  int64_t num_batches_ = 0;
+};
+
+}  // namespace cubit
+
+#endif  // CUBIT_LAUNCH_VALIDATION_H_

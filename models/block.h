@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One pre-norm block: x + mixer(norm(x)), then + mlp(norm(.)).
+
+#ifndef CUBIT_MODELS_BLOCK_H_
+#define CUBIT_MODELS_BLOCK_H_
+
+#include <string>
+
+#include "models/layer_context.h"
+#include "models/mixer_layer.h"
+#include "models/mlp.h"
+#include "models/model_config.h"
+#include "models/norm.h"
+#include "runtime/memory.h"
+
+namespace cubit {
+
+struct BlockSaved {
+  NormSaved mixer_norm;
+  MixerLayerSaved mixer;
+  Tensor residual;  // [N, D]: between the branches
+  NormSaved mlp_norm;
+  MlpSaved mlp;
+  Tensor out;  // [N, D]: the next block's x
+};
+
+struct BlockScratch {
+  Tensor d_branch;  // [N, D]
+  MixerLayerScratch mixer;
+  MlpScratch mlp;
+};
+
+class Block {
+ public:
+  Block(ParameterStore* store, const std::string& name,
+        const ModelConfig& config, const TokenMixer* mixer);
+
+  BlockSaved AllocateSaved(int64_t batch, int64_t seq_len, Arena& arena) const;
+  // Shared by all blocks: nothing in it outlives a Backward.
+  BlockScratch AllocateScratch(int64_t batch, int64_t seq_len,
+                               Arena& arena) const;
+
+  // x [N, D] to saved->out.
+  void Forward(const LayerContext& context, ConstTensor x,
+               BlockSaved* saved) const;
+  // `d` [N, D] holds the gradient of the block's result on entry and that of x
+  // on return.
+  void Backward(const LayerContext& context, ConstTensor x,
+                const BlockSaved& saved, const BlockScratch& scratch,
+                Tensor d) const;
+
+  const MixerLayer& mixer() const { return mixer_; }
+
+  // One token: x [B, D] to saved->out; `saved` has T = 1.
+  void Decode(const LayerContext& context, int64_t position, ConstTensor x,
+              BlockSaved* saved, MixerLayerCache* cache) const;
+
+ private:
+  // The second branch: saved->residual to saved->out.
+  void ForwardMlp(const LayerContext& context, BlockSaved* saved) const;
+
+  int64_t hidden_size_;
+  Norm mixer_norm_;
+  MixerLayer mixer_;
+  Norm mlp_norm_;
+  Mlp mlp_;
+};
+
+}  // namespace cubit
+
+#endif  // CUBIT_MODELS_BLOCK_H_

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "models/linear.h"
+
+#include "ops/matmul.h"
+
+namespace cubit {
+
+Linear::Linear(ParameterStore* store, const std::vector<LinearPart>& parts,
+               int64_t in_features, bool bias, double stddev)
+    : in_features_(in_features) {
+  for (const LinearPart& part : parts) {
+    weights_.push_back(store->Add(
+        part.name + ".weight",
+        ShardSpec::Whole({part.out_features, in_features}),
+        Initializer::Normal(stddev), /*decay=*/true, !weights_.empty()));
+    out_features_ += part.out_features;
+  }
+  if (!bias) return;
+  for (const LinearPart& part : parts) {
+    biases_.push_back(store->Add(
+        part.name + ".bias", ShardSpec::Whole({part.out_features}),
+        Initializer::Constant(0), /*decay=*/false, !biases_.empty()));
+  }
+}
+
+void Linear::Forward(const LayerContext& context, ConstTensor x,
+                     Tensor y) const {
+  LinearForward(x, FusedValue(weights_), FusedValue(biases_), y,
+                *context.stream);
+}
+
+void Linear::Backward(const LayerContext& context, ConstTensor d_y,
+                      ConstTensor x, Tensor d_x) const {
+  LinearBackwardWeight(d_y, x, FusedGradient(weights_), FusedGradient(biases_),
+                       *context.stream);
+  LinearBackwardInput(d_y, FusedValue(weights_), /*accumulate=*/false, d_x,
+                      *context.stream);
+}
+
+}  // namespace cubit

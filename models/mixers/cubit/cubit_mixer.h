@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Cubit: softmax attention over the solution of a causal kernel ridge
+// regression (arXiv:2605.06501). README.md beside this file has the formulas.
+
+#ifndef CUBIT_MODELS_MIXERS_CUBIT_CUBIT_MIXER_H_
+#define CUBIT_MODELS_MIXERS_CUBIT_CUBIT_MIXER_H_
+
+#include <memory>
+#include <vector>
+
+#include "models/mixers/token_mixer.h"
+#include "models/model_config.h"
+
+namespace cubit {
+
+struct CubitSaved : MixerSaved {
+  Tensor column_scale;   // [B, H, T]
+  Tensor value_scale;    // [B, H, T]
+  Tensor lse_kernel;     // [B, H, T]
+  Tensor lse_attention;  // [B, H, T]
+  Tensor solution;       // [B, T, H * K]: X
+};
+
+struct CubitScratch : MixerScratch {
+  Tensor d_solution;      // [B, T, H * K], then Y of the transposed solve
+  Tensor d_r;             // [B, T, H * K], only where r is shared with k
+  Tensor d_column_scale;  // [B, H, T]
+  Tensor d_value_scale;   // [B, H, T]
+  Tensor delta;           // [B, H, T]
+};
+
+struct CubitCache : MixerCache {
+  Tensor k;                 // [B, T, H * K]; absent where r is shared with k
+  Tensor r;                 // [B, T, H * K]
+  Tensor solution;          // [B, T, H * K]
+  Tensor column_scale;      // [B, H, T]
+  Tensor new_column_scale;  // [B, H, 1]
+  Tensor new_value_scale;   // [B, H, 1]
+};
+
+class CubitMixer : public TokenMixer {
+ public:
+  CubitMixer(const CubitOptions& options, int64_t head_dim);
+
+  std::vector<MixerProjection> projections() const override;
+  std::vector<MixerScalar> scalars() const override;
+  std::unique_ptr<MixerSaved> AllocateSaved(const MixerShape& shape,
+                                            Arena& arena) const override;
+  std::unique_ptr<MixerScratch> AllocateScratch(const MixerShape& shape,
+                                                Arena& arena) const override;
+  void Forward(const MixerContext& context, Tensor columns, MixerSaved* saved,
+               Tensor out) const override;
+  void Backward(const MixerContext& context, ConstTensor columns,
+                const MixerSaved& saved, ConstTensor out, ConstTensor d_out,
+                MixerScratch* scratch, Tensor d_columns,
+                const std::vector<Tensor>& d_scalars) const override;
+  double ForwardFlops(const MixerShape& shape) const override;
+  MixerHealth Health(const MixerContext& context, ConstTensor columns,
+                     const MixerSaved& saved, Tensor result) const override;
+  std::unique_ptr<MixerCache> AllocateCache(const MixerShape& shape,
+                                            Arena& arena) const override;
+  void FillCache(ConstTensor columns, const MixerSaved& saved,
+                 MixerCache* cache, Stream& stream) const override;
+  void Decode(const MixerContext& context, int64_t position, Tensor columns,
+              MixerCache* cache, Tensor out) const override;
+
+ private:
+  // The per-head views of the fused projections.
+  template <typename View>
+  struct Views {
+    View q, k, v, r;  // r is k where it is shared
+    View lrr;         // [B, T, H, 1]; absent without LRR
+  };
+  template <typename View, typename Columns>
+  Views<View> Split(const Columns& columns) const;
+  // Rotates q, k and r, which begin at `position`.
+  void Rotate(const MixerContext& context, int64_t position,
+              const Views<HeadTensor>& views) const;
+
+  // Scalars in the order of scalars(); the last two are absent without LRR.
+  template <typename T>
+  struct Scalars {
+    T log_lambda, scale, lower, upper_scale;
+  };
+  template <typename T>
+  Scalars<T> Named(const std::vector<T>& scalars) const;
+
+  CubitOptions options_;
+  int64_t head_dim_;
+  float attention_scale_;
+};
+
+}  // namespace cubit
+
+#endif  // CUBIT_MODELS_MIXERS_CUBIT_CUBIT_MIXER_H_

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Causal softmax attention, the Transformer's mixer (arXiv:1706.03762), with
+// optional QK-norm. README.md beside this file has the formulas.
+
+#ifndef CUBIT_MODELS_MIXERS_SOFTMAX_SOFTMAX_MIXER_H_
+#define CUBIT_MODELS_MIXERS_SOFTMAX_SOFTMAX_MIXER_H_
+
+#include <memory>
+#include <vector>
+
+#include "models/mixers/token_mixer.h"
+#include "models/model_config.h"
+
+namespace cubit {
+
+struct SoftmaxSaved : MixerSaved {
+  Tensor lse;             // [B, H, T]
+  Tensor q_norm, k_norm;  // [B, H, T]: inverse norms; absent without QK-norm
+  Tensor q_hat, k_hat;    // [B, T, H * K] before rotation; likewise
+};
+
+struct SoftmaxScratch : MixerScratch {
+  Tensor delta;  // [B, H, T]
+};
+
+struct SoftmaxCache : MixerCache {
+  Tensor k, v;                    // [B, T, H * K]
+  Tensor new_q_norm, new_k_norm;  // [B, H, 1]
+};
+
+class SoftmaxMixer : public TokenMixer {
+ public:
+  SoftmaxMixer(const SoftmaxOptions& options, int64_t head_dim);
+
+  std::vector<MixerProjection> projections() const override;
+  std::vector<MixerScalar> scalars() const override;
+  std::unique_ptr<MixerSaved> AllocateSaved(const MixerShape& shape,
+                                            Arena& arena) const override;
+  std::unique_ptr<MixerScratch> AllocateScratch(const MixerShape& shape,
+                                                Arena& arena) const override;
+  void Forward(const MixerContext& context, Tensor columns, MixerSaved* saved,
+               Tensor out) const override;
+  void Backward(const MixerContext& context, ConstTensor columns,
+                const MixerSaved& saved, ConstTensor out, ConstTensor d_out,
+                MixerScratch* scratch, Tensor d_columns,
+                const std::vector<Tensor>& d_scalars) const override;
+  double ForwardFlops(const MixerShape& shape) const override;
+  std::unique_ptr<MixerCache> AllocateCache(const MixerShape& shape,
+                                            Arena& arena) const override;
+  void FillCache(ConstTensor columns, const MixerSaved& saved,
+                 MixerCache* cache, Stream& stream) const override;
+  void Decode(const MixerContext& context, int64_t position, Tensor columns,
+              MixerCache* cache, Tensor out) const override;
+
+ private:
+  template <typename View, typename Columns>
+  View Projection(const Columns& columns, int64_t index) const;
+
+  SoftmaxOptions options_;
+  int64_t head_dim_;
+  float attention_scale_;
+};
+
+}  // namespace cubit
+
+#endif  // CUBIT_MODELS_MIXERS_SOFTMAX_SOFTMAX_MIXER_H_

@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "models/mixers/token_mixer.h"
+
+namespace cubit {
+
+MixerHealth TokenMixer::Health(const MixerContext&, ConstTensor,
+                               const MixerSaved&, Tensor) const {
+  return MixerHealth();
+}
+
+int64_t ProjectionColumn(const std::vector<MixerProjection>& projections,
+                         size_t index, int64_t num_heads) {
+  CUBIT_CHECK_LE(index, projections.size());
+  int64_t column = 0;
+  for (size_t i = 0; i < index; ++i) column += projections[i].width * num_heads;
+  return column;
+}
+
+}  // namespace cubit

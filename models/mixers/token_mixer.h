@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A token mixer: what stands between the projections and the output projection
+// of a block. It sees the full sequence and its local heads; MixerLayer owns
+// the projections, splits them over ranks, initialises and saves them. A new
+// mixer is a folder here and a line in registry.cc (docs/adding_a_mixer.md).
+
+#ifndef CUBIT_MODELS_MIXERS_TOKEN_MIXER_H_
+#define CUBIT_MODELS_MIXERS_TOKEN_MIXER_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ops/attention.h"
+#include "runtime/device.h"
+#include "runtime/memory.h"
+#include "runtime/tensor.h"
+
+namespace cubit {
+
+// A projection of the block's input that the mixer asks for: `width` columns
+// per head. A width of 1 is a per-token scalar.
+struct MixerProjection {
+  std::string name;  // "q_proj"
+  int64_t width = 0;
+};
+
+// A learnable number per head, not decayed.
+struct MixerScalar {
+  std::string name;  // "log_lambda"
+  double initial = 0;
+};
+
+// Extents of one call: B, T, local heads, K.
+struct MixerShape {
+  int64_t batch = 0;
+  int64_t seq_len = 0;
+  int64_t num_heads = 0;
+  int64_t head_dim = 0;
+};
+
+// What a call needs besides its tensors.
+struct MixerContext {
+  std::vector<ConstTensor> scalars;  // [H] each, in the order of scalars()
+  ConstTensor rotary_table;          // [>= T, K] or absent: no rotation
+  AttentionMask mask;
+  Stream* stream = nullptr;
+};
+
+// Tensors that the forward leaves for the backward (one per layer and
+// micro-batch in flight), and work space that layers share. A mixer derives its
+// own typed struct from each.
+struct MixerSaved {
+  virtual ~MixerSaved() = default;
+};
+struct MixerScratch {
+  virtual ~MixerScratch() = default;
+};
+
+// Decoding state of one layer: what a new token must see of the earlier ones.
+struct MixerCache {
+  virtual ~MixerCache() = default;
+};
+
+// Health of the last forward; zeros for mixers that solve no system.
+struct MixerHealth {
+  double min_diagonal = 0;
+  double max_gain = 0;
+  double lambda_max = 0;
+};
+
+// Immutable once made; all state is in the caller's structs.
+//
+// `columns` [B, T, C] are the fused projections in the order of projections(),
+// heads one after the other within each: projection p of head h begins at
+// column H * (sum of widths before p) + h * width.
+class TokenMixer {
+ public:
+  virtual ~TokenMixer() = default;
+
+  virtual std::vector<MixerProjection> projections() const = 0;
+  virtual std::vector<MixerScalar> scalars() const = 0;
+
+  virtual std::unique_ptr<MixerSaved> AllocateSaved(const MixerShape& shape,
+                                                    Arena& arena) const = 0;
+  virtual std::unique_ptr<MixerScratch> AllocateScratch(const MixerShape& shape,
+                                                        Arena& arena) const = 0;
+
+  // out [B, T, H * K] from `columns`, which is changed in place (rotated) and
+  // must be kept as it is for the backward.
+  virtual void Forward(const MixerContext& context, Tensor columns,
+                       MixerSaved* saved, Tensor out) const = 0;
+
+  // d_columns [B, T, C] is written in full; d_scalars [H] each, in the order of
+  // scalars(), are accumulated.
+  virtual void Backward(const MixerContext& context, ConstTensor columns,
+                        const MixerSaved& saved, ConstTensor out,
+                        ConstTensor d_out, MixerScratch* scratch,
+                        Tensor d_columns,
+                        const std::vector<Tensor>& d_scalars) const = 0;
+
+  // Model FLOPs of the forward core (products of visible pairs, a multiply-add
+  // is two); the backward counts twice that.
+  virtual double ForwardFlops(const MixerShape& shape) const = 0;
+
+  // Health of the solve from what Forward kept. `result` [3] fp32 is scratch.
+  virtual MixerHealth Health(const MixerContext& context, ConstTensor columns,
+                             const MixerSaved& saved, Tensor result) const;
+
+  // Decoding. `shape.seq_len` is the largest length. Cached bytes per token and
+  // head are what the mixer's README says.
+  virtual std::unique_ptr<MixerCache> AllocateCache(const MixerShape& shape,
+                                                    Arena& arena) const = 0;
+  // Fills the cache from a Forward over the first columns.dim(1) tokens.
+  virtual void FillCache(ConstTensor columns, const MixerSaved& saved,
+                         MixerCache* cache, Stream& stream) const = 0;
+  // One more token at `position`: columns [B, 1, C] (changed in place) to out
+  // [B, 1, H * K]. Equal to the parallel form to rounding. The mask is causal
+  // without documents.
+  virtual void Decode(const MixerContext& context, int64_t position,
+                      Tensor columns, MixerCache* cache, Tensor out) const = 0;
+};
+
+// Column where projection `index` of `projections` begins, for H local heads;
+// index == projections.size() gives the number of columns C.
+int64_t ProjectionColumn(const std::vector<MixerProjection>& projections,
+                         size_t index, int64_t num_heads);
+
+}  // namespace cubit
+
+#endif  // CUBIT_MODELS_MIXERS_TOKEN_MIXER_H_

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// LayerNorm or RMSNorm before a branch of a block.
+
+#ifndef CUBIT_MODELS_NORM_H_
+#define CUBIT_MODELS_NORM_H_
+
+#include <string>
+
+#include "models/layer_context.h"
+#include "models/model_config.h"
+#include "parallel/parameter.h"
+#include "runtime/memory.h"
+
+namespace cubit {
+
+struct NormSaved {
+  Tensor y;     // [N, D]
+  Tensor mean;  // [N]; absent for RMSNorm
+  Tensor rstd;  // [N]
+};
+
+class Norm {
+ public:
+  Norm(ParameterStore* store, const std::string& name,
+       const ModelConfig& config);
+
+  NormSaved AllocateSaved(int64_t rows, Arena& arena) const;
+  // x [N, D] to saved->y.
+  void Forward(const LayerContext& context, ConstTensor x,
+               NormSaved* saved) const;
+  // Adds the gradient to d_x.
+  void Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
+                const NormSaved& saved, Tensor d_x) const;
+
+ private:
+  NormKind kind_;
+  float epsilon_;
+  int64_t hidden_size_;
+  Parameter* weight_;
+  Parameter* bias_ = nullptr;
+};
+
+}  // namespace cubit
+
+#endif  // CUBIT_MODELS_NORM_H_

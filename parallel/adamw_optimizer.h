@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// AdamW over a ParameterStore: moments in two flat fp32 buffers, gradient
+// clipping by the global norm, weight decay where a parameter asks for it.
+
+#ifndef CUBIT_PARALLEL_ADAMW_OPTIMIZER_H_
+#define CUBIT_PARALLEL_ADAMW_OPTIMIZER_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+
+#include "parallel/checkpoint.h"
+#include "parallel/parameter.h"
+#include "runtime/device.h"
+#include "runtime/memory.h"
+
+namespace cubit {
+
+struct AdamWOptions {
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double epsilon = 1e-8;
+  double weight_decay = 0.1;
+  double grad_clip_norm = 1.0;  // 0: no clipping
+};
+
+class AdamWOptimizer {
+ public:
+  // `store` must outlive the optimizer and hold gradients.
+  AdamWOptimizer(const AdamWOptions& options, ParameterStore* store);
+
+  // Bytes of both moments.
+  static int64_t StateBytes(const ParameterStore& store);
+  absl::Status Allocate();
+
+  // Norm of all gradients; infinite or NaN if one of them is.
+  double GradientNorm(Stream& stream);
+
+  // Update number `step` (1 for the first) with gradients of norm `norm`, which
+  // must be finite (CHECK).
+  void Update(int64_t step, double learning_rate, double norm, Stream& stream);
+
+  // The moments of every parameter, as "adamw.m.NAME" and "adamw.v.NAME".
+  std::vector<CheckpointTensor> State();
+
+ private:
+  AdamWOptions options_;
+  ParameterStore* store_;
+  Buffer buffer_;
+  Tensor m_;  // flat, as the store's values
+  Tensor v_;
+  Tensor norm_;  // [1] fp64
+};
+
+}  // namespace cubit
+
+#endif  // CUBIT_PARALLEL_ADAMW_OPTIMIZER_H_

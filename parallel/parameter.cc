@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "parallel/parameter.h"
+
+#include <utility>
+
+#include "runtime/philox.h"
+#include "runtime/status_macros.h"
+#include "runtime/thread_pool.h"
+
+namespace cubit {
+namespace {
+
+constexpr int64_t kAlignedElements = 64;  // 256 bytes of fp32
+constexpr int64_t kInitGrain = 16384;
+
+// Index in the global tensor of element `local` of the local part.
+int64_t GlobalIndex(const ShardSpec& shard, int64_t local) {
+  if (shard.is_whole()) return local;
+  int64_t inner = 1;
+  for (int i = shard.dim + 1; i < shard.global_shape.rank(); ++i) {
+    inner *= shard.global_shape[i];
+  }
+  const int64_t block = shard.count * inner;
+  const int64_t outer = local / block;
+  return outer * shard.global_shape[shard.dim] * inner + shard.begin * inner +
+         local % block;
+}
+
+Tensor Fused(const std::vector<Parameter*>& parameters,
+             Tensor Parameter::*member) {
+  if (parameters.empty()) return Tensor();
+  const Tensor& first = parameters[0]->*member;
+  int64_t rows = 0;
+  int64_t offset = parameters[0]->offset;
+  for (const Parameter* parameter : parameters) {
+    CUBIT_CHECK_EQ(parameter->offset, offset) << parameter->name;
+    offset += (parameter->*member).num_elements();
+    rows += (parameter->*member).dim(0);
+  }
+  Shape shape;
+  shape.Append(rows);
+  for (int i = 1; i < first.shape().rank(); ++i) shape.Append(first.dim(i));
+  CUBIT_CHECK_EQ(shape.num_elements(), offset - parameters[0]->offset);
+  return Tensor(first.raw(), first.dtype(), shape);
+}
+
+}  // namespace
+
+Parameter* ParameterStore::Add(std::string name, ShardSpec shard,
+                               Initializer init, bool decay, bool follow) {
+  if (!follow) {
+    size_ =
+        (size_ + kAlignedElements - 1) / kAlignedElements * kAlignedElements;
+  }
+  Parameter parameter;
+  parameter.name = std::move(name);
+  parameter.shard = shard;
+  parameter.init = init;
+  parameter.decay = decay;
+  parameter.offset = size_;
+  parameter.value = Tensor(nullptr, DType::kFloat32, shard.local_shape());
+  parameter.gradient = parameter.value;
+  size_ += parameter.value.num_elements();
+  parameters_.push_back(std::move(parameter));
+  return &parameters_.back();
+}
+
+int64_t ParameterStore::buffer_bytes() const {
+  return size_ * SizeOf(DType::kFloat32);
+}
+
+int64_t ParameterStore::num_elements() const {
+  int64_t count = 0;
+  for (const Parameter& parameter : parameters_) {
+    count += parameter.value.num_elements();
+  }
+  return count;
+}
+
+absl::Status ParameterStore::Allocate(bool with_gradients) {
+  CUBIT_ASSIGN_OR_RETURN(
+      values_, Buffer::Allocate(buffer_bytes(), MemoryCategory::kParameters));
+  flat_values_ = Tensor(values_.data(), DType::kFloat32, {size_});
+  if (with_gradients) {
+    CUBIT_ASSIGN_OR_RETURN(
+        gradients_,
+        Buffer::Allocate(buffer_bytes(), MemoryCategory::kGradients));
+    flat_gradients_ = Tensor(gradients_.data(), DType::kFloat32, {size_});
+  }
+  for (Parameter& parameter : parameters_) {
+    const int64_t count = parameter.value.num_elements();
+    const Shape shape = parameter.value.shape();
+    parameter.value =
+        flat_values_.Slice(parameter.offset, count).Reshape(shape);
+    if (with_gradients) {
+      parameter.gradient =
+          flat_gradients_.Slice(parameter.offset, count).Reshape(shape);
+    }
+  }
+  return absl::OkStatus();
+}
+
+void ParameterStore::Initialize(uint64_t seed, Stream& stream) {
+  std::vector<float> host;
+  for (Parameter& parameter : parameters_) {
+    const Initializer& init = parameter.init;
+    const Philox random(seed, parameter.name);
+    host.resize(static_cast<size_t>(parameter.value.num_elements()));
+    ParallelFor(parameter.value.num_elements(), kInitGrain,
+                [&](int64_t begin, int64_t end) {
+                  for (int64_t i = begin; i < end; ++i) {
+                    const double noise =
+                        init.stddev == 0
+                            ? 0
+                            : init.stddev *
+                                  random.Normal(static_cast<uint64_t>(
+                                      GlobalIndex(parameter.shard, i)));
+                    host[static_cast<size_t>(i)] =
+                        static_cast<float>(init.mean + noise);
+                  }
+                });
+    CopyToDevice(parameter.value.raw(), host.data(),
+                 parameter.value.size_bytes(), stream);
+    stream.Synchronize();  // `host` is used again
+  }
+}
+
+Tensor FusedValue(const std::vector<Parameter*>& parameters) {
+  return Fused(parameters, &Parameter::value);
+}
+Tensor FusedGradient(const std::vector<Parameter*>& parameters) {
+  return Fused(parameters, &Parameter::gradient);
+}
+
+}  // namespace cubit

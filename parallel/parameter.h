@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The parameters of a model: what they are called, where their local part lies
+// in the global tensor, how they start, and two flat fp32 buffers (values,
+// gradients) that hold all of them. Rules (decay, reduction, sharding) read the
+// fields of a Parameter, never its position.
+
+#ifndef CUBIT_PARALLEL_PARAMETER_H_
+#define CUBIT_PARALLEL_PARAMETER_H_
+
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+
+#include "parallel/shard_spec.h"
+#include "runtime/device.h"
+#include "runtime/memory.h"
+#include "runtime/tensor.h"
+
+namespace cubit {
+
+// How a parameter starts: normal numbers of `stddev` around `mean`, a function
+// of (seed, name, global index), so every layout starts from the same bits.
+struct Initializer {
+  double mean = 0;
+  double stddev = 0;
+
+  static Initializer Constant(double value) { return {value, 0}; }
+  static Initializer Normal(double stddev) { return {0, stddev}; }
+};
+
+struct Parameter {
+  std::string name;  // "layers.0.mixer.q_proj.weight": also in checkpoints
+  ShardSpec shard;
+  Initializer init;
+  bool decay = false;  // weight decay applies
+
+  int64_t offset = 0;  // first element in the flat buffers
+  Tensor value;        // local_shape() of the shard, fp32
+  Tensor gradient;     // the same
+};
+
+// Owns the parameters. Usage: Add all, Allocate once, Initialize or load.
+class ParameterStore {
+ public:
+  ParameterStore() = default;
+  ParameterStore(const ParameterStore&) = delete;
+  ParameterStore& operator=(const ParameterStore&) = delete;
+
+  // Declares a parameter; the pointer stays valid. With `follow`, it is placed
+  // directly behind the one before, so that both can be seen as one tensor
+  // (Fused); otherwise it is aligned to 256 bytes.
+  Parameter* Add(std::string name, ShardSpec shard, Initializer init,
+                 bool decay, bool follow = false);
+
+  // Bytes of the value buffer (and of the gradient buffer).
+  int64_t buffer_bytes() const;
+  // Elements of all local parts, without padding.
+  int64_t num_elements() const;
+
+  // Makes the values, and the gradients if asked, zeroed.
+  absl::Status Allocate(bool with_gradients);
+  void Initialize(uint64_t seed, Stream& stream);
+
+  std::deque<Parameter>& parameters() { return parameters_; }
+  const std::deque<Parameter>& parameters() const { return parameters_; }
+
+  // All values or gradients with the padding between them, which stays zero.
+  Tensor flat_values() const { return flat_values_; }
+  Tensor flat_gradients() const { return flat_gradients_; }
+
+ private:
+  std::deque<Parameter> parameters_;
+  int64_t size_ = 0;  // elements, with padding
+  Buffer values_;
+  Buffer gradients_;
+  Tensor flat_values_;
+  Tensor flat_gradients_;
+};
+
+// The values of adjacent parameters (declared with `follow`) as one tensor:
+// rows of all, columns of the first. Absent if the list is empty.
+Tensor FusedValue(const std::vector<Parameter*>& parameters);
+Tensor FusedGradient(const std::vector<Parameter*>& parameters);
+
+}  // namespace cubit
+
+#endif  // CUBIT_PARALLEL_PARAMETER_H_
