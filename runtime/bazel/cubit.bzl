@@ -17,6 +17,17 @@ _ARCHITECTURE = select({
     "//conditions:default": [],
 })
 
+# Loops of the ops: vectorised, with `#pragma omp simd` where the compiler cannot
+# see that iterations are independent. None of these changes a value: there is
+# no fast-math, so sums keep the order in which they are written and NaN and Inf
+# pass through.
+KERNEL_COPTS = [
+    "-O3",
+    "-fopenmp-simd",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+]
+
 def _copts(copts):
     # Only the simd pragmas of OpenMP: loops are vectorised, never threaded.
     return ["-std=c++17", "-fopenmp-simd"] + _WARNINGS + _ARCHITECTURE + copts
@@ -72,6 +83,7 @@ def cubit_op(name, deps = [], cpu_srcs = None, cpu_deps = [], reference_deps = [
         name = name + "_cpu",
         srcs = cpu_srcs or [name + "_cpu.cc"],
         deps = [":" + name] + cpu_deps,
+        copts = KERNEL_COPTS,
         alwayslink = True,
     )
 

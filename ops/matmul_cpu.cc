@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include <algorithm>
+#include <cstdint>
+
+#include "absl/functional/function_ref.h"
+
+#include "ops/blas.h"
+#include "ops/matmul.h"
+#include "ops/pieces.h"
+#include "runtime/thread_pool.h"
+
+namespace cubit {
+namespace {
+
+// A block of a result: rows [row, row + rows), columns [column, column +
+// columns).
+struct Block {
+  int64_t row;
+  int64_t column;
+  int64_t rows;
+  int64_t columns;
+};
+
+int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Edge of the square blocks that a result [rows, columns] is cut into. Large
+// blocks pack less for each product: on an EPYC with AVX-512, edges of 256,
+// 128 and 64 reach 90%, 85% and 75% of the rate of one large product. Small
+// blocks feed more threads; under 16 blocks, threads count for more.
+int64_t BlockEdge(int64_t rows, int64_t columns) {
+  constexpr int64_t kEnoughBlocks = 16;
+  constexpr int64_t kSmallestEdge = 64;
+  int64_t edge = 256;
+  while (edge > kSmallestEdge &&
+         CeilDivide(rows, edge) * CeilDivide(columns, edge) < kEnoughBlocks) {
+    edge /= 2;
+  }
+  return edge;
+}
+
+// Calls body once for every block of a result [rows, columns].
+void ForEachBlock(int64_t rows, int64_t columns,
+                  absl::FunctionRef<void(const Block&)> body) {
+  const int64_t edge = BlockEdge(rows, columns);
+  const int64_t blocks_in_row = CeilDivide(columns, edge);
+  const int64_t num_blocks = CeilDivide(rows, edge) * blocks_in_row;
+  ParallelFor(num_blocks, 1, [&](int64_t index, int64_t) {
+    Block block;
+    block.row = index / blocks_in_row * edge;
+    block.column = index % blocks_in_row * edge;
+    block.rows = std::min(edge, rows - block.row);
+    block.columns = std::min(edge, columns - block.column);
+    body(block);
+  });
+}
+
+// d_bias[o] += sum over n of d_y[n, o], each column in the order of n.
+void AddColumnSums(const float* d_y, int64_t num_rows, int64_t out,
+                   float* d_bias) {
+  ParallelFor(out, kPieceColumns, [=](int64_t begin, int64_t end) {
+    double sums[kPieceColumns] = {};
+    const int64_t count = end - begin;
+    for (int64_t n = 0; n < num_rows; ++n) {
+      const float* row = d_y + n * out + begin;
+#pragma omp simd
+      for (int64_t i = 0; i < count; ++i) {
+        sums[i] += static_cast<double>(row[i]);
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      d_bias[begin + i] =
+          static_cast<float>(static_cast<double>(d_bias[begin + i]) + sums[i]);
+    }
+  });
+}
+
+}  // namespace
+
+void LinearForward(ConstTensor x, ConstTensor weight, ConstTensor bias,
+                   Tensor y, Stream&) {
+  const int64_t num_rows = x.dim(0);
+  const int64_t in = x.dim(1);
+  const int64_t out = weight.dim(0);
+  CUBIT_CHECK_SHAPE(weight, {out, in});
+  CUBIT_CHECK_SHAPE(y, {num_rows, out});
+  if (!bias.empty()) CUBIT_CHECK_SHAPE(bias, {out});
+  const float* x_data = x.data<float>();
+  const float* weight_data = weight.data<float>();
+  const float* bias_data = bias.data<float>();
+  float* y_data = y.data<float>();
+  ForEachBlock(num_rows, out, [=](const Block& block) {
+    float* corner = y_data + block.row * out + block.column;
+    if (bias_data != nullptr) {
+      // The product adds to what is there; that costs it nothing.
+      for (int64_t i = 0; i < block.rows; ++i) {
+        std::copy_n(bias_data + block.column, block.columns, corner + i * out);
+      }
+    }
+    Sgemm(false, true, block.rows, block.columns, in, 1.0f,
+          x_data + block.row * in, in, weight_data + block.column * in, in,
+          bias_data != nullptr ? 1.0f : 0.0f, corner, out);
+  });
+}
+
+void LinearBackwardInput(ConstTensor d_y, ConstTensor weight, bool accumulate,
+                         Tensor d_x, Stream&) {
+  const int64_t num_rows = d_y.dim(0);
+  const int64_t out = d_y.dim(1);
+  const int64_t in = weight.dim(1);
+  CUBIT_CHECK_SHAPE(weight, {out, in});
+  CUBIT_CHECK_SHAPE(d_x, {num_rows, in});
+  const float* d_y_data = d_y.data<float>();
+  const float* weight_data = weight.data<float>();
+  float* d_x_data = d_x.data<float>();
+  ForEachBlock(num_rows, in, [=](const Block& block) {
+    Sgemm(false, false, block.rows, block.columns, out, 1.0f,
+          d_y_data + block.row * out, out, weight_data + block.column, in,
+          accumulate ? 1.0f : 0.0f, d_x_data + block.row * in + block.column,
+          in);
+  });
+}
+
+void LinearBackwardWeight(ConstTensor d_y, ConstTensor x, Tensor d_weight,
+                          Tensor d_bias, Stream&) {
+  const int64_t num_rows = d_y.dim(0);
+  const int64_t out = d_y.dim(1);
+  const int64_t in = x.dim(1);
+  CUBIT_CHECK_SHAPE(x, {num_rows, in});
+  CUBIT_CHECK_SHAPE(d_weight, {out, in});
+  if (!d_bias.empty()) CUBIT_CHECK_SHAPE(d_bias, {out});
+  const float* d_y_data = d_y.data<float>();
+  const float* x_data = x.data<float>();
+  float* d_weight_data = d_weight.data<float>();
+  // Blocks of the result, each over all rows: a sum is never split.
+  ForEachBlock(out, in, [=](const Block& block) {
+    Sgemm(true, false, block.rows, block.columns, num_rows, 1.0f,
+          d_y_data + block.row, out, x_data + block.column, in, 1.0f,
+          d_weight_data + block.row * in + block.column, in);
+  });
+  if (!d_bias.empty()) {
+    AddColumnSums(d_y_data, num_rows, out, d_bias.data<float>());
+  }
+}
+
+}  // namespace cubit
