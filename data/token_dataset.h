@@ -23,6 +23,7 @@ struct DatasetInfo {
   std::string tokenizer_folder;  // where its files lie, for LoadTokenizer
   int64_t vocab_size = 0;
   int32_t eot_id = 0;
+  int64_t seq_len = 0;
   int64_t num_tokens = 0;     // of the split
   int64_t num_documents = 0;  // of the split
   int64_t num_samples = 0;    // sequences of seq_len + 1 tokens

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/cleanup/cleanup.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+#include "data/token_shard.h"
+#include "runtime/check.h"
+#include "runtime/digest.h"
+#include "runtime/status_macros.h"
+
+namespace cubit {
+namespace {
+
+constexpr int64_t kChunkBytes = 1 << 20;
+constexpr int64_t kBlockBytes = 4 << 20;
+
+absl::Status WriteAside(FileSystem& files, const std::string& path,
+                        const Hdf5Image& image) {
+  CUBIT_ASSIGN_OR_RETURN(auto file, files.Create(path));
+  const char* const data = static_cast<const char*>(image.data());
+  for (int64_t done = 0; done < image.bytes(); done += kBlockBytes) {
+    CUBIT_RETURN_IF_ERROR(
+        file->Append(data + done, std::min(kBlockBytes, image.bytes() - done)));
+  }
+  CUBIT_RETURN_IF_ERROR(file->Sync());
+  return file->Close();
+}
+
+absl::Status WriteAttributes(const TokenShardInfo& info, Hdf5Writer& writer) {
+  CUBIT_RETURN_IF_ERROR(
+      writer.SetAttribute("format_version", kTokenShardVersion));
+  CUBIT_RETURN_IF_ERROR(writer.SetAttribute("tokenizer", info.tokenizer));
+  CUBIT_RETURN_IF_ERROR(
+      writer.SetAttribute("tokenizer_sha256", info.tokenizer_sha256));
+  CUBIT_RETURN_IF_ERROR(writer.SetAttribute("vocab_size", info.vocab_size));
+  CUBIT_RETURN_IF_ERROR(writer.SetAttribute("eot_id", info.eot_id));
+  CUBIT_RETURN_IF_ERROR(writer.SetAttribute("split", info.split));
+  CUBIT_RETURN_IF_ERROR(writer.SetAttribute("source", info.source));
+  CUBIT_RETURN_IF_ERROR(writer.SetAttribute("num_tokens", info.num_tokens));
+  CUBIT_RETURN_IF_ERROR(
+      writer.SetAttribute("num_documents", info.num_documents));
+  CUBIT_RETURN_IF_ERROR(writer.SetAttribute("max_token_id", info.max_token_id));
+  CUBIT_RETURN_IF_ERROR(
+      writer.SetAttribute("tokens_xxh3_128", info.tokens_xxh3_128));
+  CUBIT_RETURN_IF_ERROR(writer.SetAttribute("created", info.created));
+  CUBIT_RETURN_IF_ERROR(writer.SetAttribute("writer", info.writer));
+  // Last: a file without it is unfinished.
+  return writer.SetAttribute("complete", 1);
+}
+
+}  // namespace
+
+std::string TokenShardName(int64_t number) {
+  return absl::StrFormat("shard_%05d.h5", number);
+}
+
+Hdf5Type TokenType(int64_t vocab_size) {
+  return vocab_size <= 65536 ? Hdf5Type::kUint16 : Hdf5Type::kUint32;
+}
+
+absl::StatusOr<std::string> FileDigest(FileSystem& files,
+                                       const std::string& path) {
+  CUBIT_ASSIGN_OR_RETURN(const int64_t size, files.FileSize(path));
+  std::vector<char> block(static_cast<size_t>(std::min(size, kBlockBytes)));
+  Xxh3_128Stream digest;
+  for (int64_t done = 0; done < size; done += kBlockBytes) {
+    const int64_t bytes = std::min(kBlockBytes, size - done);
+    CUBIT_RETURN_IF_ERROR(files.Read(path, done, bytes, block.data()));
+    digest.Update(block.data(), static_cast<size_t>(bytes));
+  }
+  return digest.Hex();
+}
+
+TokenShardBuilder::TokenShardBuilder(TokenShardInfo info)
+    : info_(std::move(info)) {
+  CUBIT_CHECK(info_.vocab_size >= 1 && info_.vocab_size <= int64_t{1} << 31);
+  CUBIT_CHECK(info_.eot_id >= 0 && info_.eot_id < info_.vocab_size);
+}
+
+int64_t TokenShardBuilder::num_tokens() const {
+  return static_cast<int64_t>(tokens16_.size() + tokens32_.size());
+}
+
+int64_t TokenShardBuilder::num_documents() const {
+  return static_cast<int64_t>(document_offsets_.size()) - 1;
+}
+
+void TokenShardBuilder::AddDocument(absl::Span<const int32_t> ids) {
+  for (const int32_t id : ids) {
+    CUBIT_CHECK(id >= 0 && id < info_.vocab_size && id != info_.eot_id)
+        << "the tokenizer gave id " << id << "; its vocabulary has "
+        << info_.vocab_size << ", its end of text is " << info_.eot_id;
+    max_token_id_ = std::max<int64_t>(max_token_id_, id);
+  }
+  max_token_id_ = std::max(max_token_id_, info_.eot_id);
+  if (TokenType(info_.vocab_size) == Hdf5Type::kUint16) {
+    tokens16_.push_back(static_cast<uint16_t>(info_.eot_id));
+    for (const int32_t id : ids) {
+      tokens16_.push_back(static_cast<uint16_t>(id));
+    }
+  } else {
+    tokens32_.push_back(static_cast<uint32_t>(info_.eot_id));
+    tokens32_.insert(tokens32_.end(), ids.begin(), ids.end());
+  }
+  document_offsets_.push_back(static_cast<uint64_t>(num_tokens()));
+}
+
+absl::StatusOr<Hdf5Image> TokenShardBuilder::MakeImage(
+    const TokenShardInfo& info) const {
+  CUBIT_ASSIGN_OR_RETURN(Hdf5Writer writer, Hdf5Writer::Create());
+  const Hdf5Type type = TokenType(info.vocab_size);
+  const void* const tokens = type == Hdf5Type::kUint16
+                                 ? static_cast<const void*>(tokens16_.data())
+                                 : tokens32_.data();
+  CUBIT_RETURN_IF_ERROR(writer.WriteArray(
+      "tokens", type, kChunkBytes / SizeOf(type), tokens, info.num_tokens));
+  CUBIT_RETURN_IF_ERROR(writer.WriteArray(
+      "document_offsets", Hdf5Type::kUint64,
+      kChunkBytes / SizeOf(Hdf5Type::kUint64), document_offsets_.data(),
+      static_cast<int64_t>(document_offsets_.size())));
+  CUBIT_RETURN_IF_ERROR(WriteAttributes(info, writer));
+  return writer.Finish();
+}
+
+absl::StatusOr<WrittenShard> TokenShardBuilder::Write(FileSystem& files,
+                                                      const std::string& path) {
+  CUBIT_CHECK_GE(num_documents(), 1);
+  WrittenShard shard;
+  shard.info = info_;
+  shard.info.num_tokens = num_tokens();
+  shard.info.num_documents = num_documents();
+  shard.info.max_token_id = max_token_id_;
+  shard.info.tokens_xxh3_128 =
+      tokens32_.empty() ? Xxh3_128Hex(tokens16_.data(), 2 * tokens16_.size())
+                        : Xxh3_128Hex(tokens32_.data(), 4 * tokens32_.size());
+  CUBIT_ASSIGN_OR_RETURN(const Hdf5Image image, MakeImage(shard.info));
+  shard.bytes = image.bytes();
+  shard.xxh3_128 =
+      Xxh3_128Hex(image.data(), static_cast<size_t>(image.bytes()));
+
+  const std::string temporary = path + ".tmp";
+  // What removing it answers does not matter: the first error is returned.
+  auto remove = absl::MakeCleanup(
+      [&files, &temporary] { files.Remove(temporary).IgnoreError(); });
+  CUBIT_RETURN_IF_ERROR(WriteAside(files, temporary, image));
+  CUBIT_ASSIGN_OR_RETURN(const std::string found, FileDigest(files, temporary));
+  if (found != shard.xxh3_128) {
+    return absl::DataLossError(
+        absl::StrCat(temporary, ": reads back with digest ", found,
+                     ", written with ", shard.xxh3_128, "; check the disk"));
+  }
+  CUBIT_RETURN_IF_ERROR(files.Rename(temporary, path));
+  std::move(remove).Cancel();
+  CUBIT_RETURN_IF_ERROR(files.SyncFolder(FolderOf(path)));
+
+  tokens16_.clear();
+  tokens32_.clear();
+  document_offsets_ = {0};
+  max_token_id_ = 0;
+  return shard;
+}
+
+}  // namespace cubit
