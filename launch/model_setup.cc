@@ -9,7 +9,9 @@ namespace {
 
 constexpr int64_t kMultiple = 64;  // what matrix units like
 
-int64_t RoundUp(int64_t n) { return (n + kMultiple - 1) / kMultiple * kMultiple; }
+int64_t RoundUp(int64_t n) {
+  return (n + kMultiple - 1) / kMultiple * kMultiple;
+}
 
 int64_t FfnHiddenSize(const RunConfig::Model& model) {
   if (model.ffn_hidden_size() > 0) return model.ffn_hidden_size();
@@ -66,8 +68,8 @@ absl::StatusOr<ModelConfig> MakeModelConfig(const RunConfig& config,
   out.norm = model.norm() == RunConfig::Norm::layer_norm ? NormKind::kLayerNorm
                                                          : NormKind::kRmsNorm;
   out.norm_epsilon = model.norm_epsilon();
-  out.mlp = model.mlp() == RunConfig::Mlp::gelu ? MlpKind::kGelu
-                                                : MlpKind::kSwiGlu;
+  out.mlp =
+      model.mlp() == RunConfig::Mlp::gelu ? MlpKind::kGelu : MlpKind::kSwiGlu;
   out.positional_encoding =
       model.positional_encoding() == RunConfig::PositionalEncoding::rope
           ? PositionKind::kRope

@@ -65,8 +65,10 @@ size_t UnfinishedBytes(absl::string_view text) {
   for (size_t back = 1; back <= 3 && back <= text.size(); ++back) {
     const auto byte = static_cast<unsigned char>(text[text.size() - back]);
     if ((byte & 0xC0) == 0x80) continue;
-    const size_t length = byte >= 0xF0 ? 4 : byte >= 0xE0 ? 3 : byte >= 0xC0 ? 2
-                                                                            : 1;
+    const size_t length = byte >= 0xF0   ? 4
+                          : byte >= 0xE0 ? 3
+                          : byte >= 0xC0 ? 2
+                                         : 1;
     return length > back ? back : 0;
   }
   return 0;
@@ -77,8 +79,8 @@ size_t UnfinishedBytes(absl::string_view text) {
 int32_t SampleToken(absl::Span<const float> logits,
                     const SamplingOptions& options, uint64_t index) {
   if (options.temperature == 0) {
-    return static_cast<int32_t>(
-        std::max_element(logits.begin(), logits.end()) - logits.begin());
+    return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) -
+                                logits.begin());
   }
   std::vector<Candidate> candidates = Candidates(logits, options);
   if (options.top_p < 1) KeepTopP(options.top_p, &candidates);

@@ -55,25 +55,24 @@ RunPlan MakePlan(const RunConfig& config, const LanguageModel& model) {
 }
 
 std::string RunPlan::ToString() const {
-  std::string text = absl::StrFormat("%-16s %d\n", "parameters",
-                                     num_parameters);
+  std::string text =
+      absl::StrFormat("%-16s %d\n", "parameters", num_parameters);
   for (int i = 0; i < kNumMemoryCategories; ++i) {
     const auto category = static_cast<MemoryCategory>(i);
     if (memory[category] == 0) continue;
-    absl::StrAppend(&text, absl::StrFormat("%-16s %d bytes (%s)\n",
-                                           absl::StrCat("memory ",
-                                                        Name(category)),
-                                           memory[category],
-                                           HumanBytes(memory[category])));
+    absl::StrAppend(
+        &text, absl::StrFormat("%-16s %d bytes (%s)\n",
+                               absl::StrCat("memory ", Name(category)),
+                               memory[category], HumanBytes(memory[category])));
   }
-  absl::StrAppend(&text, absl::StrFormat("%-16s %d bytes (%s)\n",
-                                         "memory total", memory.total(),
-                                         HumanBytes(memory.total())));
   absl::StrAppend(&text,
-                  absl::StrFormat("%-16s %d tokens, %d micro-batches, %.6g "
-                                  "FLOPs\n",
-                                  "one step", step_tokens, num_micro_batches,
-                                  step_flops));
+                  absl::StrFormat("%-16s %d bytes (%s)\n", "memory total",
+                                  memory.total(), HumanBytes(memory.total())));
+  absl::StrAppend(
+      &text,
+      absl::StrFormat("%-16s %d tokens, %d micro-batches, %.6g "
+                      "FLOPs\n",
+                      "one step", step_tokens, num_micro_batches, step_flops));
   return text;
 }
 
@@ -93,15 +92,15 @@ absl::StatusOr<std::unique_ptr<TrainState>> TrainState::Create(
       Arena activations,
       Arena::Create(plan.memory[MemoryCategory::kActivations],
                     MemoryCategory::kActivations));
-  CUBIT_ASSIGN_OR_RETURN(
-      Arena workspace, Arena::Create(plan.memory[MemoryCategory::kWorkspace],
-                                     MemoryCategory::kWorkspace));
+  CUBIT_ASSIGN_OR_RETURN(Arena workspace,
+                         Arena::Create(plan.memory[MemoryCategory::kWorkspace],
+                                       MemoryCategory::kWorkspace));
   state->activation_arena_ = std::make_unique<Arena>(std::move(activations));
   state->workspace_arena_ = std::make_unique<Arena>(std::move(workspace));
   state->activations_ = state->model_->AllocateActivations(
       batch, seq_len, *state->activation_arena_);
-  state->scratch_ = state->model_->AllocateScratch(batch, seq_len,
-                                                   *state->workspace_arena_);
+  state->scratch_ =
+      state->model_->AllocateScratch(batch, seq_len, *state->workspace_arena_);
   state->model_->InitializeScratch(&state->scratch_, state->stream_);
   state->host_losses_.resize(static_cast<size_t>(batch * seq_len));
   return state;
@@ -124,8 +123,7 @@ void TrainState::Upload(const Batch& batch) {
   }
 }
 
-LossSum TrainState::ReadLosses(const Batch& batch,
-                               std::vector<float>* losses) {
+LossSum TrainState::ReadLosses(const Batch& batch, std::vector<float>* losses) {
   CopyToHost(host_losses_.data(), activations_.losses.raw(),
              activations_.losses.size_bytes(), stream_);
   stream_.Synchronize();

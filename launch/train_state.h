@@ -26,8 +26,8 @@ namespace cubit {
 struct RunPlan {
   int64_t num_parameters = 0;
   MemoryUse memory;
-  double step_flops = 0;     // forward and backward of one step
-  int64_t step_tokens = 0;   // targets of one step
+  double step_flops = 0;    // forward and backward of one step
+  int64_t step_tokens = 0;  // targets of one step
   int64_t num_micro_batches = 0;
 
   // A table for people.
