@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "ops/block_solve.h"
+
+#include <algorithm>
+
+#include "ops/triangular_block.h"
+
+namespace cubit {
+namespace {
+
+// Adds to `sums` what the keys before `row_begin` contribute.
+void StreamSolvedKeys(const ScoreHead& head, const VisibleKeys& keys,
+                      TileRange tile, const float* x, SoftmaxRows* sums,
+                      float* scores) {
+  const int64_t row_begin = tile.row;
+  const int64_t first_tile = keys.Of(row_begin).begin / kTile * kTile;
+  for (int64_t column = first_tile; column < row_begin; column += kTile) {
+    tile.column = column;
+    tile.columns = std::min(kTile, row_begin - column);
+    ScoreTile(head, tile, scores);
+    sums->Exponentiate(keys, tile, scores);
+    sums->AddValues(tile, scores, x + column * head.head_dim);
+  }
+}
+
+// Makes the unit lower-triangular block of a diagonal tile of E, and its
+// right-hand side in x.
+void FormBlock(const TileRange& tile, int64_t head_dim, const SoftmaxRows& sums,
+               RowEquation equation, float* weights, float* x, float* lse) {
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const int64_t row = tile.row + i;
+    float* e = weights + i * kTile;
+    float* rhs = x + row * head_dim;
+    const float g = equation(row, e[i], sums.sum(i), rhs);
+    const float* weighted = sums.weighted(i);
+    for (int64_t c = 0; c < head_dim; ++c) rhs[c] -= g * weighted[c];
+    for (int64_t j = 0; j < i; ++j) e[j] *= g;
+    lse[row] = sums.LogSumExp(i);
+  }
+}
+
+}  // namespace
+
+void SolveHead(const ScoreHead& head, const VisibleKeys& keys,
+               const float* shift, int64_t first_row, RowEquation equation,
+               float* x, float* lse) {
+  const int64_t dim = head.head_dim;
+  SoftmaxRows sums(dim);
+  Floats scores(kTile * kTile);
+  int64_t end = 0;
+  for (int64_t begin = first_row; begin < head.num_queries; begin = end) {
+    end = std::min(head.num_queries, (begin / kTile + 1) * kTile);
+    const TileRange diagonal = {begin, end - begin, begin, end - begin};
+    sums.Start(diagonal.rows, shift == nullptr ? nullptr : shift + begin);
+    StreamSolvedKeys(head, keys, diagonal, x, &sums, scores.data());
+    ScoreTile(head, diagonal, scores.data());
+    if (shift != nullptr) {
+      // The product rounds S_ii otherwise than `shift`; the equations rely on
+      // E_ii = 1.
+      for (int64_t i = 0; i < diagonal.rows; ++i) {
+        *scores.at(i * kTile + i) = shift[begin + i];
+      }
+    }
+    sums.Exponentiate(keys, diagonal, scores.data());
+    FormBlock(diagonal, dim, sums, equation, scores.data(), x, lse);
+    SolveUnitLower(scores.data(), kTile, diagonal.rows, dim, x + begin * dim);
+  }
+}
+
+void SolveHeadAdjoint(const VisibleKeys& keys, const AdjointSystem& system,
+                      GradientSweep* sweep, float* u) {
+  const int64_t num_rows = sweep->head.num_queries;
+  const int64_t dim = sweep->head.head_dim;
+  Floats weights(kTile * kTile);
+  Floats block(kTile * kTile);
+  for (int64_t begin = (NumTiles(num_rows) - 1) * kTile; begin >= 0;
+       begin -= kTile) {
+    TileRange tile = {begin, std::min(kTile, num_rows - begin), begin,
+                      std::min(kTile, num_rows - begin)};
+    const TileRange diagonal = tile;
+    for (tile.row = begin + kTile; tile.row < num_rows; tile.row += kTile) {
+      tile.rows = std::min(kTile, num_rows - tile.row);
+      if (!keys.Touches(tile)) break;  // later documents are further still
+      sweep->Weights(keys, tile, weights.data());
+      sweep->AddValueGradients(tile, weights.data(), u + begin * dim);
+      sweep->AddScoreGradients(tile, weights.data());
+    }
+    sweep->Weights(keys, diagonal, weights.data());
+    for (int64_t i = 0; i < diagonal.rows; ++i) {
+      const float* p = weights.at(i * kTile);
+      const float factor = system.row_factor(begin + i, p[i]);
+      for (int64_t j = 0; j < i; ++j) *block.at(i * kTile + j) = factor * p[j];
+    }
+    SolveUnitLowerTransposed(block.data(), kTile, diagonal.rows, dim,
+                             u + begin * dim);
+    for (int64_t i = 0; i < diagonal.rows; ++i) {
+      system.solved(begin + i, *weights.at(i * kTile + i),
+                    u + (begin + i) * dim);
+    }
+    sweep->AddScoreGradients(diagonal, weights.data());
+  }
+}
+
+}  // namespace cubit

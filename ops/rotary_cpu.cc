@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include <cmath>
+
+#include "ops/rotary.h"
+#include "runtime/check.h"
+#include "runtime/thread_pool.h"
+
+namespace cubit {
+namespace {
+
+// Turns every pair (x_i, x_{i + K/2}) by the table's angle; `direction` -1
+// turns back.
+void Rotate(ConstTensor table, int64_t first_position, float direction,
+            const HeadTensor& x) {
+  CUBIT_CHECK_EQ(x.head_dim % 2, 0);
+  CUBIT_CHECK_EQ(table.shape().rank(), 2);
+  CUBIT_CHECK_EQ(table.dim(1), x.head_dim);
+  CUBIT_CHECK(first_position >= 0 && first_position + x.seq_len <= table.dim(0))
+      << "positions [" << first_position << ", " << first_position + x.seq_len
+      << ") of a table of " << table.dim(0);
+  const int64_t half = x.head_dim / 2;
+  const float* angles = table.data<float>() + first_position * x.head_dim;
+  constexpr int64_t kGrain = 64;  // rows: a few microseconds of work
+  ParallelFor(x.batch * x.seq_len, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) {
+      const int64_t t = n % x.seq_len;
+      const float* cosine = angles + t * x.head_dim;
+      const float* sine = cosine + half;
+      for (int64_t h = 0; h < x.num_heads; ++h) {
+        float* low = x.row<float>(n / x.seq_len, t, h);
+        float* high = low + half;
+#pragma omp simd
+        for (int64_t i = 0; i < half; ++i) {
+          const float a = low[i];
+          const float b = high[i];
+          const float s = direction * sine[i];
+          low[i] = a * cosine[i] - b * s;
+          high[i] = b * cosine[i] + a * s;
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void RotaryTable(double base, Tensor table, Stream& /*stream*/) {
+  CUBIT_CHECK_EQ(table.shape().rank(), 2);
+  const int64_t dim = table.dim(1);
+  CUBIT_CHECK_EQ(dim % 2, 0);
+  CUBIT_CHECK_GT(base, 0);
+  float* values = table.data<float>();
+  for (int64_t i = 0; i < dim / 2; ++i) {
+    const double frequency = std::pow(
+        base, -2.0 * static_cast<double>(i) / static_cast<double>(dim));
+    for (int64_t t = 0; t < table.dim(0); ++t) {
+      const double angle = static_cast<double>(t) * frequency;
+      values[t * dim + i] = static_cast<float>(std::cos(angle));
+      values[t * dim + dim / 2 + i] = static_cast<float>(std::sin(angle));
+    }
+  }
+}
+
+void RotaryForward(ConstTensor table, int64_t first_position, HeadTensor x,
+                   Stream& /*stream*/) {
+  Rotate(table, first_position, 1.0f, x);
+}
+
+void RotaryBackward(ConstTensor table, int64_t first_position, HeadTensor d_x,
+                    Stream& /*stream*/) {
+  Rotate(table, first_position, -1.0f, d_x);
+}
+
+}  // namespace cubit

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "ops/tile_sweep.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "ops/blas.h"
+#include "ops/reduction.h"
+#include "ops/vector_math.h"
+
+namespace cubit {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+void FillOutside(const VisibleKeys::Interval& inside, int64_t columns,
+                 float* row) {
+  std::fill(row, row + inside.begin, 0.0f);
+  std::fill(row + inside.end, row + columns, 0.0f);
+}
+
+}  // namespace
+
+SoftmaxRows::SoftmaxRows(int64_t head_dim)
+    : head_dim_(head_dim), weighted_(kTile * head_dim) {}
+
+void SoftmaxRows::Start(int64_t rows, const float* shift) {
+  running_ = shift == nullptr;
+  if (running_) {
+    shift_.fill(-kInfinity);
+  } else {
+    std::copy(shift, shift + rows, shift_.begin());
+  }
+  sum_.fill(0);
+  std::fill(weighted_.data(), weighted_.at(rows * head_dim_), 0.0f);
+}
+
+void SoftmaxRows::RaiseShift(int64_t i, const float* scores, int64_t count) {
+  const size_t row = static_cast<size_t>(i);
+  float maximum = scores[0];
+#pragma omp simd reduction(max : maximum)
+  for (int64_t j = 0; j < count; ++j) maximum = std::max(maximum, scores[j]);
+  // Only scores that are all -inf or NaN leave no finite maximum; the
+  // exponentials then tell them apart.
+  if (!(maximum > -kInfinity)) maximum = 0;
+  const float old = shift_[row];
+  if (old >= maximum) return;
+  shift_[row] = maximum;
+  if (old == -kInfinity) return;
+  const float factor = std::exp(old - maximum);
+  sum_[row] *= static_cast<double>(factor);
+  float* weighted = weighted_.at(i * head_dim_);
+  for (int64_t c = 0; c < head_dim_; ++c) weighted[c] *= factor;
+}
+
+void SoftmaxRows::Exponentiate(const VisibleKeys& keys, const TileRange& tile,
+                               float* scores) {
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const VisibleKeys::Interval seen = keys.InTile(tile, i);
+    float* row = scores + i * kTile;
+    FillOutside(seen, tile.columns, row);
+    const int64_t count = seen.end - seen.begin;
+    if (count == 0) continue;
+    row += seen.begin;
+    if (running_) RaiseShift(i, row, count);
+    sum_[static_cast<size_t>(i)] += VectorExpSum(row, shift(i), row, count);
+  }
+}
+
+void SoftmaxRows::AddValues(const TileRange& tile, const float* weights,
+                            const float* values) {
+  Sgemm(false, false, tile.rows, head_dim_, tile.columns, 1.0f, weights, kTile,
+        values, head_dim_, 1.0f, weighted_.data(), head_dim_);
+}
+
+float SoftmaxRows::LogSumExp(int64_t i) const {
+  if (sum(i) == 0) return -kInfinity;
+  return static_cast<float>(static_cast<double>(shift(i)) + std::log(sum(i)));
+}
+
+GradientSweep::GradientSweep(int64_t queries, int64_t keys, int64_t dim,
+                             bool factored)
+    : head(queries, keys, dim),
+      key_rows(keys * dim),
+      value_blocks(NumTiles(keys) * dim * kTile),
+      lse(queries),
+      d_out(queries * dim),
+      delta(queries),
+      d_query_rows(queries * dim),
+      d_key_rows(keys * dim),
+      with_factors(factored),
+      factors(factored ? queries : 0),
+      factored_d_out(factored ? queries * dim : 0),
+      row_products(factored ? queries : 0),
+      products_(kTile * kTile) {
+  std::fill(d_query_rows.data(), d_query_rows.at(queries * dim), 0.0f);
+  std::fill(d_key_rows.data(), d_key_rows.at(keys * dim), 0.0f);
+  if (factored) {
+    std::fill(row_products.data(), row_products.at(queries), 0.0f);
+  }
+}
+
+void GradientSweep::Weights(const VisibleKeys& keys, const TileRange& tile,
+                            float* weights) const {
+  ScoreTile(head, tile, weights);
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const VisibleKeys::Interval seen = keys.InTile(tile, i);
+    float* row = weights + i * kTile;
+    FillOutside(seen, tile.columns, row);
+    const float shift = *lse.at(tile.row + i);
+    for (int64_t j = seen.begin; j < seen.end; ++j) row[j] -= shift;
+    VectorExp(row + seen.begin, row + seen.begin, seen.end - seen.begin);
+  }
+}
+
+void GradientSweep::AddValueGradients(const TileRange& tile,
+                                      const float* weights,
+                                      float* d_values) const {
+  const int64_t dim = head.head_dim;
+  const Floats& gradients = with_factors ? factored_d_out : d_out;
+  Sgemm(true, false, tile.columns, dim, tile.rows, 1.0f, weights, kTile,
+        gradients.at(tile.row * dim), dim, 1.0f, d_values, dim);
+}
+
+// In `d_scores`: G_i . values_j on entry, dS_ij on return.
+void GradientSweep::ScoreGradientRow(int64_t query, int64_t columns,
+                                     const float* weights, float* d_scores) {
+  const float shift = *delta.at(query);
+  if (!with_factors) {
+#pragma omp simd
+    for (int64_t j = 0; j < columns; ++j) {
+      d_scores[j] = weights[j] * (d_scores[j] - shift);
+    }
+    return;
+  }
+  const float factor = *factors.at(query);
+  *row_products.at(query) +=
+      static_cast<float>(FixedOrderSum(columns, [weights, d_scores](int64_t j) {
+        return weights[j] * d_scores[j];
+      }));
+#pragma omp simd
+  for (int64_t j = 0; j < columns; ++j) {
+    d_scores[j] = weights[j] * (factor * d_scores[j] - shift);
+  }
+}
+
+void GradientSweep::AddScoreGradients(const TileRange& tile,
+                                      const float* weights) {
+  const int64_t dim = head.head_dim;
+  const int64_t block = tile.column / kTile;
+  float* d_scores = products_.data();
+  Sgemm(false, false, tile.rows, tile.columns, dim, 1.0f,
+        d_out.at(tile.row * dim), dim,
+        value_blocks.at(block * dim * kTile + tile.column % kTile), kTile, 0.0f,
+        d_scores, kTile);
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    ScoreGradientRow(tile.row + i, tile.columns, weights + i * kTile,
+                     d_scores + i * kTile);
+  }
+  Sgemm(true, false, tile.columns, dim, tile.rows, 1.0f, d_scores, kTile,
+        head.query_rows.at(tile.row * dim), dim, 1.0f,
+        d_key_rows.at(tile.column * dim), dim);
+  Sgemm(false, false, tile.rows, dim, tile.columns, 1.0f, d_scores, kTile,
+        key_rows.at(tile.column * dim), dim, 1.0f,
+        d_query_rows.at(tile.row * dim), dim);
+}
+
+}  // namespace cubit
