@@ -40,15 +40,23 @@ struct CheckpointInfo {
   std::map<std::string, std::string> state;
 };
 
+struct CheckpointOptions {
+  // A data file holds at most this, or one tensor: none is ever split.
+  int64_t max_file_bytes = int64_t{2} << 30;
+};
+
 // Writes CHECKPOINTS/step_00001000 (zero-padded to 8) and then the text file
 // CHECKPOINTS/latest. `extra_files` (tokenizer files, config.textproto) are
 // written into the step's folder under their relative names and hashed like the
-// rest. On any error the earlier checkpoints are untouched and the temporary
-// folder is removed where that is still possible.
+// rest. Several tensors of one name are slices of one, cut along one dim, that
+// together are the whole (CHECK). A step that exists already is replaced. On
+// any error the earlier checkpoints are untouched and the temporary folder is
+// removed where that is still possible.
 absl::Status SaveCheckpoint(
     FileSystem& files, const std::string& checkpoints,
     const CheckpointInfo& info, const std::vector<CheckpointTensor>& tensors,
-    const std::map<std::string, std::string>& extra_files);
+    const std::map<std::string, std::string>& extra_files,
+    const CheckpointOptions& options = CheckpointOptions());
 
 // Committed steps below CHECKPOINTS, ascending. Never reads tensor data; an
 // unreadable or missing folder gives an empty list.
