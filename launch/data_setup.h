@@ -28,6 +28,10 @@ struct RunData {
 // at all is the default corpus. Mixing both kinds is an error.
 absl::StatusOr<RunData> PrepareRunData(const RunConfig& config);
 
+// The tokenizer that PrepareRunData would give, without preparing anything.
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadRunTokenizer(
+    const RunConfig& config);
+
 }  // namespace cubit
 
 #endif  // CUBIT_LAUNCH_DATA_SETUP_H_

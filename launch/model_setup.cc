@@ -4,20 +4,10 @@
 
 #include "absl/strings/str_cat.h"
 
+#include "launch/config.h"
+
 namespace cubit {
 namespace {
-
-constexpr int64_t kMultiple = 64;  // what matrix units like
-
-int64_t RoundUp(int64_t n) {
-  return (n + kMultiple - 1) / kMultiple * kMultiple;
-}
-
-int64_t FfnHiddenSize(const RunConfig::Model& model) {
-  if (model.ffn_hidden_size() > 0) return model.ffn_hidden_size();
-  if (model.mlp() == RunConfig::Mlp::gelu) return 4 * model.hidden_size();
-  return RoundUp(model.hidden_size() * 8 / 3);
-}
 
 DeltaWeights DeltaWeightsFrom(RunConfig::DeltaWeight::Word word) {
   switch (word) {
@@ -48,11 +38,12 @@ void CopyMixer(const RunConfig::Model& model, ModelConfig* out) {
 
 absl::StatusOr<ModelConfig> MakeModelConfig(const RunConfig& config,
                                             int64_t vocab_size) {
-  const RunConfig::Model& model = config.model();
+  const RunConfig resolved = ResolveConfig(config);
+  const RunConfig::Model& model = resolved.model();
   if (model.vocab_size() > 0 && model.vocab_size() < vocab_size) {
     return absl::InvalidArgumentError(absl::StrCat(
         "model.vocab_size is ", model.vocab_size(), ", but the tokenizer has ",
-        vocab_size, " ids; set it to at least ", RoundUp(vocab_size),
+        vocab_size, " ids; set it to at least ", PaddedVocabSize(vocab_size),
         ", or to 0 to derive it"));
   }
   ModelConfig out;
@@ -60,9 +51,9 @@ absl::StatusOr<ModelConfig> MakeModelConfig(const RunConfig& config,
   out.num_layers = model.num_layers();
   out.hidden_size = model.hidden_size();
   out.num_heads = model.num_heads();
-  out.ffn_hidden_size = FfnHiddenSize(model);
+  out.ffn_hidden_size = model.ffn_hidden_size();
   out.vocab_size =
-      model.vocab_size() > 0 ? model.vocab_size() : RoundUp(vocab_size);
+      model.vocab_size() > 0 ? model.vocab_size() : PaddedVocabSize(vocab_size);
   out.valid_vocab = vocab_size;
   out.seq_len = model.seq_len();
   out.norm = model.norm() == RunConfig::Norm::layer_norm ? NormKind::kLayerNorm

@@ -114,6 +114,31 @@ std::vector<std::string> ParseCommandLine(int argc, char** argv,
   return std::vector<std::string>(rest.begin() + 1, rest.end());
 }
 
+std::vector<std::string> TakeRepeatedFlag(absl::string_view name, int* argc,
+                                          char** argv) {
+  const std::string flag = absl::StrCat("--", name);
+  std::vector<std::string> values;
+  int kept = 1;
+  for (int i = 1; i < *argc; ++i) {
+    const absl::string_view word = argv[i];
+    if (absl::StartsWith(word, flag + "=")) {
+      values.emplace_back(word.substr(flag.size() + 1));
+    } else if (word == flag) {
+      if (i + 1 == *argc) {
+        LogError(absl::StrCat(flag,
+                              " needs a value after it; --help shows "
+                              "examples"));
+        std::exit(kExitWrongRequest);
+      }
+      values.emplace_back(argv[++i]);
+    } else {
+      argv[kept++] = argv[i];
+    }
+  }
+  *argc = kept;
+  return values;
+}
+
 int ExitStatus(const absl::Status& status) {
   if (status.ok()) return kExitDone;
   LogError(status.message());

@@ -31,6 +31,13 @@ constexpr int kExitTerminated = 143;   // SIGTERM, likewise
 std::vector<std::string> ParseCommandLine(int argc, char** argv,
                                           absl::string_view usage);
 
+// Removes every `--NAME VALUE` and `--NAME=VALUE` from the arguments and
+// returns the values in order: for a flag that may stand more than once, which
+// absl flags cannot. Call before ParseCommandLine. A last `--NAME` without a
+// value prints what is missing and exits 1.
+std::vector<std::string> TakeRepeatedFlag(absl::string_view name, int* argc,
+                                          char** argv);
+
 // Prints "error: ..." and returns the exit status that fits: 1 for a wrong
 // request or bad input (InvalidArgument, NotFound, FailedPrecondition, ...),
 // 2 for a failed run (Aborted, DataLoss, Internal, Unavailable, ...).

@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "launch/data_setup.h"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+
+#include "data/prepare.h"
+#include "data/text_source.h"
+#include "data/token_dataset.h"
+#include "launch/default_corpus.h"
+#include "runtime/digest.h"
+#include "runtime/file_system.h"
+#include "runtime/logging.h"
+#include "runtime/status_macros.h"
+
+namespace cubit {
+namespace {
+
+constexpr char kIndex[] = "index.json";
+constexpr char kDefaultTokenizer[] = "byte";
+
+bool IsDataset(const std::string& path) {
+  return FileSystem::Posix().Exists(JoinPath(path, kIndex));
+}
+
+// Names a preparation: what goes in and how it is cut into tokens.
+std::string CacheKey(const std::vector<std::string>& files,
+                     const Tokenizer& tokenizer) {
+  std::string key = tokenizer.sha256();
+  for (const std::string& file : files) {
+    struct stat info = {};
+    stat(file.c_str(), &info);
+    absl::StrAppend(&key, "\n", file, " ", info.st_size, " ",
+                    info.st_mtim.tv_sec, ".", info.st_mtim.tv_nsec);
+  }
+  return Sha256Hex(key).substr(0, 16);
+}
+
+std::vector<std::string> Paths(const RunConfig& config) {
+  return {config.data().path().begin(), config.data().path().end()};
+}
+
+// The tokenizer that `spec` names, or the one of text without a word.
+absl::StatusOr<std::unique_ptr<Tokenizer>> TextTokenizer(
+    const std::string& spec) {
+  return LoadTokenizer(spec.empty() ? kDefaultTokenizer : spec);
+}
+
+// Whether all paths are data sets (or none is); a mix is an error.
+absl::StatusOr<bool> AreDatasets(const std::vector<std::string>& paths) {
+  const auto datasets = std::count_if(paths.begin(), paths.end(), IsDataset);
+  if (datasets == 0) return false;
+  if (static_cast<size_t>(datasets) == paths.size()) return true;
+  return absl::InvalidArgumentError(
+      absl::StrCat("data.path mixes folders of token shards with text (",
+                   absl::StrJoin(paths, ", "),
+                   "); prepare the text first with //data:prepare"));
+}
+
+absl::StatusOr<RunData> PrepareText(const std::vector<std::string>& paths,
+                                    const std::string& tokenizer_spec) {
+  RunData data;
+  CUBIT_ASSIGN_OR_RETURN(
+      data.tokenizer, LoadTokenizer(tokenizer_spec.empty() ? kDefaultTokenizer
+                                                           : tokenizer_spec));
+  const bool is_default = paths.empty();
+  std::vector<std::string> files;
+  if (is_default) {
+    CUBIT_ASSIGN_OR_RETURN(files, DefaultCorpusFiles());
+  } else {
+    CUBIT_ASSIGN_OR_RETURN(files, ListTextFiles(paths));
+  }
+  PrepareOptions options;
+  options.inputs = files;
+  options.out = JoinPath(
+      CacheFolder(), absl::StrCat("data/", is_default ? "default-" : "text-",
+                                  CacheKey(files, *data.tokenizer)));
+  options.threads =
+      static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  options.source = is_default ? kDefaultCorpusName : absl::StrJoin(paths, ", ");
+  options.show_progress = true;
+  CUBIT_ASSIGN_OR_RETURN(
+      const PrepareReport report,
+      Prepare(options, *data.tokenizer, FileSystem::Posix()));
+  LogInfo(
+      absl::StrFormat("data: %s (%s), %d documents", options.source,
+                      report.was_complete ? "prepared before" : "prepared now",
+                      report.train_documents + report.validation_documents));
+  data.folders = {options.out};
+  return data;
+}
+
+absl::StatusOr<RunData> OpenDatasets(const std::vector<std::string>& paths,
+                                     const std::string& tokenizer_spec,
+                                     int64_t seq_len) {
+  RunData data;
+  data.folders = paths;
+  CUBIT_ASSIGN_OR_RETURN(const std::unique_ptr<TokenDataset> dataset,
+                         TokenDataset::Open(paths, "train", seq_len));
+  const DatasetInfo& info = dataset->info();
+  CUBIT_ASSIGN_OR_RETURN(
+      data.tokenizer,
+      LoadTokenizer(tokenizer_spec.empty() ? info.tokenizer_folder
+                                           : tokenizer_spec));
+  if (data.tokenizer->sha256() != info.tokenizer_sha256) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        paths[0], ": its shards were made with tokenizer ", info.tokenizer,
+        " (sha256 ", info.tokenizer_sha256, "), but ",
+        tokenizer_spec.empty() ? info.tokenizer_folder : tokenizer_spec, " is ",
+        data.tokenizer->name(), " (sha256 ", data.tokenizer->sha256(),
+        "); leave data.tokenizer empty or prepare the text again"));
+  }
+  return data;
+}
+
+}  // namespace
+
+absl::StatusOr<RunData> PrepareRunData(const RunConfig& config) {
+  const std::vector<std::string> paths = Paths(config);
+  CUBIT_ASSIGN_OR_RETURN(const bool datasets, AreDatasets(paths));
+  return datasets ? OpenDatasets(paths, config.data().tokenizer(),
+                                 config.model().seq_len())
+                  : PrepareText(paths, config.data().tokenizer());
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> LoadRunTokenizer(
+    const RunConfig& config) {
+  const std::vector<std::string> paths = Paths(config);
+  CUBIT_ASSIGN_OR_RETURN(const bool datasets, AreDatasets(paths));
+  if (!datasets) return TextTokenizer(config.data().tokenizer());
+  CUBIT_ASSIGN_OR_RETURN(
+      RunData data,
+      OpenDatasets(paths, config.data().tokenizer(), config.model().seq_len()));
+  return std::move(data.tokenizer);
+}
+
+}  // namespace cubit

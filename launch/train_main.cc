@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// //launch:train: one pretraining run.
+
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+
+#include "launch/config.h"
+#include "launch/config_checks.h"
+#include "launch/data_setup.h"
+#include "launch/interrupt.h"
+#include "launch/model_setup.h"
+#include "launch/presets.h"
+#include "launch/run_directory.h"
+#include "launch/train_state.h"
+#include "launch/trainer.h"
+#include "runtime/command_line.h"
+#include "runtime/device.h"
+#include "runtime/file_system.h"
+#include "runtime/logging.h"
+#include "runtime/status_macros.h"
+
+ABSL_FLAG(std::string, preset, "",
+          "a named configuration, such as tiny (the default) or "
+          "cubit_125m_figure; --list_presets shows all");
+ABSL_FLAG(std::string, config, "", "a cubit.RunConfig text proto file");
+ABSL_FLAG(std::string, set, "",
+          "PATH=VALUE, changes one key of the configuration, for example "
+          "--set model.num_layers=2; may be given any number of times");
+ABSL_FLAG(std::string, data, "",
+          "folder of token shards, or text or jsonl files, folders or patterns "
+          "(separated by commas); empty: the default corpus");
+ABSL_FLAG(std::string, output_dir, "",
+          "where the run is written; empty: runs/NAME, the next free one");
+ABSL_FLAG(int64_t, steps, 0,
+          "schedule.total_steps; a longer warm-up is cut to a tenth of it");
+ABSL_FLAG(int64_t, stop_at_step, 0,
+          "save and exit 0 after this step, with the schedule unchanged");
+ABSL_FLAG(bool, resume, false,
+          "go on from the newest checkpoint of --output_dir");
+ABSL_FLAG(bool, dry_run, false,
+          "print parameters, memory and FLOPs per step, and train nothing");
+ABSL_FLAG(std::string, device, "auto", "auto, cpu or cuda");
+ABSL_FLAG(int32_t, nodes, 0, "parallel.nodes");
+ABSL_FLAG(int32_t, gpus_per_node, 0, "parallel.gpus_per_node");
+ABSL_FLAG(int32_t, tp, 0, "parallel.tp_size");
+ABSL_FLAG(int32_t, pp, 0, "parallel.pp_size");
+ABSL_FLAG(int32_t, cp, 0, "parallel.cp_size");
+ABSL_FLAG(bool, list_presets, false, "print the names of all presets");
+
+namespace cubit {
+namespace {
+
+constexpr char kDefaultPreset[] = "tiny";
+constexpr char kUsage[] = R"(Trains a language model.
+
+Examples:
+  bazel run //launch:train
+      tiny, on the default corpus, about two minutes on two processors
+  bazel run //launch:train -- --preset=cubit_125m_figure --data=SHARDS
+  bazel run //launch:train -- --data=notes/*.txt --set model.mixer=softmax
+  bazel run //launch:train -- --config=run.textproto --output_dir=runs/a
+  bazel run //launch:train -- --output_dir=runs/a --resume
+  bazel run //launch:train -- --preset=cubit_1p3b --dry_run
+
+Exit status: 0 done; 1 a wrong request or bad input, nothing was changed;
+2 the run failed and can be resumed; 130, 143 interrupted after a checkpoint.
+)";
+
+// The configuration before flags, and the name that a run of it gets.
+absl::StatusOr<RunConfig> BaseConfig(std::string* name) {
+  const std::string preset = absl::GetFlag(FLAGS_preset);
+  const std::string file = absl::GetFlag(FLAGS_config);
+  const std::string output_dir = absl::GetFlag(FLAGS_output_dir);
+  if (!preset.empty() && !file.empty()) {
+    return absl::InvalidArgumentError(
+        "--preset and --config are both given; choose one");
+  }
+  if (!file.empty()) {
+    *name = file.substr(file.rfind('/') + 1);
+    *name = name->substr(0, name->find('.'));
+    return LoadConfigFile(file);
+  }
+  if (preset.empty() && absl::GetFlag(FLAGS_resume) && !output_dir.empty()) {
+    return LoadConfigFile(JoinPath(output_dir, "config.textproto"));
+  }
+  *name = preset.empty() ? kDefaultPreset : preset;
+  return LoadPreset(*name);
+}
+
+void ApplySizes(RunConfig* config) {
+  RunConfig::Parallel* parallel = config->mutable_parallel();
+  if (absl::GetFlag(FLAGS_nodes) != 0) {
+    parallel->set_nodes(absl::GetFlag(FLAGS_nodes));
+  }
+  if (absl::GetFlag(FLAGS_gpus_per_node) != 0) {
+    parallel->set_gpus_per_node(absl::GetFlag(FLAGS_gpus_per_node));
+  }
+  if (absl::GetFlag(FLAGS_tp) != 0) {
+    parallel->set_tp_size(absl::GetFlag(FLAGS_tp));
+  }
+  if (absl::GetFlag(FLAGS_pp) != 0) {
+    parallel->set_pp_size(absl::GetFlag(FLAGS_pp));
+  }
+  if (absl::GetFlag(FLAGS_cp) != 0) {
+    parallel->set_cp_size(absl::GetFlag(FLAGS_cp));
+  }
+}
+
+absl::Status ApplySteps(RunConfig* config) {
+  const int64_t steps = absl::GetFlag(FLAGS_steps);
+  if (steps < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--steps is ", steps, "; give 1 or more"));
+  }
+  if (steps == 0) return absl::OkStatus();
+  if (SetTotalSteps(steps, config)) {
+    LogInfo(absl::StrCat("warm-up is cut to ",
+                         config->schedule().warmup_steps(),
+                         " steps to fit --steps"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<RunConfig> ConfigFromFlags(
+    const std::vector<std::string>& overrides, std::string* name) {
+  CUBIT_ASSIGN_OR_RETURN(RunConfig config, BaseConfig(name));
+  CUBIT_RETURN_IF_ERROR(ApplySteps(&config));
+  for (const std::string& assignment : overrides) {
+    CUBIT_RETURN_IF_ERROR(ApplyOverride(assignment, &config));
+  }
+  const std::string data = absl::GetFlag(FLAGS_data);
+  if (!data.empty()) {
+    config.mutable_data()->clear_path();
+    for (absl::string_view path : absl::StrSplit(data, ',')) {
+      config.mutable_data()->add_path(std::string(path));
+    }
+  }
+  ApplySizes(&config);
+  CUBIT_RETURN_IF_ERROR(Validate(config));
+  return config;
+}
+
+absl::Status CheckDevice() {
+  const std::string device = absl::GetFlag(FLAGS_device);
+  if (device == "auto" || device == QueryDevice().kind) {
+    return absl::OkStatus();
+  }
+  if (device == "cpu" || device == "cuda") {
+    return absl::FailedPreconditionError(
+        absl::StrCat("--device=", device, ", but this program was built for ",
+                     QueryDevice().kind, "; use --device=auto"));
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("--device is \"", device, "\"; give auto, cpu or cuda"));
+}
+
+// runs/NAME, or runs/NAME-2, ... if that exists.
+std::string FreeOutputDir(const std::string& name) {
+  const std::string first = JoinPath("runs", name);
+  std::string folder = first;
+  for (int i = 2; FileSystem::Posix().Exists(folder); ++i) {
+    folder = absl::StrCat(first, "-", i);
+  }
+  return folder;
+}
+
+absl::Status DryRun(const RunConfig& config) {
+  CUBIT_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
+                         LoadRunTokenizer(config));
+  CUBIT_ASSIGN_OR_RETURN(const ModelConfig model_config,
+                         MakeModelConfig(config, tokenizer->vocab_size()));
+  CUBIT_ASSIGN_OR_RETURN(const std::unique_ptr<LanguageModel> model,
+                         LanguageModel::Create(model_config));
+  std::fputs(MakePlan(config, *model).ToString().c_str(), stdout);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<int> Train(const std::vector<std::string>& overrides) {
+  std::string name;
+  CUBIT_RETURN_IF_ERROR(CheckDevice());
+  CUBIT_ASSIGN_OR_RETURN(const RunConfig config,
+                         ConfigFromFlags(overrides, &name));
+  if (absl::GetFlag(FLAGS_dry_run)) {
+    CUBIT_RETURN_IF_ERROR(DryRun(config));
+    return kExitDone;
+  }
+  TrainerOptions options;
+  options.resume = absl::GetFlag(FLAGS_resume);
+  options.stop_at_step = absl::GetFlag(FLAGS_stop_at_step);
+  std::string output_dir = absl::GetFlag(FLAGS_output_dir);
+  if (output_dir.empty()) {
+    if (options.resume) {
+      return absl::InvalidArgumentError(
+          "--resume needs --output_dir: the folder of the run to go on with");
+    }
+    output_dir = FreeOutputDir(name);
+  }
+  CUBIT_ASSIGN_OR_RETURN(RunData data, PrepareRunData(config));
+  CUBIT_ASSIGN_OR_RETURN(std::unique_ptr<RunDirectory> directory,
+                         RunDirectory::Open(output_dir, options.resume));
+  CUBIT_RETURN_IF_ERROR(LogToFile(directory->log_path()));
+  options.resume_command = absl::StrCat(
+      "./bazelw run //launch:train -- --output_dir=", directory->path(),
+      " --resume");
+  InstallInterruptHandlers();
+  LogInfo(absl::StrCat("device: ", QueryDevice().name,
+                       "\noutput: ", directory->path()));
+  CUBIT_ASSIGN_OR_RETURN(
+      const std::unique_ptr<Trainer> trainer,
+      Trainer::Create(config, options, std::move(data), std::move(directory)));
+  return trainer->Run();
+}
+
+}  // namespace
+}  // namespace cubit
+
+int main(int argc, char** argv) {
+  const std::vector<std::string> overrides =
+      cubit::TakeRepeatedFlag("set", &argc, argv);
+  const std::vector<std::string> rest =
+      cubit::ParseCommandLine(argc, argv, cubit::kUsage);
+  if (!rest.empty()) {
+    return cubit::ExitStatus(absl::InvalidArgumentError(absl::StrCat(
+        "\"", rest[0], "\" is not a flag; --help lists all flags")));
+  }
+  if (absl::GetFlag(FLAGS_list_presets)) {
+    std::printf("%s\n", absl::StrJoin(cubit::ListPresets(), "\n").c_str());
+    return cubit::kExitDone;
+  }
+  const absl::StatusOr<int> status = cubit::Train(overrides);
+  return status.ok() ? *status : cubit::ExitStatus(status.status());
+}

@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "launch/trainer.h"
+
+#include <signal.h>
+
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+
+#include "launch/config.h"
+#include "launch/interrupt.h"
+#include "launch/lr_schedule.h"
+#include "launch/model_setup.h"
+#include "launch/sampler.h"
+#include "parallel/checkpoint.h"
+#include "runtime/command_line.h"
+#include "runtime/file_system.h"
+#include "runtime/logging.h"
+#include "runtime/status_macros.h"
+
+namespace cubit {
+namespace {
+
+constexpr int64_t kMaxSkippedInARow = 10;
+constexpr char kSkippedSteps[] = "skipped_steps";
+
+double SecondsSince(absl::Time start) {
+  return absl::ToDoubleSeconds(absl::Now() - start);
+}
+
+int64_t ValidTokens(const std::vector<Batch>& batches) {
+  int64_t tokens = 0;
+  for (const Batch& batch : batches) tokens += batch.valid_tokens;
+  return tokens;
+}
+
+bool IsDue(int64_t step, int64_t every_steps) {
+  return every_steps > 0 && step % every_steps == 0;
+}
+
+}  // namespace
+
+Trainer::Trainer(const RunConfig& config, const TrainerOptions& options,
+                 RunData data, std::unique_ptr<RunDirectory> directory)
+    : config_(config),
+      options_(options),
+      data_(std::move(data)),
+      directory_(std::move(directory)) {}
+
+absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
+    const RunConfig& config, const TrainerOptions& options, RunData data,
+    std::unique_ptr<RunDirectory> directory) {
+  CUBIT_ASSIGN_OR_RETURN(const ModelConfig model_config,
+                         MakeModelConfig(config, data.tokenizer->vocab_size()));
+  CUBIT_ASSIGN_OR_RETURN(std::unique_ptr<LanguageModel> model,
+                         LanguageModel::Create(model_config));
+  auto trainer = std::unique_ptr<Trainer>(
+      new Trainer(config, options, std::move(data), std::move(directory)));
+  trainer->plan_ = MakePlan(config, *model);
+  LogInfo(trainer->plan_.ToString());
+  CUBIT_ASSIGN_OR_RETURN(trainer->state_,
+                         TrainState::Create(config, std::move(model)));
+  if (options.resume) {
+    CUBIT_RETURN_IF_ERROR(trainer->Resume());
+  } else {
+    trainer->state_->model().parameters().Initialize(config.seed(),
+                                                     trainer->state_->stream());
+  }
+  CUBIT_RETURN_IF_ERROR(trainer->OpenData());
+  CUBIT_ASSIGN_OR_RETURN(
+      trainer->metrics_,
+      MetricsWriter::Open(trainer->directory_->metrics_path(), trainer->step_));
+  return trainer;
+}
+
+absl::Status Trainer::OpenData() {
+  const int64_t seq_len = config_.model().seq_len();
+  CUBIT_ASSIGN_OR_RETURN(dataset_,
+                         TokenDataset::Open(data_.folders, "train", seq_len));
+  BatchLoaderOptions options;
+  options.micro_batch_size = config_.batch().micro_batch_size();
+  options.stride = options.micro_batch_size;
+  options.seq_len = seq_len;
+  options.shuffle_seed = config_.data().shuffle_seed();
+  options.first_position = position_;
+  options.mask_across_documents = config_.data().document_mask();
+  loader_ = std::make_unique<BatchLoader>(dataset_.get(), options);
+  const DatasetInfo& info = dataset_->info();
+  LogInfo(absl::StrFormat("training on %d tokens of %d documents (%s)",
+                          info.num_tokens, info.num_documents, info.tokenizer));
+  absl::StatusOr<std::unique_ptr<Validator>> validator =
+      Validator::Open(data_.folders, config_);
+  if (validator.ok()) {
+    validator_ = *std::move(validator);
+  } else if (absl::IsFailedPrecondition(validator.status())) {
+    LogWarning(absl::StrCat("training without validation: ",
+                            validator.status().message()));
+  } else {
+    return validator.status();
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::Resume() {
+  CUBIT_ASSIGN_OR_RETURN(
+      const CheckpointInfo info,
+      LoadNewestCheckpoint(FileSystem::Posix(), directory_->checkpoints_path(),
+                           state_->Tensors(/*optimizer_state=*/true)));
+  step_ = info.step;
+  tokens_ = info.tokens;
+  position_ = info.position;
+  saved_step_ = step_;
+  const auto skipped = info.state.find(kSkippedSteps);
+  if (skipped == info.state.end() ||
+      !absl::SimpleAtoi(skipped->second, &skipped_steps_)) {
+    return absl::DataLossError(absl::StrCat(
+        info.folder, ": the manifest has no number ", kSkippedSteps));
+  }
+  LogInfo(absl::StrFormat("resumed at step %d from %s", step_, info.folder));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<int> Trainer::Run() {
+  if (step_ == 0) CUBIT_RETURN_IF_ERROR(Validate());
+  const int64_t total_steps = config_.schedule().total_steps();
+  while (step_ < total_steps) {
+    CUBIT_ASSIGN_OR_RETURN(const StepResult result, TrainStep());
+    CUBIT_RETURN_IF_ERROR(Report(result));
+    CUBIT_RETURN_IF_ERROR(CheckFinite(result));
+    const int signal = InterruptSignal();
+    if (signal != 0) return StopEarly(signal);
+    CUBIT_RETURN_IF_ERROR(AfterStep());
+    if (step_ == options_.stop_at_step && step_ < total_steps) {
+      return StopEarly(0);
+    }
+  }
+  CUBIT_RETURN_IF_ERROR(Finish());
+  return kExitDone;
+}
+
+// One step, as docs/architecture.md tells it.
+absl::StatusOr<Trainer::StepResult> Trainer::TrainStep() {
+  const absl::Time start = absl::Now();
+  CUBIT_ASSIGN_OR_RETURN(const std::vector<Batch> batches, NextBatches());
+  const int64_t tokens = ValidTokens(batches);
+  state_->ZeroGradients();
+
+  // The loss is a mean over all tokens of the step that count, so it is divided
+  // once, by their number.
+  StepResult result;
+  for (const Batch& batch : batches) {
+    const float grad_scale = 1.0f / static_cast<float>(tokens);
+    result.loss += state_->ForwardBackward(batch, grad_scale).loss;
+  }
+  result.loss /= static_cast<double>(tokens);
+  result.health = state_->Health();
+
+  ++step_;
+  tokens_ += tokens;
+  position_ += config_.batch().global_batch_size();
+  result.learning_rate =
+      LearningRate(config_.optimizer(), config_.schedule(), step_);
+  result.grad_norm = state_->optimizer().GradientNorm(state_->stream());
+  result.skipped =
+      !std::isfinite(result.loss) || !std::isfinite(result.grad_norm);
+  if (result.skipped) {
+    ++skipped_steps_;
+  } else {
+    state_->optimizer().Update(step_ - skipped_steps_, result.learning_rate,
+                               result.grad_norm, state_->stream());
+  }
+  state_->stream().Synchronize();
+  result.seconds = SecondsSince(start);
+  return result;
+}
+
+absl::StatusOr<std::vector<Batch>> Trainer::NextBatches() {
+  std::vector<Batch> batches;
+  int64_t tokens = 0;
+  for (int64_t i = 0; i < plan_.num_micro_batches; ++i) {
+    CUBIT_ASSIGN_OR_RETURN(Batch batch, loader_->Next());
+    tokens += batch.valid_tokens;
+    batches.push_back(std::move(batch));
+  }
+  if (tokens == 0) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "step ", step_ + 1,
+        " has no target that counts: every document is "
+        "one token long; turn data.document_mask off or use other text"));
+  }
+  return batches;
+}
+
+absl::Status Trainer::CheckFinite(const StepResult& result) {
+  if (!result.skipped) {
+    skipped_in_a_row_ = 0;
+    return absl::OkStatus();
+  }
+  ++skipped_in_a_row_;
+  const std::string bad = state_->FirstBadGradient();
+  const std::string what = absl::StrFormat(
+      "step %d: loss %g, gradient norm %g; first bad gradient: %s; no update",
+      step_, result.loss, result.grad_norm, bad.empty() ? "none" : bad);
+  LogWarning(what);
+  CUBIT_RETURN_IF_ERROR(metrics_->Event("skipped_step", step_, what));
+  if (skipped_in_a_row_ < kMaxSkippedInARow) return absl::OkStatus();
+  return absl::AbortedError(
+      absl::StrCat(kMaxSkippedInARow,
+                   " steps in a row had no finite loss and gradient (", what,
+                   "). Lower optimizer.learning_rate and go on from the last "
+                   "checkpoint: ",
+                   options_.resume_command));
+}
+
+absl::Status Trainer::Report(const StepResult& result) {
+  TrainMetrics line;
+  line.step = step_;
+  line.tokens = tokens_;
+  line.loss = result.loss;
+  line.learning_rate = result.learning_rate;
+  line.grad_norm = result.grad_norm;
+  line.tokens_per_second =
+      static_cast<double>(plan_.step_tokens) / result.seconds;
+  if (peak_flops_ > 0) {
+    line.mfu = plan_.step_flops / result.seconds / peak_flops_;
+  }
+  line.step_seconds = result.seconds;
+  line.memory_bytes = PeakMemoryBytes();
+  line.krr = {result.health.min_diagonal, result.health.max_gain,
+              result.health.lambda_max};
+  CUBIT_RETURN_IF_ERROR(metrics_->Train(line));
+  const int64_t total = config_.schedule().total_steps();
+  const std::string text = absl::StrFormat(
+      "step %d/%d  loss %.4f  lr %.2e  grad_norm %.3f  %.0f tokens/s  left %s",
+      step_, total, result.loss, result.learning_rate, result.grad_norm,
+      line.tokens_per_second,
+      absl::FormatDuration(absl::Seconds(
+          std::ceil(static_cast<double>(total - step_) * result.seconds))));
+  if (IsDue(step_, config_.log().every_steps()) || step_ == 1 ||
+      step_ == total) {
+    LogInfo(text);
+  } else {
+    ShowProgress(text);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::AfterStep() {
+  if (step_ == config_.schedule().total_steps()) return absl::OkStatus();
+  if (IsDue(step_, config_.evaluation().every_steps())) {
+    CUBIT_RETURN_IF_ERROR(Validate());
+  }
+  if (IsDue(step_, config_.log().sample_every_steps())) {
+    CUBIT_RETURN_IF_ERROR(Sample());
+  }
+  if (IsDue(step_, config_.checkpoint().every_steps())) {
+    CUBIT_RETURN_IF_ERROR(Save());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::Validate() {
+  if (validator_ == nullptr) return absl::OkStatus();
+  CUBIT_ASSIGN_OR_RETURN(const ValidationResult result,
+                         validator_->Run(state_.get()));
+  if (step_ == 0) start_loss_ = result.loss;
+  LogInfo(absl::StrFormat(
+      "validation at step %d: loss %.4f, perplexity %.2f (%d tokens)", step_,
+      result.loss, std::exp(result.loss), result.tokens));
+  ValidationMetrics line;
+  line.step = step_;
+  line.loss = result.loss;
+  line.tokens = result.tokens;
+  line.loss_by_position = result.loss_by_position;
+  return metrics_->Validation(line);
+}
+
+absl::Status Trainer::Sample() {
+  SamplingOptions options;
+  options.seed = config_.seed();
+  CUBIT_ASSIGN_OR_RETURN(const std::string text,
+                         GenerateText(state_->model(), *data_.tokenizer, "",
+                                      options, state_->stream(), nullptr));
+  LogInfo(absl::StrCat("sample at step ", step_, ":\n", text));
+  return metrics_->Event("sample", step_, text);
+}
+
+absl::Status Trainer::Save() {
+  if (saved_step_ == step_) return absl::OkStatus();
+  CheckpointInfo info;
+  info.step = step_;
+  info.tokens = tokens_;
+  info.position = position_;
+  info.config = ResolvedText(config_);
+  info.state[kSkippedSteps] = absl::StrCat(skipped_steps_);
+  std::map<std::string, std::string> extra_files = {
+      {"config.textproto", info.config}};
+  for (const TokenizerFile& file : data_.tokenizer->files()) {
+    extra_files["tokenizer/" + file.name] = file.contents;
+  }
+  const std::string& folder = directory_->checkpoints_path();
+  CUBIT_RETURN_IF_ERROR(SaveCheckpoint(FileSystem::Posix(), folder, info,
+                                       state_->Tensors(true), extra_files));
+  saved_step_ = step_;
+  CUBIT_RETURN_IF_ERROR(
+      metrics_->Event("checkpoint", step_, CheckpointFolder(folder, step_)));
+  return PruneCheckpoints(FileSystem::Posix(), folder,
+                          config_.checkpoint().keep_last(),
+                          config_.checkpoint().keep_every());
+}
+
+absl::StatusOr<int> Trainer::StopEarly(int signal) {
+  CUBIT_RETURN_IF_ERROR(Save());
+  LogInfo(absl::StrFormat(
+      "stopped after step %d, saved in %s\nresume with: %s", step_,
+      CheckpointFolder(directory_->checkpoints_path(), step_),
+      options_.resume_command));
+  if (signal == SIGINT) return kExitInterrupted;
+  return signal == SIGTERM ? kExitTerminated : kExitDone;
+}
+
+absl::Status Trainer::Finish() {
+  CUBIT_RETURN_IF_ERROR(Save());
+  CUBIT_RETURN_IF_ERROR(Validate());
+  CUBIT_RETURN_IF_ERROR(Sample());
+  LogInfo(absl::StrFormat(
+      "done: %d steps, %d tokens. Everything is in %s: metrics.jsonl, log.txt, "
+      "checkpoints/",
+      step_, tokens_, directory_->path()));
+  return absl::OkStatus();
+}
+
+}  // namespace cubit
