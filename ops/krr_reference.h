@@ -27,7 +27,7 @@ struct KrrParameters {
 };
 
 template <typename T>
-T Sigmoid(const T& x) {
+T Logistic(const T& x) {
   return T(1) / (T(1) + std::exp(-x));
 }
 
@@ -50,7 +50,7 @@ KrrFactors<T> KrrFactorsForward(const Matrix<T>& r, const Vector<T>& lrr_logits,
             ? T(1)
             : parameters.lower +
                   parameters.upper_scale *
-                      Sigmoid(lrr_logits[static_cast<size_t>(t)]));
+                      Logistic(lrr_logits[static_cast<size_t>(t)]));
   }
   return factors;
 }
@@ -81,7 +81,7 @@ KrrFactorsGradients<T> KrrFactorsBackward(const Matrix<T>& r,
                             (norm * norm * norm);
     }
     if (lrr_logits.empty()) continue;
-    const T s = Sigmoid(lrr_logits[i]);
+    const T s = Logistic(lrr_logits[i]);
     gradients.d_lower += d_value_scale[i];
     gradients.d_upper_scale += d_value_scale[i] * s;
     gradients.d_lrr_logits.push_back(d_value_scale[i] * parameters.upper_scale *

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "tests/golden/golden_check.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+#include "runtime/device.h"
+#include "runtime/file_system.h"
+#include "runtime/status_macros.h"
+#include "tests/golden/golden_file.h"
+#include "tests/golden/mixer_core.h"
+
+namespace cubit {
+namespace golden {
+namespace {
+
+// What was seen of one back end so far.
+struct Tally {
+  Tally(std::string name, double largest)
+      : backend(std::move(name)), tolerance(largest) {}
+
+  std::string backend;
+  double tolerance;
+  int64_t tensors = 0;
+  int64_t failures = 0;
+  double worst = 0;
+  std::string worst_tensor;
+};
+
+// Prints and counts every tensor of one file on one back end.
+void Compare(const std::string& file, const Case& c, const Results& results,
+             Tally* tally, std::ostream& out) {
+  for (const auto& [name, want] : c.out) {
+    const auto got = results.find(name);
+    const double error = got == results.end()
+                             ? std::numeric_limits<double>::quiet_NaN()
+                             : RelativeError(got->second, want.values);
+    const bool ok = error <= tally->tolerance;
+    ++tally->tensors;
+    if (!ok) ++tally->failures;
+    if (!(error <= tally->worst)) {
+      tally->worst = error;
+      tally->worst_tensor = absl::StrCat(file, " ", name);
+    }
+    out << absl::StreamFormat("%-26s %-14s %-10s %.2e  %s\n", file, name,
+                              tally->backend, error, ok ? "ok" : "FAIL");
+  }
+}
+
+absl::Status CheckFile(const std::string& folder, const std::string& file,
+                       Tally* reference, Tally* backend, std::ostream& out) {
+  CUBIT_ASSIGN_OR_RETURN(const Case c, ReadCase(JoinPath(folder, file)));
+  Compare(file, c, RunReference(c), reference, out);
+  CUBIT_ASSIGN_OR_RETURN(const Results results, RunBackend(c));
+  Compare(file, c, results, backend, out);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<std::string>> GoldenFiles(
+    const std::string& folder) {
+  CUBIT_ASSIGN_OR_RETURN(std::vector<std::string> files,
+                         FileSystem::Posix().List(folder));
+  files.erase(std::remove_if(files.begin(), files.end(),
+                             [](const std::string& file) {
+                               return !absl::EndsWith(file, ".h5");
+                             }),
+              files.end());
+  if (files.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(folder, " holds no .h5 file"));
+  }
+  return files;
+}
+
+}  // namespace
+
+double RelativeError(const std::vector<double>& got,
+                     const std::vector<double>& want) {
+  if (got.size() != want.size()) {
+    return std::numeric_limits<double>::quiet_NaN();
+  }
+  double difference = 0;
+  double norm = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    difference += (got[i] - want[i]) * (got[i] - want[i]);
+    norm += want[i] * want[i];
+  }
+  if (difference == 0) return 0;
+  return std::sqrt(difference) / std::sqrt(norm);
+}
+
+absl::Status CheckFolder(const std::string& folder, std::ostream& out) {
+  CUBIT_ASSIGN_OR_RETURN(const std::vector<std::string> files,
+                         GoldenFiles(folder));
+  Tally reference("reference", kReferenceTolerance);
+  Tally backend(QueryDevice().kind, kBackendTolerance);
+  std::vector<std::string> errors;
+  for (const std::string& file : files) {
+    const absl::Status status =
+        CheckFile(folder, file, &reference, &backend, out);
+    if (status.ok()) continue;
+    errors.emplace_back(status.message());
+    out << absl::StreamFormat("%-26s ERROR %s\n", file, status.message());
+  }
+  for (const Tally& tally : {reference, backend}) {
+    out << absl::StreamFormat("%s: %d tensors, %d past %.0e; worst %.2e (%s)\n",
+                              tally.backend, tally.tensors, tally.failures,
+                              tally.tolerance, tally.worst, tally.worst_tensor);
+  }
+  const int64_t failures = reference.failures + backend.failures;
+  out << absl::StreamFormat("%d files: %s\n", files.size(),
+                            failures == 0 && errors.empty() ? "ok" : "FAIL");
+  if (!errors.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(errors.size(), " of ", files.size(),
+                     " files could not be checked: ", errors.front()));
+  }
+  if (failures > 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(failures, " tensors are past their tolerance"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace golden
+}  // namespace cubit

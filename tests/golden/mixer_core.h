@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A mixer core on the inputs of a golden case, there and back: (norm and)
+// rotation, per-token factors, solve, attention. Twice: in plain formulas, and
+// by the ops of the back end that the program is linked with.
+
+#ifndef CUBIT_TESTS_GOLDEN_MIXER_CORE_H_
+#define CUBIT_TESTS_GOLDEN_MIXER_CORE_H_
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+#include "tests/golden/golden_file.h"
+
+namespace cubit {
+namespace golden {
+
+// Values of every tensor in the group `out` of a file, under the same names.
+using Results = std::map<std::string, std::vector<double>>;
+
+// The files give lse = 0 to a query that sees no key (Delta's first row of a
+// document), where the ops say -inf, the log of an empty sum. Both runs write
+// it as the files do.
+void WriteEmptyRowsAsZero(std::vector<double>* lse);
+
+// In double.
+Results RunReference(const Case& c);
+
+// In fp32; the error is one of memory.
+absl::StatusOr<Results> RunBackend(const Case& c);
+
+}  // namespace golden
+}  // namespace cubit
+
+#endif  // CUBIT_TESTS_GOLDEN_MIXER_CORE_H_
