@@ -16,7 +16,8 @@ namespace cubit {
 namespace {
 
 // BpeVocabularySha256 of OpenAI's encoder.json and vocab.bpe.
-constexpr char kGpt2Sha256[] = "";
+constexpr char kGpt2Sha256[] =
+    "6ebb043fdaade306692311ce555c7a1f31371e03e12a83ab5ae3124fbda58e16";
 
 std::array<int32_t, 256> ByteIds(const BpeVocabulary& vocabulary) {
   std::array<int32_t, 256> ids = {};

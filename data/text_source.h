@@ -2,8 +2,8 @@
 //
 // Documents from text files: .txt (and .pod, .md, .rst, no suffix) is one
 // document a file, .jsonl one JSON object a line with the text in field "text";
-// each plain or .gz, .xz, .zst. Reading is streamed: memory does not grow with
-// the file.
+// each plain or .gz, .dz, .xz, .zst. Reading is streamed: memory does not grow
+// with the file.
 
 #ifndef CUBIT_DATA_TEXT_SOURCE_H_
 #define CUBIT_DATA_TEXT_SOURCE_H_
@@ -26,7 +26,9 @@ class TextSource {
   // Replaces *text with the next document; false at the end. Errors name the
   // file and the line or byte offset: damaged compression, invalid JSON, a
   // missing or non-string "text", a document that is not valid UTF-8, nesting
-  // or size over the limits (64 levels, 256 MiB a document).
+  // or size over the limits (64 levels, 256 MiB a document). Errors repeat.
+  // A document without text is left out, as are blank lines; a byte order mark
+  // at the start of a file is dropped. All other bytes are kept.
   virtual absl::StatusOr<bool> Next(std::string* text) = 0;
 };
 
@@ -36,6 +38,8 @@ absl::StatusOr<std::unique_ptr<TextSource>> OpenTextFile(
 // Files named by `inputs`: files stand for themselves, folders for every
 // supported file below them, patterns with * or ? for what they match. Sorted,
 // without repeats; naming nothing readable is an error that lists the formats.
+// In folders and patterns, other files and hidden ones are passed over, and
+// links to folders are not followed; a file named by itself must be supported.
 absl::StatusOr<std::vector<std::string>> ListTextFiles(
     const std::vector<std::string>& inputs);
 
