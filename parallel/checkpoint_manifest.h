@@ -5,8 +5,8 @@
 //
 // It is JSON, so that any tool can read it:
 //   {"xxh3_128":"<digest of BODY>","manifest":BODY}
-// The first 15 and the closing bytes are fixed and the digest covers the rest,
-// so that no bit of the file can change unseen.
+// The frame around digest and BODY is fixed, byte for byte, so that no bit of
+// the file can change unseen.
 
 #ifndef CUBIT_PARALLEL_CHECKPOINT_MANIFEST_H_
 #define CUBIT_PARALLEL_CHECKPOINT_MANIFEST_H_
