@@ -8,8 +8,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 
-#include "ops/cross_entropy.h"
-#include "ops/elementwise.h"
 #include "runtime/status_macros.h"
 
 namespace cubit {
