@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -25,6 +26,20 @@ namespace {
 
 constexpr char kIndex[] = "index.json";
 constexpr char kDefaultTokenizer[] = "byte";
+
+// $XDG_CACHE_HOME/cubit or ~/.cache/cubit; without either, below the folder for
+// temporary files.
+std::string CacheFolder() {
+  if (const char* cache = std::getenv("XDG_CACHE_HOME");
+      cache != nullptr && cache[0] == '/') {
+    return JoinPath(cache, "cubit");
+  }
+  if (const char* home = std::getenv("HOME");
+      home != nullptr && home[0] == '/') {
+    return JoinPath(home, ".cache/cubit");
+  }
+  return "/tmp/cubit-cache";
+}
 
 bool IsDataset(const std::string& path) {
   return FileSystem::Posix().Exists(JoinPath(path, kIndex));

@@ -47,6 +47,8 @@ ABSL_FLAG(int64_t, stop_at_step, 0,
           "save and exit 0 after this step, with the schedule unchanged");
 ABSL_FLAG(bool, resume, false,
           "go on from the newest checkpoint of --output_dir");
+ABSL_FLAG(bool, allow_changes, false,
+          "with --resume: accept another schedule, optimizer or data");
 ABSL_FLAG(bool, dry_run, false,
           "print parameters, memory and FLOPs per step, and train nothing");
 ABSL_FLAG(std::string, device, "auto", "auto, cpu or cuda");
@@ -146,7 +148,7 @@ absl::StatusOr<RunConfig> ConfigFromFlags(
     }
   }
   ApplySizes(&config);
-  CUBIT_RETURN_IF_ERROR(Validate(config));
+  CUBIT_RETURN_IF_ERROR(ValidateConfig(config));
   return config;
 }
 
@@ -196,6 +198,7 @@ absl::StatusOr<int> Train(const std::vector<std::string>& overrides) {
   }
   TrainerOptions options;
   options.resume = absl::GetFlag(FLAGS_resume);
+  options.allow_changes = absl::GetFlag(FLAGS_allow_changes);
   options.stop_at_step = absl::GetFlag(FLAGS_stop_at_step);
   std::string output_dir = absl::GetFlag(FLAGS_output_dir);
   if (output_dir.empty()) {
@@ -206,15 +209,16 @@ absl::StatusOr<int> Train(const std::vector<std::string>& overrides) {
     output_dir = FreeOutputDir(name);
   }
   CUBIT_ASSIGN_OR_RETURN(RunData data, PrepareRunData(config));
-  CUBIT_ASSIGN_OR_RETURN(std::unique_ptr<RunDirectory> directory,
-                         RunDirectory::Open(output_dir, options.resume));
-  CUBIT_RETURN_IF_ERROR(LogToFile(directory->log_path()));
+  CUBIT_ASSIGN_OR_RETURN(
+      RunDirectory directory,
+      RunDirectory::Open(FileSystem::Posix(), output_dir, options.resume));
+  CUBIT_RETURN_IF_ERROR(LogToFile(directory.log_path()));
   options.resume_command = absl::StrCat(
-      "./bazelw run //launch:train -- --output_dir=", directory->path(),
+      "./bazelw run //launch:train -- --output_dir=", directory.path(),
       " --resume");
   InstallInterruptHandlers();
   LogInfo(absl::StrCat("device: ", QueryDevice().name,
-                       "\noutput: ", directory->path()));
+                       "\noutput: ", directory.path()));
   CUBIT_ASSIGN_OR_RETURN(
       const std::unique_ptr<Trainer> trainer,
       Trainer::Create(config, options, std::move(data), std::move(directory)));

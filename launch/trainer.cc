@@ -7,12 +7,14 @@
 #include <cmath>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 
 #include "launch/config.h"
+#include "launch/config_checks.h"
 #include "launch/interrupt.h"
 #include "launch/lr_schedule.h"
 #include "launch/model_setup.h"
@@ -46,7 +48,7 @@ bool IsDue(int64_t step, int64_t every_steps) {
 }  // namespace
 
 Trainer::Trainer(const RunConfig& config, const TrainerOptions& options,
-                 RunData data, std::unique_ptr<RunDirectory> directory)
+                 RunData data, RunDirectory directory)
     : config_(config),
       options_(options),
       data_(std::move(data)),
@@ -54,7 +56,7 @@ Trainer::Trainer(const RunConfig& config, const TrainerOptions& options,
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
     const RunConfig& config, const TrainerOptions& options, RunData data,
-    std::unique_ptr<RunDirectory> directory) {
+    RunDirectory directory) {
   CUBIT_ASSIGN_OR_RETURN(const ModelConfig model_config,
                          MakeModelConfig(config, data.tokenizer->vocab_size()));
   CUBIT_ASSIGN_OR_RETURN(std::unique_ptr<LanguageModel> model,
@@ -62,6 +64,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
   auto trainer = std::unique_ptr<Trainer>(
       new Trainer(config, options, std::move(data), std::move(directory)));
   trainer->plan_ = MakePlan(config, *model);
+  trainer->peak_flops_ = QueryDevice().peak_flops;
   LogInfo(trainer->plan_.ToString());
   CUBIT_ASSIGN_OR_RETURN(trainer->state_,
                          TrainState::Create(config, std::move(model)));
@@ -72,10 +75,29 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
                                                      trainer->state_->stream());
   }
   CUBIT_RETURN_IF_ERROR(trainer->OpenData());
-  CUBIT_ASSIGN_OR_RETURN(
-      trainer->metrics_,
-      MetricsWriter::Open(trainer->directory_->metrics_path(), trainer->step_));
+  CUBIT_RETURN_IF_ERROR(trainer->OpenMetrics());
   return trainer;
+}
+
+absl::Status Trainer::OpenMetrics() {
+  const std::string path = directory_.metrics_path();
+  CUBIT_ASSIGN_OR_RETURN(metrics_, options_.resume
+                                       ? MetricsWriter::Resume(path, step_)
+                                       : MetricsWriter::Create(path));
+  CUBIT_RETURN_IF_ERROR(WriteFileAtomically(
+      FileSystem::Posix(), directory_.config_path(), ResolvedText(config_)));
+  if (!options_.resume) return absl::OkStatus();
+  return Event("resume", "folder",
+               CheckpointFolder(directory_.checkpoints_path(), step_));
+}
+
+absl::Status Trainer::Event(const std::string& event, const std::string& key,
+                            const std::string& value) {
+  EventMetrics line;
+  line.event = event;
+  line.step = step_;
+  line.fields = {{key, value}};
+  return metrics_->Write(line);
 }
 
 absl::Status Trainer::OpenData() {
@@ -107,9 +129,12 @@ absl::Status Trainer::OpenData() {
 }
 
 absl::Status Trainer::Resume() {
+  CUBIT_ASSIGN_OR_RETURN(const RunConfig saved,
+                         LoadConfigFile(directory_.config_path()));
+  CUBIT_RETURN_IF_ERROR(CheckResume(saved, config_, options_.allow_changes));
   CUBIT_ASSIGN_OR_RETURN(
       const CheckpointInfo info,
-      LoadNewestCheckpoint(FileSystem::Posix(), directory_->checkpoints_path(),
+      LoadNewestCheckpoint(FileSystem::Posix(), directory_.checkpoints_path(),
                            state_->Tensors(/*optimizer_state=*/true)));
   step_ = info.step;
   tokens_ = info.tokens;
@@ -163,8 +188,8 @@ absl::StatusOr<Trainer::StepResult> Trainer::TrainStep() {
   ++step_;
   tokens_ += tokens;
   position_ += config_.batch().global_batch_size();
-  result.learning_rate =
-      LearningRate(config_.optimizer(), config_.schedule(), step_);
+  result.learning_rate = LearningRate(
+      config_.schedule(), config_.optimizer().learning_rate(), step_);
   result.grad_norm = state_->optimizer().GradientNorm(state_->stream());
   result.skipped =
       !std::isfinite(result.loss) || !std::isfinite(result.grad_norm);
@@ -207,7 +232,7 @@ absl::Status Trainer::CheckFinite(const StepResult& result) {
       "step %d: loss %g, gradient norm %g; first bad gradient: %s; no update",
       step_, result.loss, result.grad_norm, bad.empty() ? "none" : bad);
   LogWarning(what);
-  CUBIT_RETURN_IF_ERROR(metrics_->Event("skipped_step", step_, what));
+  CUBIT_RETURN_IF_ERROR(Event("skipped_step", "reason", what));
   if (skipped_in_a_row_ < kMaxSkippedInARow) return absl::OkStatus();
   return absl::AbortedError(
       absl::StrCat(kMaxSkippedInARow,
@@ -222,7 +247,7 @@ absl::Status Trainer::Report(const StepResult& result) {
   line.step = step_;
   line.tokens = tokens_;
   line.loss = result.loss;
-  line.learning_rate = result.learning_rate;
+  line.lr = result.learning_rate;
   line.grad_norm = result.grad_norm;
   line.tokens_per_second =
       static_cast<double>(plan_.step_tokens) / result.seconds;
@@ -231,9 +256,11 @@ absl::Status Trainer::Report(const StepResult& result) {
   }
   line.step_seconds = result.seconds;
   line.memory_bytes = PeakMemoryBytes();
-  line.krr = {result.health.min_diagonal, result.health.max_gain,
-              result.health.lambda_max};
-  CUBIT_RETURN_IF_ERROR(metrics_->Train(line));
+  if (result.health.min_diagonal > 0) {
+    line.krr = KrrMetrics{result.health.min_diagonal, result.health.max_gain,
+                          result.health.lambda_max};
+  }
+  CUBIT_RETURN_IF_ERROR(metrics_->Write(line));
   const int64_t total = config_.schedule().total_steps();
   const std::string text = absl::StrFormat(
       "step %d/%d  loss %.4f  lr %.2e  grad_norm %.3f  %.0f tokens/s  left %s",
@@ -258,26 +285,32 @@ absl::Status Trainer::AfterStep() {
   if (IsDue(step_, config_.log().sample_every_steps())) {
     CUBIT_RETURN_IF_ERROR(Sample());
   }
-  if (IsDue(step_, config_.checkpoint().every_steps())) {
-    CUBIT_RETURN_IF_ERROR(Save());
+  if (!IsDue(step_, config_.checkpoint().every_steps())) {
+    return absl::OkStatus();
   }
-  return absl::OkStatus();
+  // A full disk now may have room at the next checkpoint; the last one of the
+  // run is not forgiven.
+  const absl::Status saved = Save();
+  if (saved.ok()) return saved;
+  LogWarning(absl::StrCat("no checkpoint at step ", step_, ": ",
+                          saved.message(), "; training goes on"));
+  return Event("checkpoint_failed", "reason", std::string(saved.message()));
 }
 
 absl::Status Trainer::Validate() {
   if (validator_ == nullptr) return absl::OkStatus();
   CUBIT_ASSIGN_OR_RETURN(const ValidationResult result,
                          validator_->Run(state_.get()));
-  if (step_ == 0) start_loss_ = result.loss;
   LogInfo(absl::StrFormat(
       "validation at step %d: loss %.4f, perplexity %.2f (%d tokens)", step_,
       result.loss, std::exp(result.loss), result.tokens));
   ValidationMetrics line;
   line.step = step_;
   line.loss = result.loss;
+  line.perplexity = std::exp(result.loss);
   line.tokens = result.tokens;
   line.loss_by_position = result.loss_by_position;
-  return metrics_->Validation(line);
+  return metrics_->Write(line);
 }
 
 absl::Status Trainer::Sample() {
@@ -287,7 +320,7 @@ absl::Status Trainer::Sample() {
                          GenerateText(state_->model(), *data_.tokenizer, "",
                                       options, state_->stream(), nullptr));
   LogInfo(absl::StrCat("sample at step ", step_, ":\n", text));
-  return metrics_->Event("sample", step_, text);
+  return Event("sample", "text", text);
 }
 
 absl::Status Trainer::Save() {
@@ -303,12 +336,12 @@ absl::Status Trainer::Save() {
   for (const TokenizerFile& file : data_.tokenizer->files()) {
     extra_files["tokenizer/" + file.name] = file.contents;
   }
-  const std::string& folder = directory_->checkpoints_path();
+  const std::string& folder = directory_.checkpoints_path();
   CUBIT_RETURN_IF_ERROR(SaveCheckpoint(FileSystem::Posix(), folder, info,
                                        state_->Tensors(true), extra_files));
   saved_step_ = step_;
   CUBIT_RETURN_IF_ERROR(
-      metrics_->Event("checkpoint", step_, CheckpointFolder(folder, step_)));
+      Event("checkpoint", "folder", CheckpointFolder(folder, step_)));
   return PruneCheckpoints(FileSystem::Posix(), folder,
                           config_.checkpoint().keep_last(),
                           config_.checkpoint().keep_every());
@@ -318,7 +351,7 @@ absl::StatusOr<int> Trainer::StopEarly(int signal) {
   CUBIT_RETURN_IF_ERROR(Save());
   LogInfo(absl::StrFormat(
       "stopped after step %d, saved in %s\nresume with: %s", step_,
-      CheckpointFolder(directory_->checkpoints_path(), step_),
+      CheckpointFolder(directory_.checkpoints_path(), step_),
       options_.resume_command));
   if (signal == SIGINT) return kExitInterrupted;
   return signal == SIGTERM ? kExitTerminated : kExitDone;
@@ -331,7 +364,7 @@ absl::Status Trainer::Finish() {
   LogInfo(absl::StrFormat(
       "done: %d steps, %d tokens. Everything is in %s: metrics.jsonl, log.txt, "
       "checkpoints/",
-      step_, tokens_, directory_->path()));
+      step_, tokens_, directory_.path()));
   return absl::OkStatus();
 }
 

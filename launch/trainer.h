@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/optional.h"
 
 #include "data/batch_loader.h"
 #include "data/token_dataset.h"
@@ -27,6 +28,9 @@ namespace cubit {
 
 struct TrainerOptions {
   bool resume = false;
+  // Whether a resumed run may differ in what changes its result (schedule,
+  // optimizer, data).
+  bool allow_changes = false;
   // Ends there as a time limit would: checkpoint, schedule unchanged. 0: never.
   int64_t stop_at_step = 0;
   // What a user types to go on; printed when the run stops early.
@@ -39,7 +43,7 @@ class Trainer {
   // of `directory` that is whole is loaded.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(
       const RunConfig& config, const TrainerOptions& options, RunData data,
-      std::unique_ptr<RunDirectory> directory);
+      RunDirectory directory);
 
   // Trains to the end, stop_at_step or a signal; the program's exit status.
   absl::StatusOr<int> Run();
@@ -55,10 +59,11 @@ class Trainer {
   };
 
   Trainer(const RunConfig& config, const TrainerOptions& options, RunData data,
-          std::unique_ptr<RunDirectory> directory);
+          RunDirectory directory);
 
   absl::Status OpenData();
   absl::Status Resume();
+  absl::Status OpenMetrics();
   absl::StatusOr<StepResult> TrainStep();
   absl::StatusOr<std::vector<Batch>> NextBatches();
   // Counts a skipped update; an error once there were too many in a row.
@@ -69,6 +74,8 @@ class Trainer {
   absl::Status Validate();
   absl::Status Sample();
   absl::Status Save();
+  absl::Status Event(const std::string& event, const std::string& key,
+                     const std::string& value);
   // Checkpoint and message of a run that ends before its last step.
   absl::StatusOr<int> StopEarly(int signal);
   absl::Status Finish();
@@ -76,12 +83,12 @@ class Trainer {
   RunConfig config_;
   TrainerOptions options_;
   RunData data_;
-  std::unique_ptr<RunDirectory> directory_;
+  RunDirectory directory_;
   std::unique_ptr<TrainState> state_;
   std::unique_ptr<TokenDataset> dataset_;
   std::unique_ptr<BatchLoader> loader_;
   std::unique_ptr<Validator> validator_;  // absent: too little held-out text
-  std::unique_ptr<MetricsWriter> metrics_;
+  absl::optional<MetricsWriter> metrics_;
 
   RunPlan plan_;
   double peak_flops_ = 0;
@@ -91,7 +98,6 @@ class Trainer {
   int64_t skipped_steps_ = 0;
   int64_t skipped_in_a_row_ = 0;
   int64_t saved_step_ = -1;
-  double start_loss_ = 0;  // of the first validation
 };
 
 }  // namespace cubit
