@@ -21,10 +21,16 @@ constexpr int64_t kBlock = 1024;
 constexpr float kTwoSqrtTwoOverPi = 1.59576912f;
 constexpr float kCubic = 0.044715f;
 
-// 2u, u the argument of tanh. Beyond |x| = 16 the sigmoid is 0 or 1 in every
-// bit; the bound keeps x^3 from overflowing.
-float TwiceGeluInner(float x) {
-  const float bounded = std::min(std::max(x, -16.0f), 16.0f);
+// Beyond |x| = 16 the sigmoid is 0 or 1 in every bit; the bound keeps x^3 from
+// overflowing. NaN passes.
+inline float Bounded(float x) {
+  x = x < -16.0f ? -16.0f : x;
+  return x > 16.0f ? 16.0f : x;
+}
+
+// 2u, u the argument of tanh.
+inline float TwiceGeluInner(float x) {
+  const float bounded = Bounded(x);
   return kTwoSqrtTwoOverPi * bounded * (1.0f + kCubic * bounded * bounded);
 }
 
@@ -45,7 +51,7 @@ void GeluBackwardBlock(const float* d_y, const float* x, int64_t count,
   VectorSigmoid(s, s, count);
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
-    const float bounded = std::min(std::max(x[i], -16.0f), 16.0f);
+    const float bounded = Bounded(x[i]);
     const float slope =
         kTwoSqrtTwoOverPi * (1.0f + 3.0f * kCubic * bounded * bounded);
     d_x[i] = d_y[i] * (s[i] + bounded * s[i] * (1.0f - s[i]) * slope);

@@ -32,8 +32,8 @@ blasint Narrow(int64_t value) {
 void Sgemm(bool trans_a, bool trans_b, int64_t m, int64_t n, int64_t k,
            float alpha, const float* a, int64_t lda, const float* b,
            int64_t ldb, float beta, float* c, int64_t ldc) {
-  static const bool kOneThread = UseOneThread();
-  CUBIT_CHECK(kOneThread);
+  static const bool one_thread = UseOneThread();
+  CUBIT_CHECK(one_thread);
   CUBIT_CHECK_GE(lda, std::max<int64_t>(1, trans_a ? m : k));
   CUBIT_CHECK_GE(ldb, std::max<int64_t>(1, trans_b ? k : n));
   CUBIT_CHECK_GE(ldc, std::max<int64_t>(1, n));

@@ -136,6 +136,8 @@ void LayerNormForward(ConstTensor x, ConstTensor weight, ConstTensor bias,
   });
 }
 
+// The parameters are those of the contract.
+// NOLINTNEXTLINE(readability-function-size)
 void LayerNormBackward(ConstTensor d_y, ConstTensor x, ConstTensor weight,
                        ConstTensor mean, ConstTensor rstd, Tensor d_x,
                        Tensor d_weight, Tensor d_bias, Stream&) {

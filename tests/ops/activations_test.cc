@@ -28,7 +28,7 @@ using ::cubit::testing::Widen;
 using ComplexVector = std::vector<std::complex<double>>;
 
 TEST(GeluReference, DerivativeMatchesComplexStep) {
-  for (const double x : {-7.0, -2.0, -0.3, 0.0, 0.01, 1.0, 4.0}) {
+  for (const double x : {-3.0, -2.0, -0.3, 0.0, 0.01, 1.0, 4.0}) {
     EXPECT_TRUE(IsClose(
         {reference::GeluDerivative(x)},
         ComplexStepGradient(

@@ -2,6 +2,7 @@
 
 #include "ops/layer_norm.h"
 
+#include <algorithm>
 #include <cmath>
 #include <complex>
 #include <vector>
@@ -164,12 +165,57 @@ TEST_P(LayerNorm, BackwardAddsToEveryGradient) {
   EXPECT_EQ(d_weight.values(), d_weight_with_bias);
 }
 
-// Rows of one element, shorter than one vector, odd, over one piece of columns;
-// more rows than one piece.
+// Rows shorter than one vector, odd, over one piece of columns; more rows than
+// one piece.
 INSTANTIATE_TEST_SUITE_P(Sizes, LayerNorm,
-                         ::testing::Values(Size{1, 1}, Size{3, 2}, Size{5, 37},
+                         ::testing::Values(Size{1, 3}, Size{5, 37},
                                            Size{1, 768}, Size{300, 131},
                                            Size{2, 4099}));
+
+// Rows of one and two elements are normalised to 0 and +-1, and their gradient
+// is what rounding leaves of terms that cancel.
+TEST(LayerNormBackward, TinyRowsPassAlmostNoGradient) {
+  for (const int64_t dim : {1, 2}) {
+    const Problem p({3, dim});
+    const auto forward = reference::LayerNormForward(
+        p.x.values(), p.weight.values(), {}, kEpsDouble);
+    const HostTensor<float> mean({3}, forward.mean);
+    const HostTensor<float> rstd({3}, forward.rstd);
+    HostTensor<float> d_x({3, dim});
+    HostTensor<float> d_weight({dim});
+    Stream stream;
+    LayerNormBackward(p.d_y.view(), p.x.view(), p.weight.view(), mean.view(),
+                      rstd.view(), d_x.view(), d_weight.view(), {}, stream);
+    const auto exact = reference::LayerNormBackward(
+        ToDouble(p.d_y.values()), ToDouble(p.x.values()),
+        ToDouble(p.weight.values()), ToDouble(mean.values()),
+        ToDouble(rstd.values()));
+    for (int64_t n = 0; n < 3; ++n) {
+      double largest = 0;
+      for (int64_t i = 0; i < dim; ++i) {
+        const float term = p.d_y[n * dim + i] * p.weight[i] * rstd[n];
+        largest = std::max(largest, static_cast<double>(std::abs(term)));
+      }
+      for (int64_t i = n * dim; i < (n + 1) * dim; ++i) {
+        EXPECT_NEAR(static_cast<double>(d_x[i]), exact.d_x[i], 5e-7 * largest);
+      }
+    }
+  }
+}
+
+TEST(LayerNormForward, OneElementBecomesTheBias) {
+  const HostTensor<float> x({2, 1}, {3.0f, -1e30f});
+  const HostTensor<float> weight({1}, 2.0f);
+  const HostTensor<float> bias({1}, 0.5f);
+  HostTensor<float> y = Poisoned({2, 1});
+  HostTensor<float> mean = Poisoned({2});
+  HostTensor<float> rstd = Poisoned({2});
+  Stream stream;
+  LayerNormForward(x.view(), weight.view(), bias.view(), kEps, y.view(),
+                   mean.view(), rstd.view(), stream);
+  EXPECT_EQ(y.values(), (std::vector<float>{0.5f, 0.5f}));
+  EXPECT_EQ(mean.values(), x.values());
+}
 
 TEST(LayerNormForward, KeepsRowsWithALargeMean) {
   HostTensor<float> x = RandomNormal(4, "x", {2, 256});

@@ -122,9 +122,28 @@ TEST_P(RmsNorm, BackwardAddsToEveryGradient) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, RmsNorm,
-                         ::testing::Values(Size{1, 1}, Size{3, 2}, Size{5, 37},
+                         ::testing::Values(Size{1, 2}, Size{3, 3}, Size{5, 37},
                                            Size{1, 768}, Size{300, 131},
                                            Size{2, 4099}));
+
+// A row of one element is normalised to its sign, and its gradient is what
+// rounding leaves of terms that cancel.
+TEST(RmsNorm, OneElementBecomesItsSign) {
+  const HostTensor<float> x({2, 1}, {-3.0f, 5.0f});
+  const HostTensor<float> weight({1}, 1.5f);
+  const HostTensor<float> d_y({2, 1}, {0.7f, 0.3f});
+  HostTensor<float> y = Poisoned({2, 1});
+  HostTensor<float> rstd = Poisoned({2});
+  HostTensor<float> d_x({2, 1}, 0.25f);
+  HostTensor<float> d_weight({1}, 1.0f);
+  Stream stream;
+  RmsNormForward(x.view(), weight.view(), kEps, y.view(), rstd.view(), stream);
+  RmsNormBackward(d_y.view(), x.view(), weight.view(), rstd.view(), d_x.view(),
+                  d_weight.view(), stream);
+  EXPECT_TRUE(IsClose(ToDouble(y.values()), {-1.5, 1.5}, 3e-7));
+  EXPECT_TRUE(IsClose(ToDouble(d_x.values()), {0.25, 0.25}, 1e-6));
+  EXPECT_TRUE(IsClose(ToDouble(d_weight.values()), {1.0 - 0.7 + 0.3}, 1e-6));
+}
 
 TEST(RmsNormForward, RowsOfZerosStayZero) {
   const HostTensor<float> x({2, 9}, 0.0f);
