@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Text files to a folder of token shards: the library behind //data:prepare.
+// Documents are read by one thread (data/text_source.h), tokenised by several
+// and written in order, so the result does not depend on the number of threads.
+// Memory does not grow with the input.
+
+#ifndef CUBIT_DATA_PREPARE_H_
+#define CUBIT_DATA_PREPARE_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+
+#include "data/tokenizer.h"
+#include "runtime/file_system.h"
+
+namespace cubit {
+
+struct PrepareOptions {
+  std::vector<std::string> inputs;  // files, folders, patterns: ListTextFiles
+  std::string out;                  // folder
+  int threads = 1;                  // that tokenise
+  // A shard ends before the document that would make it longer than this; a
+  // longer document has a shard of its own.
+  int64_t shard_tokens = int64_t{32} << 20;
+  // Share of the documents that go to split "validation" (SplitRule); 0 for
+  // none.
+  double validation_fraction = 0.01;
+  std::string source;   // free text for the attribute; empty: the inputs' names
+  std::string created;  // UTC; empty: now. For files equal byte for byte
+  bool show_progress = false;
+};
+
+// Which split a document belongs to: a rule of its index among the documents
+// that have tokens, counted over all inputs from 0. Of every `period` documents
+// in a row one is for validation, at a place in the row that a hash of the row
+// number gives; in the first row it is document 1. So two documents give one to
+// each split. Of a single document the last validation_fraction of its tokens
+// (at least one) become a validation document.
+class SplitRule {
+ public:
+  // 0 <= validation_fraction <= 0.5.
+  explicit SplitRule(double validation_fraction);
+
+  // 0 if nothing is for validation.
+  int64_t period() const { return period_; }
+  bool IsValidation(int64_t document) const;
+  // Tokens of a single document of `num_tokens` that stay in split "train".
+  int64_t TrainTokensOfSingle(int64_t num_tokens) const;
+
+ private:
+  double validation_fraction_;
+  int64_t period_;
+};
+
+struct PrepareReport {
+  // The folder held this very data set already; nothing was done.
+  bool was_complete = false;
+  int64_t reused_shards = 0;  // of an interrupted preparation
+  int64_t shards = 0;
+  int64_t train_documents = 0;
+  int64_t train_tokens = 0;
+  int64_t validation_documents = 0;
+  int64_t validation_tokens = 0;
+  int64_t empty_documents = 0;  // left out
+  int64_t text_bytes = 0;       // read by this run
+  double seconds = 0;
+};
+
+// Prepares options.inputs into options.out.
+//
+// Killed at any moment, it leaves whole shards and prepare.json (what was asked
+// for, and of which inputs) but no index.json; the same call then continues. A
+// folder that holds the same data set, complete, is left as it is; one that
+// holds another is refused with what differs. An unfinished preparation of
+// something else is started again.
+//
+// Errors: inputs that name nothing, cannot be read or have no text; a folder
+// that cannot be written; a full disk. Temporary files are removed; after bad
+// input everything that was written is, otherwise the finished shards stay for
+// the next call.
+absl::StatusOr<PrepareReport> Prepare(const PrepareOptions& options,
+                                      const Tokenizer& tokenizer,
+                                      FileSystem& files);
+
+// The same with LoadTokenizer(tokenizer_spec) on the system's files.
+absl::StatusOr<PrepareReport> Prepare(const PrepareOptions& options,
+                                      const std::string& tokenizer_spec);
+
+}  // namespace cubit
+
+#endif  // CUBIT_DATA_PREPARE_H_

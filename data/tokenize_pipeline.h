@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Documents of many files as token ids, in order: one thread reads, several
+// tokenise, the caller takes the results in the order of the documents.
+
+#ifndef CUBIT_DATA_TOKENIZE_PIPELINE_H_
+#define CUBIT_DATA_TOKENIZE_PIPELINE_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+
+#include "data/tokenizer.h"
+
+namespace cubit {
+
+// Consecutive documents.
+struct TokenizedBatch {
+  int64_t first_document = 0;  // index over all files, empty ones left out
+  // Document d has ids [begins[d], begins[d + 1]); none if it was not wanted.
+  std::vector<int32_t> ids;
+  std::vector<int64_t> begins;  // [documents + 1]
+  int64_t text_bytes = 0;
+  int64_t empty_documents = 0;  // left out among them
+  int64_t file = 0;             // number of the last file read from
+
+  int64_t documents() const { return static_cast<int64_t>(begins.size()) - 1; }
+  absl::Span<const int32_t> Ids(int64_t d) const;
+};
+
+class TokenizePipeline {
+ public:
+  // Reads `paths` one after the other. Documents for which `wanted` (called by
+  // the reading thread) is false are counted and not tokenised. `tokenizer`
+  // must outlive this.
+  TokenizePipeline(std::vector<std::string> paths, const Tokenizer& tokenizer,
+                   int threads, std::function<bool(int64_t document)> wanted);
+  // Stops all threads, whatever is left.
+  ~TokenizePipeline();
+  TokenizePipeline(const TokenizePipeline&) = delete;
+  TokenizePipeline& operator=(const TokenizePipeline&) = delete;
+
+  // Replaces *batch with the next; false after the last. The first error of
+  // reading comes after the batches before it.
+  absl::StatusOr<bool> Next(TokenizedBatch* batch);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace cubit
+
+#endif  // CUBIT_DATA_TOKENIZE_PIPELINE_H_
