@@ -53,8 +53,8 @@ std::vector<std::vector<int32_t>> RandomDocuments(uint64_t seed, int64_t count,
   return documents;
 }
 
-std::vector<int32_t> Stream(const std::vector<std::vector<int32_t>>& documents,
-                            int32_t eot_id) {
+std::vector<int32_t> TokenStream(
+    const std::vector<std::vector<int32_t>>& documents, int32_t eot_id) {
   std::vector<int32_t> stream;
   for (const auto& document : documents) {
     stream.push_back(eot_id);

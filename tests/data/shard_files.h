@@ -29,8 +29,8 @@ std::vector<std::vector<int32_t>> RandomDocuments(uint64_t seed, int64_t count,
                                                   int64_t vocab_size);
 
 // The stream that documents make: end of text before each.
-std::vector<int32_t> Stream(const std::vector<std::vector<int32_t>>& documents,
-                            int32_t eot_id);
+std::vector<int32_t> TokenStream(
+    const std::vector<std::vector<int32_t>>& documents, int32_t eot_id);
 
 // Attributes for shards of a made-up tokenizer whose last id is end of text.
 TokenShardInfo ShardInfo(const std::string& split, int64_t vocab_size);

@@ -40,7 +40,7 @@ TEST_P(TokenShardSizes, ReturnsWhatWasWritten) {
   const std::string path = ScratchFolder("") + "/shard_00000.h5";
   // More than a chunk of 1 MiB of either width.
   const Documents documents = RandomDocuments(7, 900, 2000, vocab_size);
-  const std::vector<int32_t> stream = Stream(documents, eot_id);
+  const std::vector<int32_t> stream = TokenStream(documents, eot_id);
   ASSERT_GT(stream.size(), 600000u);
   const WrittenShard written =
       WriteShard(path, ShardInfo("train", vocab_size), documents);
@@ -153,8 +153,8 @@ TEST(TokenShard, EveryFaultLeavesTheOldOrTheNewShard) {
       TokenShard shard = OpenShard(path);
       EXPECT_TRUE(shard.Verify().ok()) << files.failed_call();
       const std::vector<int32_t> tokens = ReadAll(shard);
-      if (tokens != Stream(after, 50256)) {
-        EXPECT_EQ(tokens, Stream(before, 50256)) << files.failed_call();
+      if (tokens != TokenStream(after, 50256)) {
+        EXPECT_EQ(tokens, TokenStream(before, 50256)) << files.failed_call();
         EXPECT_FALSE(written.ok()) << files.failed_call();
       }
       if (!written.ok()) {
@@ -223,7 +223,7 @@ TEST(TokenShard, NeverReadsWrongTokensFromAFlippedBit) {
   const std::string path = ScratchFolder("") + "/a.h5";
   const Documents documents = RandomDocuments(1, 12, 80, 50257);
   WriteShard(path, ShardInfo("train", 50257), documents);
-  const std::vector<int32_t> stream = Stream(documents, 50256);
+  const std::vector<int32_t> stream = TokenStream(documents, 50256);
   const std::string whole = FileContents(path);
   int detected = 0;
   int harmless = 0;
