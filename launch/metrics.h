@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// metrics.jsonl, the primary record of a run: one JSON object a line, appended
+// as it happens. Doubles are printed so that reading them gives the same bits.
+// A number that is not finite is null in its place, and an event "non_finite"
+// on the line after says what it was.
+
+#ifndef CUBIT_LAUNCH_METRICS_H_
+#define CUBIT_LAUNCH_METRICS_H_
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/optional.h"
+#include "absl/types/variant.h"
+
+namespace cubit {
+
+// Health of the ridge systems of a step (ops/krr.h, KrrHealth).
+struct KrrMetrics {
+  double min_diagonal = 0;
+  double max_gain = 0;
+  double lambda_max = 0;
+};
+
+struct TrainMetrics {
+  int64_t step = 0;
+  int64_t tokens = 0;  // seen so far
+  double loss = 0;     // nats per token over all valid tokens of the step
+  double lr = 0;
+  double grad_norm = 0;  // before clipping
+  double tokens_per_second = 0;
+  absl::optional<double> mfu;  // none where the peak is not known
+  double step_seconds = 0;
+  int64_t memory_bytes = 0;
+  absl::optional<KrrMetrics> krr;  // none for other mixers
+};
+
+struct ValidationMetrics {
+  int64_t step = 0;
+  double loss = 0;
+  double perplexity = 0;
+  int64_t tokens = 0;  // evaluated
+  // "0-127" -> mean loss of these positions, in order.
+  std::vector<std::pair<std::string, double>> loss_by_position;
+};
+
+using MetricValue = absl::variant<int64_t, double, bool, std::string>;
+
+// checkpoint, resume, skipped_step, evaluation, sample, ...
+struct EventMetrics {
+  std::string event;
+  int64_t step = 0;
+  std::vector<std::pair<std::string, MetricValue>> fields;
+};
+
+// Appends lines, each whole in one write; a line that does not fit on the disk
+// is taken back. Move-only.
+class MetricsWriter {
+ public:
+  // A new run. Error (AlreadyExists) if the file is there.
+  static absl::StatusOr<MetricsWriter> Create(const std::string& path);
+  // A run that continues after `step`: lines of later steps, which will be
+  // written again, are dropped, so that the file becomes what an unbroken run
+  // writes; so is a line that is torn or damaged, with a warning. The rest
+  // stays byte for byte. A missing file is created.
+  static absl::StatusOr<MetricsWriter> Resume(const std::string& path,
+                                              int64_t step);
+  ~MetricsWriter();
+  MetricsWriter(MetricsWriter&& other) noexcept;
+  MetricsWriter& operator=(MetricsWriter&& other) noexcept;
+  MetricsWriter(const MetricsWriter&) = delete;
+  MetricsWriter& operator=(const MetricsWriter&) = delete;
+
+  absl::Status Write(const TrainMetrics& metrics);
+  absl::Status Write(const ValidationMetrics& metrics);
+  absl::Status Write(const EventMetrics& metrics);
+
+ private:
+  MetricsWriter(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}
+
+  static absl::StatusOr<MetricsWriter> Open(const std::string& path, int flags);
+  absl::Status WriteLines(const std::string& lines);
+
+  std::string path_;
+  int fd_ = -1;
+};
+
+struct RunMetrics {
+  std::vector<TrainMetrics> train;
+  std::vector<ValidationMetrics> validation;
+  std::vector<EventMetrics> events;
+};
+
+// Reads a file back; null numbers become NaN. A torn last line is skipped; any
+// other line that is no object of ours is an error (DataLoss) with its number.
+absl::StatusOr<RunMetrics> ReadMetrics(const std::string& path);
+
+}  // namespace cubit
+
+#endif  // CUBIT_LAUNCH_METRICS_H_
