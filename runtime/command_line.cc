@@ -66,8 +66,21 @@ std::vector<std::string> FlagNames() {
   std::exit(kExitDone);
 }
 
-// absl would answer an unknown flag without a suggestion; look first.
-void RefuseUnknownFlags(const std::vector<char*>& arguments) {
+bool IsBool(const absl::CommandLineFlag& flag) { return flag.IsOfType<bool>(); }
+
+[[noreturn]] void RefuseFlag(const std::string& name) {
+  const std::string nearest = NearestWord(name, FlagNames());
+  LogError(absl::StrCat(
+      "unknown flag --", name, ". ",
+      nearest.empty() ? "" : absl::StrCat("Did you mean --", nearest, "? "),
+      "--help lists all flags."));
+  std::exit(kExitWrongRequest);
+}
+
+// Looks at every word as absl will, before it does: --help prints our own text,
+// and an unknown flag gets a suggestion, which absl would not give.
+void LookForHelpAndUnknownFlags(const std::vector<char*>& arguments,
+                                absl::string_view usage) {
   for (size_t i = 1; i < arguments.size(); ++i) {
     absl::string_view word = arguments[i];
     if (word == "--") return;
@@ -75,17 +88,16 @@ void RefuseUnknownFlags(const std::vector<char*>& arguments) {
     absl::ConsumePrefix(&word, "-");
     const std::string name(word.substr(0, word.find('=')));
     if (name.empty() || absl::ascii_isdigit(name[0])) continue;
-    if (absl::FindCommandLineFlag(name) != nullptr) continue;
-    if (absl::StartsWith(name, "no") &&
-        absl::FindCommandLineFlag(name.substr(2)) != nullptr) {
+    if (name == "help" || name == "h" || name == "helpfull") PrintHelp(usage);
+    if (const auto* flag = absl::FindCommandLineFlag(name)) {
+      // `--name value`: the next word is no flag, whatever it begins with.
+      if (!IsBool(*flag) && name.size() == word.size()) ++i;
       continue;
     }
-    const std::string nearest = NearestWord(name, FlagNames());
-    LogError(absl::StrCat(
-        "unknown flag --", name, ". ",
-        nearest.empty() ? "" : absl::StrCat("Did you mean --", nearest, "? "),
-        "--help lists all flags."));
-    std::exit(kExitWrongRequest);
+    const auto* negated = absl::StartsWith(name, "no")
+                              ? absl::FindCommandLineFlag(name.substr(2))
+                              : nullptr;
+    if (negated == nullptr || !IsBool(*negated)) RefuseFlag(name);
   }
 }
 
@@ -101,14 +113,7 @@ std::vector<std::string> ParseCommandLine(int argc, char** argv,
     }
   }
   const std::vector<char*> arguments(argv, argv + argc);
-  for (const char* word : arguments) {
-    if (absl::string_view(word) == "--help" ||
-        absl::string_view(word) == "-h" ||
-        absl::string_view(word) == "--helpfull") {
-      PrintHelp(usage);
-    }
-  }
-  RefuseUnknownFlags(arguments);
+  LookForHelpAndUnknownFlags(arguments, usage);
   absl::SetProgramUsageMessage(usage);
   const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
   return std::vector<std::string>(rest.begin() + 1, rest.end());
@@ -159,7 +164,8 @@ int ExitStatus(const absl::Status& status) {
 std::string NearestWord(absl::string_view word,
                         const std::vector<std::string>& candidates) {
   std::string nearest;
-  size_t best = std::max<size_t>(3, word.size() / 2);
+  // Half the letters may be wrong; beyond that a suggestion only misleads.
+  size_t best = std::max<size_t>(1, word.size() / 2) + 1;
   for (const std::string& candidate : candidates) {
     const size_t distance = EditDistance(word, candidate);
     if (distance < best) {

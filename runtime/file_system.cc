@@ -38,6 +38,14 @@ absl::Status Error(int code, absl::string_view operation,
   switch (code) {
     case ENOENT:
       return absl::NotFoundError(what);
+    case EEXIST:
+    case EINVAL:
+    case EISDIR:
+    case ELOOP:
+    case ENAMETOOLONG:
+    case ENOTDIR:
+    case ENOTEMPTY:
+      return absl::FailedPreconditionError(what);
     case EACCES:
     case EPERM:
     case EROFS:
@@ -128,12 +136,14 @@ class PosixFileSystem : public FileSystem {
   absl::StatusOr<std::vector<std::string>> List(
       const std::string& path) override {
     std::error_code error;
-    std::filesystem::directory_iterator entries(path, error);
-    if (error) return Error(error.value(), "list", path);
+    std::filesystem::directory_iterator entry(path, error);
     std::vector<std::string> names;
-    for (const auto& entry : entries) {
-      names.push_back(entry.path().filename().string());
+    // increment, because operator++ would throw.
+    for (; !error && entry != std::filesystem::directory_iterator();
+         entry.increment(error)) {
+      names.push_back(entry->path().filename().string());
     }
+    if (error) return Error(error.value(), "list", path);
     std::sort(names.begin(), names.end());
     return names;
   }
@@ -179,6 +189,13 @@ class PosixFileSystem : public FileSystem {
   }
 };
 
+absl::Status WriteDurably(WritableFile& file, absl::string_view contents) {
+  CUBIT_RETURN_IF_ERROR(
+      file.Append(contents.data(), static_cast<int64_t>(contents.size())));
+  CUBIT_RETURN_IF_ERROR(file.Sync());
+  return file.Close();
+}
+
 }  // namespace
 
 FileSystem& FileSystem::Posix() {
@@ -202,11 +219,12 @@ absl::Status WriteFileAtomically(FileSystem& files, const std::string& path,
                                  absl::string_view contents) {
   const std::string temporary = path + ".tmp";
   CUBIT_ASSIGN_OR_RETURN(auto file, files.Create(temporary));
-  CUBIT_RETURN_IF_ERROR(
-      file->Append(contents.data(), static_cast<int64_t>(contents.size())));
-  CUBIT_RETURN_IF_ERROR(file->Sync());
-  CUBIT_RETURN_IF_ERROR(file->Close());
-  CUBIT_RETURN_IF_ERROR(files.Rename(temporary, path));
+  absl::Status status = WriteDurably(*file, contents);
+  if (status.ok()) status = files.Rename(temporary, path);
+  if (!status.ok()) {
+    files.Remove(temporary).IgnoreError();  // the first error is the one
+    return status;
+  }
   return files.SyncFolder(FolderOf(path));
 }
 

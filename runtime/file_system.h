@@ -64,7 +64,8 @@ absl::StatusOr<std::string> ReadFile(FileSystem& files, const std::string& path,
                                      int64_t max_bytes);
 
 // Writes `path` so that a reader sees the old or the new contents, whole:
-// temporary file beside it, fsync, rename, fsync of the folder.
+// temporary file `path`.tmp, fsync, rename, fsync of the folder. A failure
+// leaves the old contents, and no temporary file if that can still be removed.
 absl::Status WriteFileAtomically(FileSystem& files, const std::string& path,
                                  absl::string_view contents);
 

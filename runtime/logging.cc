@@ -2,35 +2,59 @@
 
 #include "runtime/logging.h"
 
+#include <execinfo.h>
+#include <signal.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
+#include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <memory>
+#include <mutex>
 
-#include "absl/base/const_init.h"
-#include "absl/base/thread_annotations.h"
 #include "absl/debugging/failure_signal_handler.h"
+#include "absl/debugging/stacktrace.h"
 #include "absl/debugging/symbolize.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 #include "spdlog/sinks/basic_file_sink.h"
 #include "spdlog/spdlog.h"
 
 namespace cubit {
 namespace {
 
-absl::Mutex log_mutex(absl::kConstInit);
-std::shared_ptr<spdlog::logger>* log_file ABSL_GUARDED_BY(log_mutex) = nullptr;
-bool progress_on_screen ABSL_GUARDED_BY(log_mutex) = false;
+// The terminal and the log file belong to the process; so does their state.
+std::mutex log_mutex;
+// Guarded by log_mutex. A plain pointer, so that lines may still be written
+// while static objects go.
+spdlog::logger* log_file = nullptr;
+bool progress_on_screen = false;  // guarded by log_mutex
 
 void Line(absl::string_view prefix, absl::string_view line) {
   const std::string text = absl::StrCat(prefix, line);
-  absl::MutexLock lock(&log_mutex);
+  const std::lock_guard<std::mutex> lock(log_mutex);
   std::fprintf(stderr, "%s%s\n", progress_on_screen ? "\r\033[K" : "",
                text.c_str());
   progress_on_screen = false;
-  if (log_file != nullptr) (*log_file)->info(text);
+  if (log_file != nullptr) log_file->info(text);
+}
+
+// Walks the stack by the unwind tables. Abseil would follow frame pointers,
+// which the system's libraries do not keep: a trace would end in abort().
+int UnwindStack(void** frames, int* sizes, int max_depth, int skip_count,
+                const void* /*context*/, int* min_dropped_frames) {
+  std::array<void*, 128> all;
+  const int depth = backtrace(all.data(), static_cast<int>(all.size()));
+  const int begin = std::min(depth, skip_count + 1);
+  const int count = std::min(max_depth, depth - begin);
+  std::copy_n(all.data() + begin, count, frames);
+  if (sizes != nullptr) std::fill_n(sizes, count, 0);
+  if (min_dropped_frames != nullptr) {
+    *min_dropped_frames = depth - begin - count;
+  }
+  return count;
 }
 
 int TerminalWidth() {
@@ -53,16 +77,17 @@ absl::Status LogToFile(const std::string& path) {
   std::FILE* probe = std::fopen(path.c_str(), "a");
   if (probe == nullptr) {
     return absl::PermissionDeniedError(
-        absl::StrCat(path, ": cannot be written; choose another --output_dir"));
+        absl::StrCat(path, ": cannot be written: ", std::strerror(errno),
+                     "; choose another --output_dir"));
   }
   std::fclose(probe);
-  auto logger = std::make_shared<spdlog::logger>(
+  auto logger = std::make_unique<spdlog::logger>(
       "file", std::make_shared<spdlog::sinks::basic_file_sink_mt>(path));
   logger->set_pattern("%Y-%m-%dT%H:%M:%S.%e %v");
   logger->flush_on(spdlog::level::info);
-  absl::MutexLock lock(&log_mutex);
+  const std::lock_guard<std::mutex> lock(log_mutex);
   delete log_file;
-  log_file = new std::shared_ptr<spdlog::logger>(std::move(logger));
+  log_file = logger.release();
   return absl::OkStatus();
 }
 
@@ -70,7 +95,7 @@ void ShowProgress(absl::string_view line) {
   if (!ProgressIsShown()) return;
   const size_t width = static_cast<size_t>(TerminalWidth() - 1);
   const std::string text(line.substr(0, width));
-  absl::MutexLock lock(&log_mutex);
+  const std::lock_guard<std::mutex> lock(log_mutex);
   std::fprintf(stderr, "\r\033[K%s", text.c_str());
   std::fflush(stderr);
   progress_on_screen = true;
@@ -82,10 +107,18 @@ bool ProgressIsShown() {
 }
 
 void InstallCrashHandler(const char* program) {
+  // absl takes SIGTERM for a crash too; here it is a request to stop.
+  struct sigaction terminate = {};
+  sigaction(SIGTERM, nullptr, &terminate);
   absl::InitializeSymbolizer(program);
+  // The first call of backtrace() loads libgcc, which a crash must not do.
+  void* frame = nullptr;
+  backtrace(&frame, 1);
+  absl::SetStackUnwinder(UnwindStack);
   absl::FailureSignalHandlerOptions options;
   options.call_previous_handler = true;
   absl::InstallFailureSignalHandler(options);
+  sigaction(SIGTERM, &terminate, nullptr);
 }
 
 }  // namespace cubit

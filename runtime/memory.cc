@@ -2,13 +2,12 @@
 
 #include "runtime/memory.h"
 
+#include <algorithm>
+#include <mutex>
 #include <numeric>
 #include <utility>
 
-#include "absl/base/const_init.h"
-#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/mutex.h"
 
 #include "runtime/device.h"
 #include "runtime/status_macros.h"
@@ -20,12 +19,12 @@ constexpr int64_t kAlignment = 256;
 
 // The process-wide count: memory is a resource of the process, so its ledger
 // is the one mutable global of this file.
-absl::Mutex ledger_mutex(absl::kConstInit);
-MemoryUse ledger_use ABSL_GUARDED_BY(ledger_mutex);
-int64_t ledger_peak ABSL_GUARDED_BY(ledger_mutex) = 0;
+std::mutex ledger_mutex;
+MemoryUse ledger_use;     // guarded by ledger_mutex
+int64_t ledger_peak = 0;  // guarded by ledger_mutex
 
 void Count(MemoryCategory category, int64_t bytes) {
-  absl::MutexLock lock(&ledger_mutex);
+  const std::lock_guard<std::mutex> lock(ledger_mutex);
   ledger_use[category] += bytes;
   ledger_peak = std::max(ledger_peak, ledger_use.total());
 }
@@ -44,12 +43,12 @@ int64_t MemoryUse::total() const {
 }
 
 MemoryUse CurrentMemoryUse() {
-  absl::MutexLock lock(&ledger_mutex);
+  const std::lock_guard<std::mutex> lock(ledger_mutex);
   return ledger_use;
 }
 
 int64_t PeakMemoryBytes() {
-  absl::MutexLock lock(&ledger_mutex);
+  const std::lock_guard<std::mutex> lock(ledger_mutex);
   return ledger_peak;
 }
 

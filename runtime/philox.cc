@@ -29,10 +29,8 @@ Philox::Philox(uint64_t seed, absl::string_view name)
   stream_ = {Low(hash), High(hash)};
 }
 
-std::array<uint32_t, 4> Philox::Block(uint64_t index) const {
-  std::array<uint32_t, 4> counter = {Low(index), High(index), stream_[0],
-                                     stream_[1]};
-  std::array<uint32_t, 2> key = key_;
+std::array<uint32_t, 4> Philox::Encipher(std::array<uint32_t, 4> counter,
+                                         std::array<uint32_t, 2> key) {
   for (int round = 0; round < kRounds; ++round) {
     const uint64_t product0 = kMultiplier0 * counter[0];
     const uint64_t product1 = kMultiplier1 * counter[2];
@@ -42,6 +40,10 @@ std::array<uint32_t, 4> Philox::Block(uint64_t index) const {
     key[1] += kWeyl1;
   }
   return counter;
+}
+
+std::array<uint32_t, 4> Philox::Block(uint64_t index) const {
+  return Encipher({Low(index), High(index), stream_[0], stream_[1]}, key_);
 }
 
 uint64_t Philox::Bits(uint64_t index) const {

@@ -21,6 +21,10 @@ class Philox {
   // The stream of numbers of `name` under `seed`.
   Philox(uint64_t seed, absl::string_view name);
 
+  // Philox4x32-10 itself: the counter enciphered under the key.
+  static std::array<uint32_t, 4> Encipher(std::array<uint32_t, 4> counter,
+                                          std::array<uint32_t, 2> key);
+
   // Four independent 32-bit words of block `index`.
   std::array<uint32_t, 4> Block(uint64_t index) const;
 

@@ -2,6 +2,8 @@
 
 #include "runtime/tensor.h"
 
+#include <type_traits>
+
 #include "absl/strings/str_cat.h"
 
 namespace cubit {
@@ -22,11 +24,25 @@ int64_t RowBytes(const Shape& shape, DType dtype) {
   return shape[0] == 0 ? 0 : shape.num_elements() / shape[0] * SizeOf(dtype);
 }
 
+// `data` + `bytes`; null stays null: a measuring arena's tensors have no memory
+// and may still be sliced.
+template <typename Pointer>
+Pointer Advance(Pointer data, int64_t bytes) {
+  using Byte =
+      std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>,
+                         const char, char>;
+  return data == nullptr ? nullptr : static_cast<Byte*>(data) + bytes;
+}
+
 // Fills everything but the pointer of a view on `shape` [B, T, C].
 template <typename View>
-View DescribeHeads(const Shape& shape, DType dtype, int64_t num_heads,
-                   int64_t head_dim) {
+View DescribeHeads(const Shape& shape, DType dtype, int64_t first_column,
+                   int64_t num_heads, int64_t head_dim) {
   CUBIT_CHECK_EQ(shape.rank(), 3);
+  CUBIT_CHECK(first_column >= 0 && num_heads >= 0 && head_dim >= 0 &&
+              first_column + num_heads * head_dim <= shape[2])
+      << num_heads << " heads of " << head_dim << " from column "
+      << first_column << " of " << shape.ToString();
   View view;
   view.dtype = dtype;
   view.batch = shape[0];
@@ -58,10 +74,7 @@ template <typename View>
 View SlicedSequence(View x, int64_t begin, int64_t count) {
   CUBIT_CHECK(begin >= 0 && count >= 0 && begin + count <= x.seq_len)
       << "rows [" << begin << ", " << begin + count << ") of " << x.seq_len;
-  using Byte = std::conditional_t<
-      std::is_const_v<std::remove_pointer_t<decltype(x.data)>>, const char,
-      char>;
-  x.data = static_cast<Byte*>(x.data) + begin * x.seq_stride * SizeOf(x.dtype);
+  x.data = Advance(x.data, begin * x.seq_stride * SizeOf(x.dtype));
   x.seq_len = count;
   return x;
 }
@@ -77,14 +90,15 @@ std::string Shape::ToString() const {
 }
 
 ConstTensor ConstTensor::Slice(int64_t begin, int64_t count) const {
-  return ConstTensor(
-      static_cast<const char*>(data_) + begin * RowBytes(shape_, dtype_),
-      dtype_, SlicedShape(shape_, begin, count));
+  const Shape sliced = SlicedShape(shape_, begin, count);
+  return ConstTensor(Advance(data_, begin * RowBytes(shape_, dtype_)), dtype_,
+                     sliced);
 }
 
 Tensor Tensor::Slice(int64_t begin, int64_t count) const {
-  return Tensor(static_cast<char*>(data_) + begin * RowBytes(shape_, dtype_),
-                dtype_, SlicedShape(shape_, begin, count));
+  const Shape sliced = SlicedShape(shape_, begin, count);
+  return Tensor(Advance(data_, begin * RowBytes(shape_, dtype_)), dtype_,
+                sliced);
 }
 
 HeadTensor::operator ConstHeadTensor() const {
@@ -103,21 +117,17 @@ HeadTensor::operator ConstHeadTensor() const {
 
 HeadTensor HeadsOf(const Tensor& columns, int64_t first_column,
                    int64_t num_heads, int64_t head_dim) {
-  CUBIT_CHECK_LE(first_column + num_heads * head_dim, columns.dim(2));
-  HeadTensor view = DescribeHeads<HeadTensor>(columns.shape(), columns.dtype(),
-                                              num_heads, head_dim);
-  view.data = static_cast<char*>(columns.raw()) +
-              first_column * SizeOf(columns.dtype());
+  HeadTensor view = DescribeHeads<HeadTensor>(
+      columns.shape(), columns.dtype(), first_column, num_heads, head_dim);
+  view.data = Advance(columns.raw(), first_column * SizeOf(columns.dtype()));
   return view;
 }
 
 ConstHeadTensor HeadsOf(const ConstTensor& columns, int64_t first_column,
                         int64_t num_heads, int64_t head_dim) {
-  CUBIT_CHECK_LE(first_column + num_heads * head_dim, columns.dim(2));
   ConstHeadTensor view = DescribeHeads<ConstHeadTensor>(
-      columns.shape(), columns.dtype(), num_heads, head_dim);
-  view.data = static_cast<const char*>(columns.raw()) +
-              first_column * SizeOf(columns.dtype());
+      columns.shape(), columns.dtype(), first_column, num_heads, head_dim);
+  view.data = Advance(columns.raw(), first_column * SizeOf(columns.dtype()));
   return view;
 }
 

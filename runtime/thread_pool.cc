@@ -6,11 +6,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
+#include <mutex>
 #include <thread>
 #include <vector>
-
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 
 #include "runtime/check.h"
 
@@ -40,12 +39,16 @@ struct ThreadPool::State {
     std::atomic<int64_t> next{0};
   };
 
-  absl::Mutex run_mutex;  // one Run at a time
-  absl::Mutex mutex;
-  Loop* loop ABSL_GUARDED_BY(mutex) = nullptr;
-  int64_t generation ABSL_GUARDED_BY(mutex) = 0;
-  int active ABSL_GUARDED_BY(mutex) = 0;
-  bool stopping ABSL_GUARDED_BY(mutex) = false;
+  // std::mutex, not absl::Mutex: ThreadSanitizer follows pthread's locks, and
+  // does not see into the Abseil that the distribution compiled.
+  std::mutex run_mutex;  // one Run at a time
+  std::mutex mutex;      // guards the fields down to `stopping`
+  std::condition_variable wake;
+  std::condition_variable idle;
+  Loop* loop = nullptr;
+  int64_t generation = 0;  // of `loop`, so that no thread takes one twice
+  int active = 0;          // threads inside `loop`, the caller not counted
+  bool stopping = false;
   std::vector<std::thread> threads;
 
   static void Work(Loop& loop) {
@@ -58,22 +61,19 @@ struct ThreadPool::State {
   void ThreadMain() {
     inside_run = true;
     int64_t seen = 0;
+    std::unique_lock<std::mutex> lock(mutex);
     while (true) {
-      Loop* current = nullptr;
-      {
-        absl::MutexLock lock(&mutex);
-        const auto wake = [this, &seen]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
-          return stopping || (loop != nullptr && generation != seen);
-        };
-        mutex.Await(absl::Condition(&wake));
-        if (stopping) return;
-        seen = generation;
-        current = loop;
-        ++active;
-      }
+      wake.wait(lock, [this, &seen] {
+        return stopping || (loop != nullptr && generation != seen);
+      });
+      if (stopping) return;
+      seen = generation;
+      Loop* const current = loop;
+      ++active;
+      lock.unlock();
       Work(*current);
-      absl::MutexLock lock(&mutex);
-      --active;
+      lock.lock();
+      if (--active == 0) idle.notify_one();
     }
   }
 };
@@ -87,9 +87,10 @@ ThreadPool::ThreadPool(int num_threads) : state_(std::make_unique<State>()) {
 
 ThreadPool::~ThreadPool() {
   {
-    absl::MutexLock lock(&state_->mutex);
+    const std::lock_guard<std::mutex> lock(state_->mutex);
     state_->stopping = true;
   }
+  state_->wake.notify_all();
   for (std::thread& thread : state_->threads) thread.join();
 }
 
@@ -108,22 +109,20 @@ void ThreadPool::Run(int64_t count, absl::FunctionRef<void(int64_t)> task) {
     for (int64_t i = 0; i < count; ++i) task(i);
     return;
   }
-  absl::MutexLock run_lock(&state_->run_mutex);
+  const std::lock_guard<std::mutex> run_lock(state_->run_mutex);
   State::Loop loop{task, count};
   {
-    absl::MutexLock lock(&state_->mutex);
+    const std::lock_guard<std::mutex> lock(state_->mutex);
     state_->loop = &loop;
     ++state_->generation;
   }
+  state_->wake.notify_all();
   inside_run = true;
   State::Work(loop);
   inside_run = false;
-  absl::MutexLock lock(&state_->mutex);
+  std::unique_lock<std::mutex> lock(state_->mutex);
   state_->loop = nullptr;  // no thread may join this loop any more
-  const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(state_->mutex) {
-    return state_->active == 0;
-  };
-  state_->mutex.Await(absl::Condition(&idle));
+  state_->idle.wait(lock, [this] { return state_->active == 0; });
 }
 
 void ParallelFor(int64_t count, int64_t grain,

@@ -19,6 +19,7 @@ _PKG_CONFIG = {
         "absl_flat_hash_map",
         "absl_flat_hash_set",
         "absl_span",
+        "absl_stacktrace",
         "absl_status",
         "absl_statusor",
         "absl_strings",
