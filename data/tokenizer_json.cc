@@ -107,7 +107,8 @@ class TokenizerJsonHandler : public JsonHandler {
   static absl::Status CheckConstraints(const JsonPath& path,
                                        const JsonValue& value) {
     if (path.size() > 2) return absl::OkStatus();
-    const absl::string_view parent = path.size() == 2 ? path[0] : "";
+    const absl::string_view parent =
+        path.size() == 2 ? absl::string_view(path[0]) : "";
     for (const Constraint& constraint : kConstraints) {
       if (parent != constraint.parent || path.back() != constraint.field ||
           constraint.holds(value)) {
