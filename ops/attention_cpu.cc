@@ -142,7 +142,7 @@ void AttentionBackward(ConstHeadTensor q, ConstHeadTensor k, ConstHeadTensor v,
       const int64_t b = i / q.num_heads;
       const int64_t h = i % q.num_heads;
       const VisibleKeys keys(mask, b, num_rows, num_rows, /*strict=*/false);
-      GradientSweep sweep(num_rows, num_rows, dim, /*with_factors=*/false);
+      GradientSweep sweep(num_rows, num_rows, dim, GradientSweep::Rows::kPlain);
       PackGradients({q, k, v, out, d_out, lse.data<float>() + i * num_rows,
                      delta.data<float>() + i * num_rows},
                     scale, b, h, &sweep);

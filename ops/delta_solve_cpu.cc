@@ -85,7 +85,7 @@ void BackwardHead(const BackwardArguments& in, const AttentionMask& mask,
   const int64_t num_rows = in.w.seq_len;
   const int64_t dim = in.w.head_dim;
   const VisibleKeys keys(mask, b, num_rows, num_rows, /*strict=*/true);
-  GradientSweep sweep(num_rows, num_rows, dim, /*with_factors=*/true);
+  GradientSweep sweep(num_rows, num_rows, dim, GradientSweep::Rows::kFactored);
   PackSweep(in, b, h, &sweep);
   Floats y(num_rows * dim);
   PackRows(in.d_x, b, h, 0, num_rows, 1.0f, y.data());
@@ -114,7 +114,8 @@ void BackwardHead(const BackwardArguments& in, const AttentionMask& mask,
   UnpackRows(sweep.d_key_rows.data(), b, h, 0, num_rows, false, in.d_k);
   UnpackRows(y.data(), b, h, 0, num_rows, false, in.d_v);
   for (int64_t i = 0; i < num_rows; ++i) {
-    in.d_beta.row<float>(b, i, h)[0] = *sweep.row_products.at(i);
+    in.d_beta.row<float>(b, i, h)[0] =
+        static_cast<float>(sweep.row_products[static_cast<size_t>(i)]);
   }
 }
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "ops/blas.h"
 #include "ops/block_solve.h"
 #include "ops/krr.h"
 #include "ops/krr_dense.h"
@@ -87,13 +88,36 @@ void UnpackScoreGradients(const KrrHeadBackward& in, int64_t b, int64_t h,
   }
 }
 
+// p_x [T, K] = P X of head (b, h); the sweep holds P's factors and lse.
+void MultiplyKernel(const ConstHeadTensor& x, const VisibleKeys& keys,
+                    int64_t b, int64_t h, const GradientSweep& sweep,
+                    Floats* p_x) {
+  const int64_t num_rows = x.seq_len;
+  const int64_t dim = x.head_dim;
+  Floats x_rows(num_rows * dim);
+  PackRows(x, b, h, 0, num_rows, 1.0f, x_rows.data());
+  std::fill(p_x->data(), p_x->at(num_rows * dim), 0.0f);
+  Floats weights(kTile * kTile);
+  for (int64_t row = 0; row < num_rows; row += kTile) {
+    for (int64_t column = 0; column <= row; column += kTile) {
+      const TileRange tile = {row, std::min(kTile, num_rows - row), column,
+                              std::min(kTile, num_rows - column)};
+      if (!keys.Touches(tile)) continue;
+      sweep.Weights(keys, tile, weights.data());
+      Sgemm(false, false, tile.rows, dim, tile.columns, 1.0f, weights.data(),
+            kTile, x_rows.at(column * dim), dim, 1.0f, p_x->at(row * dim), dim);
+    }
+  }
+}
+
 // Returns the head's d_log_lambda.
 double BackwardHead(const KrrHeadBackward& in, const AttentionMask& mask,
                     int64_t b, int64_t h) {
   const int64_t num_rows = in.r.seq_len;
   const int64_t dim = in.r.head_dim;
   const VisibleKeys keys(mask, b, num_rows, num_rows, /*strict=*/false);
-  GradientSweep sweep(num_rows, num_rows, dim, /*with_factors=*/false);
+  GradientSweep sweep(num_rows, num_rows, dim,
+                      GradientSweep::Rows::kSelfFromSum);
   // The solution passes through the memory of the keys on its way.
   PackRows(in.x, b, h, 0, num_rows, 1.0f, sweep.key_rows.data());
   TransposeBlocks(sweep.key_rows.data(), num_rows, dim,
@@ -103,13 +127,18 @@ double BackwardHead(const KrrHeadBackward& in, const AttentionMask& mask,
   Floats u(num_rows * dim);
   PackRows(in.d_x, b, h, 0, num_rows, 1.0f, u.data());
 
+  const bool closed_form = in.lambda <= 1;
+  Floats p_x(closed_form ? 0 : num_rows * dim);
+  if (!closed_form) MultiplyKernel(in.x, keys, b, h, sweep, &p_x);
+
   const auto row_factor = [&](int64_t, float self_weight) {
     return static_cast<float>(1.0 /
                               (static_cast<double>(self_weight) + in.lambda));
   };
   // L^T Y = d_x with U_i = (P_ii + lambda) Y_i. Then d_v_i = value_scale_i Y_i,
   // d L_ij = -Y_i . X_j, and (P X)_i = value_scale_i V_i - lambda X_i gives
-  // delta_i = -Y_i . (value_scale_i V_i - lambda X_i).
+  // delta_i = -Y_i . (value_scale_i V_i - lambda X_i). For a large lambda that
+  // difference has no correct digit, and P X is multiplied out.
   double y_dot_x = 0;
   const auto solved = [&](int64_t row, float self_weight, const float* u_row) {
     const float inverse = row_factor(row, self_weight);
@@ -124,14 +153,17 @@ double BackwardHead(const KrrHeadBackward& in, const AttentionMask& mask,
     const double g_dot_x = FixedOrderSum(dim, [g, x](int64_t c) {
       return static_cast<double>(g[c]) * static_cast<double>(x[c]);
     });
-    *sweep.delta.at(row) = static_cast<float>(
-        static_cast<double>(scale) * g_dot_v - in.lambda * g_dot_x);
+    *sweep.delta.at(row) =
+        closed_form ? static_cast<float>(static_cast<double>(scale) * g_dot_v -
+                                         in.lambda * g_dot_x)
+                    : Dot(g, p_x.at(row * dim), dim);
     in.d_value_scale[row] = static_cast<float>(-g_dot_v);
     y_dot_x -= g_dot_x;
     float* d_v = in.d_v.row<float>(b, row, h);
     for (int64_t c = 0; c < dim; ++c) d_v[c] = -scale * g[c];
   };
   SolveHeadAdjoint(keys, {row_factor, solved}, &sweep, u.data());
+  sweep.AddSelfGradients();
   UnpackScoreGradients(in, b, h, sweep);
   return -in.lambda * y_dot_x;
 }

@@ -7,7 +7,6 @@
 #include <limits>
 
 #include "ops/blas.h"
-#include "ops/reduction.h"
 #include "ops/vector_math.h"
 
 namespace cubit {
@@ -19,6 +18,28 @@ void FillOutside(const VisibleKeys::Interval& inside, int64_t columns,
                  float* row) {
   std::fill(row, row + inside.begin, 0.0f);
   std::fill(row + inside.end, row + columns, 0.0f);
+}
+
+// Sum of term(j) over at most kTile terms, in a fixed order; in float, because
+// so few terms cost no accuracy and a row of a tile has no time for double.
+template <typename Term>
+inline float LaneSum(int64_t n, const Term& term) {
+  constexpr int64_t kLanes = 16;
+  float lanes[kLanes] = {};
+  int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes) {
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      lanes[lane] += term(j + lane);
+    }
+  }
+  for (int64_t lane = 0; j + lane < n; ++lane) lanes[lane] += term(j + lane);
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+    for (int64_t lane = 0; lane < half; ++lane) {
+      lanes[lane] += lanes[lane + half];
+    }
+  }
+  return lanes[0];
 }
 
 }  // namespace
@@ -81,7 +102,7 @@ float SoftmaxRows::LogSumExp(int64_t i) const {
 }
 
 GradientSweep::GradientSweep(int64_t queries, int64_t keys, int64_t dim,
-                             bool factored)
+                             Rows kind)
     : head(queries, keys, dim),
       key_rows(keys * dim),
       value_blocks(NumTiles(keys) * dim * kTile),
@@ -90,16 +111,14 @@ GradientSweep::GradientSweep(int64_t queries, int64_t keys, int64_t dim,
       delta(queries),
       d_query_rows(queries * dim),
       d_key_rows(keys * dim),
-      with_factors(factored),
-      factors(factored ? queries : 0),
-      factored_d_out(factored ? queries * dim : 0),
-      row_products(factored ? queries : 0),
-      products_(kTile * kTile) {
+      rows(kind),
+      factors(kind == Rows::kFactored ? queries : 0),
+      factored_d_out(kind == Rows::kFactored ? queries * dim : 0),
+      row_products(kind == Rows::kFactored ? static_cast<size_t>(queries) : 0),
+      products_(kTile * kTile),
+      row_sums_(kind == Rows::kSelfFromSum ? static_cast<size_t>(queries) : 0) {
   std::fill(d_query_rows.data(), d_query_rows.at(queries * dim), 0.0f);
   std::fill(d_key_rows.data(), d_key_rows.at(keys * dim), 0.0f);
-  if (factored) {
-    std::fill(row_products.data(), row_products.at(queries), 0.0f);
-  }
 }
 
 void GradientSweep::Weights(const VisibleKeys& keys, const TileRange& tile,
@@ -119,31 +138,32 @@ void GradientSweep::AddValueGradients(const TileRange& tile,
                                       const float* weights,
                                       float* d_values) const {
   const int64_t dim = head.head_dim;
-  const Floats& gradients = with_factors ? factored_d_out : d_out;
+  const Floats& gradients = rows == Rows::kFactored ? factored_d_out : d_out;
   Sgemm(true, false, tile.columns, dim, tile.rows, 1.0f, weights, kTile,
         gradients.at(tile.row * dim), dim, 1.0f, d_values, dim);
 }
 
-// In `d_scores`: G_i . values_j on entry, dS_ij on return.
-void GradientSweep::ScoreGradientRow(int64_t query, int64_t columns,
+// Row i of the tile in `d_scores`: G_i . values_j on entry, dS_ij on return.
+void GradientSweep::ScoreGradientRow(const TileRange& tile, int64_t i,
                                      const float* weights, float* d_scores) {
-  const float shift = *delta.at(query);
-  if (!with_factors) {
-#pragma omp simd
-    for (int64_t j = 0; j < columns; ++j) {
-      d_scores[j] = weights[j] * (d_scores[j] - shift);
-    }
-    return;
+  const int64_t query = tile.row + i;
+  const size_t row = static_cast<size_t>(query);
+  float factor = 1;
+  if (rows == Rows::kFactored) {
+    factor = *factors.at(query);
+    row_products[row] += static_cast<double>(LaneSum(
+        tile.columns, [&](int64_t j) { return weights[j] * d_scores[j]; }));
   }
-  const float factor = *factors.at(query);
-  *row_products.at(query) +=
-      static_cast<float>(FixedOrderSum(columns, [weights, d_scores](int64_t j) {
-        return weights[j] * d_scores[j];
-      }));
+  const float shift = *delta.at(query);
 #pragma omp simd
-  for (int64_t j = 0; j < columns; ++j) {
+  for (int64_t j = 0; j < tile.columns; ++j) {
     d_scores[j] = weights[j] * (factor * d_scores[j] - shift);
   }
+  if (rows != Rows::kSelfFromSum) return;
+  const int64_t self = query - tile.column;
+  if (self >= 0 && self < tile.columns) d_scores[self] = 0;
+  row_sums_[row] += static_cast<double>(
+      LaneSum(tile.columns, [&](int64_t j) { return d_scores[j]; }));
 }
 
 void GradientSweep::AddScoreGradients(const TileRange& tile,
@@ -156,8 +176,7 @@ void GradientSweep::AddScoreGradients(const TileRange& tile,
         value_blocks.at(block * dim * kTile + tile.column % kTile), kTile, 0.0f,
         d_scores, kTile);
   for (int64_t i = 0; i < tile.rows; ++i) {
-    ScoreGradientRow(tile.row + i, tile.columns, weights + i * kTile,
-                     d_scores + i * kTile);
+    ScoreGradientRow(tile, i, weights + i * kTile, d_scores + i * kTile);
   }
   Sgemm(true, false, tile.columns, dim, tile.rows, 1.0f, d_scores, kTile,
         head.query_rows.at(tile.row * dim), dim, 1.0f,
@@ -165,6 +184,19 @@ void GradientSweep::AddScoreGradients(const TileRange& tile,
   Sgemm(false, false, tile.rows, dim, tile.columns, 1.0f, d_scores, kTile,
         key_rows.at(tile.column * dim), dim, 1.0f,
         d_query_rows.at(tile.row * dim), dim);
+}
+
+void GradientSweep::AddSelfGradients() {
+  const int64_t dim = head.head_dim;
+  for (int64_t i = 0; i < head.num_queries; ++i) {
+    const float d_self = static_cast<float>(-row_sums_[static_cast<size_t>(i)]);
+    const float* query = head.query_rows.at(i * dim);
+    const float* key = key_rows.at(i * dim);
+    float* d_query = d_query_rows.at(i * dim);
+    float* d_key = d_key_rows.at(i * dim);
+    for (int64_t c = 0; c < dim; ++c) d_query[c] += d_self * key[c];
+    for (int64_t c = 0; c < dim; ++c) d_key[c] += d_self * query[c];
+  }
 }
 
 }  // namespace cubit

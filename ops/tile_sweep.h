@@ -12,6 +12,7 @@
 
 #include <array>
 #include <cstdint>
+#include <vector>
 
 #include "ops/score_tile.h"
 
@@ -63,10 +64,18 @@ class SoftmaxRows {
 //   dP_ij = f_i G_i . values_j,  dS_ij = P_ij (dP_ij - delta_i),
 //   d_query_i += dS_ij key_j,  d_key_j += dS_ij query_i.
 // delta_i = sum_k P_ik dP_ik has a closed form, which the caller provides.
-// The factors f are 1, or Delta's beta; then row_products_i = sum_j P_ij G_i .
-// values_j is their gradient.
 struct GradientSweep {
-  GradientSweep(int64_t queries, int64_t keys, int64_t dim, bool with_factors);
+  enum class Rows {
+    kPlain,  // attention: f = 1
+    // Delta: f is beta, and row_products_i = sum_j P_ij G_i . values_j is its
+    // gradient.
+    kFactored,
+    // KRR: f = 1. A row of dS sums to 0, so dS_ii is taken from the rest of the
+    // row: where P is near the identity, dP_ii - delta_i has no correct digit.
+    kSelfFromSum,
+  };
+
+  GradientSweep(int64_t queries, int64_t keys, int64_t dim, Rows kind);
 
   // P on the tile, zero where a query does not see the key.
   void Weights(const VisibleKeys& keys, const TileRange& tile,
@@ -76,6 +85,8 @@ struct GradientSweep {
                          float* d_values) const;
   // Adds the tile to d_query_rows, d_key_rows and row_products.
   void AddScoreGradients(const TileRange& tile, const float* weights);
+  // After the last tile; only kSelfFromSum needs it.
+  void AddSelfGradients();
 
   ScoreHead head;
   Floats key_rows;      // [Tk, K]
@@ -86,17 +97,18 @@ struct GradientSweep {
   Floats d_query_rows;  // [Tq, K], zero at first
   Floats d_key_rows;    // [Tk, K], zero at first
 
-  // Of size 0 without factors.
-  bool with_factors;
-  Floats factors;         // [Tq]: f
-  Floats factored_d_out;  // [Tq, K]: f G
-  Floats row_products;    // [Tq], zero at first
+  Rows rows;
+  // Of size 0 unless rows are factored.
+  Floats factors;                    // [Tq]: f
+  Floats factored_d_out;             // [Tq, K]: f G
+  std::vector<double> row_products;  // [Tq], zero at first
 
  private:
-  void ScoreGradientRow(int64_t query, int64_t columns, const float* weights,
+  void ScoreGradientRow(const TileRange& tile, int64_t i, const float* weights,
                         float* d_scores);
 
-  Floats products_;  // [kTile, kTile]
+  Floats products_;               // [kTile, kTile]
+  std::vector<double> row_sums_;  // [Tq]: sum of dS_ij over j != i
 };
 
 }  // namespace cubit

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// One KRR solve, there and back, by the op and by the plain reference.
+
+#ifndef CUBIT_TESTS_OPS_KRR_CASE_H_
+#define CUBIT_TESTS_OPS_KRR_CASE_H_
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "ops/krr.h"
+#include "ops/krr_reference.h"
+#include "runtime/device.h"
+#include "tests/ops/head_array.h"
+#include "tests/testing/numerics.h"
+
+namespace cubit {
+namespace testing {
+
+class KrrCase {
+ public:
+  // r: normal values times `r_stddev`, plus `common` in every element.
+  KrrCase(HeadSize s, double r_stddev, double common, float scale,
+          float log_lambda_value, TestMask m)
+      : size(s),
+        mask(std::move(m)),
+        r(s, "r", r_stddev),
+        v(s, "v"),
+        d_x(s, "d_x"),
+        column_scale({s.batch, s.num_heads, s.seq_len}),
+        value_scale(RandomNormal(7, "value_scale",
+                                 {s.batch, s.num_heads, s.seq_len}, 0.1)),
+        log_lambda({s.num_heads}, log_lambda_value) {
+    for (int64_t i = 0; i < s.num_pairs() * s.seq_len; ++i) {
+      const int64_t pair = i / s.seq_len;
+      float* row = r.view().row<float>(pair / s.num_heads, i % s.seq_len,
+                                       pair % s.num_heads);
+      double square = 1e-12;
+      for (int64_t c = 0; c < s.head_dim; ++c) {
+        row[c] += static_cast<float>(common);
+        square += static_cast<double>(row[c]) * static_cast<double>(row[c]);
+      }
+      column_scale[i] =
+          static_cast<float>(static_cast<double>(scale) / std::sqrt(square));
+      value_scale[i] += 1;
+    }
+  }
+
+  // Forward into x and lse, rows from `first_row` on; the rows before must be
+  // there.
+  void Forward(int64_t first_row, HeadArray* x, HostTensor<float>* lse) const {
+    Stream stream;
+    KrrSolveForward(r.view(), v.view(), column_scale.view(), value_scale.view(),
+                    log_lambda.view(), mask.ForOp(), first_row, x->view(),
+                    lse->view(), stream);
+  }
+
+  // Every output starts as NaN, accumulated ones as 0.
+  Named<float> RunOp() const {
+    HeadArray x(size), y(size), d_r(size), d_v(size);
+    HostTensor<float> lse = Poisoned(column_scale.shape());
+    HostTensor<float> d_columns = lse, d_values = lse;
+    HostTensor<float> d_log_lambda({size.num_heads}, 0.0f);
+    Forward(0, &x, &lse);
+    Stream stream;
+    KrrSolveBackward(r.view(), v.view(), column_scale.view(),
+                     value_scale.view(), log_lambda.view(), mask.ForOp(),
+                     x.view(), lse.view(), d_x.view(), y.view(), d_r.view(),
+                     d_v.view(), d_columns.view(), d_values.view(),
+                     d_log_lambda.view(), stream);
+    EXPECT_TRUE(x.RestIsPoisoned());
+    EXPECT_TRUE(d_r.RestIsPoisoned());
+    EXPECT_TRUE(d_v.RestIsPoisoned());
+    return {{"x", x.Values()},
+            {"lse", lse.values()},
+            {"d_r", d_r.Values()},
+            {"d_v", d_v.Values()},
+            {"d_column_scale", d_columns.values()},
+            {"d_value_scale", d_values.values()},
+            {"d_log_lambda", d_log_lambda.values()}};
+  }
+
+  template <typename T>
+  Named<T> RunReference() const {
+    Named<T> results;
+    results["d_log_lambda"].resize(static_cast<size_t>(size.num_heads));
+    for (int64_t pair = 0; pair < size.num_pairs(); ++pair) {
+      const int64_t h = pair % size.num_heads;
+      const reference::Mask pair_mask =
+          mask.ForReference(pair / size.num_heads);
+      const T log_lambda_h = static_cast<T>(log_lambda[h]);
+      const reference::KrrFactors<T> factors = {Part<T>(column_scale, pair),
+                                                Part<T>(value_scale, pair)};
+      const auto forward = reference::KrrSolveForward(
+          r.Head<T>(pair), v.Head<T>(pair), factors, log_lambda_h, pair_mask);
+      Append(forward.x.values(), &results["x"]);
+      Append(forward.lse, &results["lse"]);
+      const auto d = reference::KrrSolveBackward(
+          r.Head<T>(pair), v.Head<T>(pair), factors, log_lambda_h, pair_mask,
+          forward.x, d_x.Head<T>(pair));
+      Append(d.d_r.values(), &results["d_r"]);
+      Append(d.d_v.values(), &results["d_v"]);
+      Append(d.d_column_scale, &results["d_column_scale"]);
+      Append(d.d_value_scale, &results["d_value_scale"]);
+      results["d_log_lambda"][static_cast<size_t>(h)] += d.d_log_lambda;
+    }
+    return results;
+  }
+
+  // Bound of |S| and |lse|.
+  double LargestScore() const {
+    double largest = 0;
+    for (int64_t pair = 0; pair < size.num_pairs(); ++pair) {
+      const auto scores = reference::KrrScores(
+          r.Head<double>(pair), Part<double>(column_scale, pair));
+      for (double score : scores.values()) {
+        largest = std::max(largest, std::abs(score));
+      }
+    }
+    return largest + std::log(static_cast<double>(size.seq_len));
+  }
+
+  HeadSize size;
+  TestMask mask;
+  HeadArray r, v, d_x;
+  HostTensor<float> column_scale, value_scale, log_lambda;
+
+ private:
+  template <typename T>
+  std::vector<T> Part(const HostTensor<float>& x, int64_t pair) const {
+    const auto begin = x.values().begin() + pair * size.seq_len;
+    return std::vector<T>(begin, begin + size.seq_len);
+  }
+};
+
+}  // namespace testing
+}  // namespace cubit
+
+#endif  // CUBIT_TESTS_OPS_KRR_CASE_H_

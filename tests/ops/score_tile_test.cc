@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "ops/score_tile.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+#include "tests/ops/head_array.h"
+#include "tests/testing/numerics.h"
+
+namespace cubit {
+namespace {
+
+using ::cubit::testing::Documents;
+using ::cubit::testing::HeadArray;
+using ::cubit::testing::HostTensor;
+using ::cubit::testing::TestMask;
+
+TEST(VisibleKeys, AgreeWithTheMaskOnEveryTile) {
+  for (const bool causal : {true, false}) {
+    for (const bool strict : {false, true}) {
+      if (strict && !causal) continue;
+      for (const int64_t num_queries : {150, 100, 1}) {
+        const TestMask mask(causal, Documents(1, 150, {1, 64, 65, 149}));
+        const VisibleKeys keys(mask.ForOp(), 0, num_queries, 150, strict);
+        reference::Mask reference = mask.ForReference(0);
+        reference.strict = strict;
+        for (int64_t row = 0; row < num_queries; row += kTile) {
+          for (int64_t column = 0; column < 150; column += kTile) {
+            const TileRange tile = {row, std::min(kTile, num_queries - row),
+                                    column, std::min(kTile, 150 - column)};
+            bool any = false;
+            for (int64_t i = 0; i < tile.rows; ++i) {
+              const VisibleKeys::Interval seen = keys.InTile(tile, i);
+              for (int64_t j = 0; j < tile.columns; ++j) {
+                const bool want =
+                    reference.Sees(row + i, column + j, 150 - num_queries);
+                any = any || want;
+                ASSERT_EQ(j >= seen.begin && j < seen.end, want)
+                    << row + i << ", " << column + j;
+              }
+            }
+            // A tile without a visible score may be visited, never the reverse.
+            EXPECT_TRUE(keys.Touches(tile) || !any);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(VisibleKeys, SkipTilesOfOtherDocumentsAndOfTheFuture) {
+  const TestMask mask(true, Documents(1, 256, {64, 192}));
+  const VisibleKeys keys(mask.ForOp(), 0, 256, 256, /*strict=*/false);
+  EXPECT_TRUE(keys.Touches({64, 64, 64, 64}));
+  EXPECT_TRUE(keys.Touches({128, 64, 64, 64}));
+  EXPECT_FALSE(keys.Touches({64, 64, 0, 64}));
+  EXPECT_FALSE(keys.Touches({192, 64, 128, 64}));
+  EXPECT_FALSE(keys.Touches({64, 64, 128, 64}));
+}
+
+TEST(VisibleKeysDeathTest, DocumentsMustNotComeBack) {
+  const HostTensor<int32_t> segments({1, 4}, {0, 1, 0, 1});
+  AttentionMask mask;
+  mask.segment_ids = segments.view();
+  EXPECT_DEATH(VisibleKeys(mask, 0, 4, 4, false),
+               "segment_ids decreases at position 2");
+}
+
+TEST(Packing, RowsBlocksAndBack) {
+  const testing::HeadSize size = {2, 2, 70, 5};
+  const HeadArray x(size, "x");
+  std::vector<float> rows(70 * 5), blocks(2 * 5 * kTile, -1);
+  PackRows(x.view(), 1, 0, 0, 70, 2.0f, rows.data());
+  TransposeBlocks(rows.data(), 70, 5, blocks.data());
+  for (int64_t t = 0; t < 2 * kTile; ++t) {
+    for (int64_t c = 0; c < 5; ++c) {
+      const float want = t < 70 ? 2 * x.view().row<float>(1, t, 0)[c] : 0.0f;
+      const int64_t block = t / kTile * 5 * kTile;
+      EXPECT_EQ(blocks[static_cast<size_t>(block + c * kTile + t % kTile)],
+                want);
+    }
+  }
+  HeadArray y(size, "y");
+  const std::vector<float> old = y.Head<float>(2).values();
+  UnpackRows(rows.data(), 1, 0, 10, 70, /*accumulate=*/true, y.view());
+  const std::vector<float> sum = y.Head<float>(2).values();
+  for (size_t i = 0; i < rows.size(); ++i) {
+    EXPECT_EQ(sum[i], i < 50 ? old[i] : old[i] + rows[i]);
+  }
+  EXPECT_TRUE(y.RestIsPoisoned());
+}
+
+}  // namespace
+}  // namespace cubit
