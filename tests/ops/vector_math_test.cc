@@ -102,8 +102,9 @@ TEST(VectorExp, TailAndPositionDoNotChangeAnElement) {
   const std::vector<float> all = Map(VectorExp, x);
   for (size_t n = 1; n < 40; ++n) {
     for (size_t begin = 0; begin + n <= x.size() && begin < 9; ++begin) {
-      const std::vector<float> part(x.begin() + begin, x.begin() + begin + n);
-      const std::vector<float> y = Map(VectorExp, part);
+      const float* first = x.data() + begin;
+      const std::vector<float> y =
+          Map(VectorExp, std::vector<float>(first, first + n));
       for (size_t i = 0; i < n; ++i) ASSERT_EQ(y[i], all[begin + i]);
     }
   }
