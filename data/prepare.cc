@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <chrono>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <system_error>
 #include <utility>
@@ -22,6 +23,7 @@
 #include "data/dataset_index.h"
 #include "data/prepare_progress.h"
 #include "data/prepare_request.h"
+#include "data/split_rule.h"
 #include "data/text_source.h"
 #include "data/token_shard.h"
 #include "data/tokenize_pipeline.h"
@@ -360,7 +362,6 @@ absl::Status Preparation::AddBatch(const TokenizedBatch& batch) {
     CUBIT_RETURN_IF_ERROR(
         AddDocument(rule_.IsValidation(document) ? validation_ : train_, ids));
   }
-  report_.empty_documents += batch.empty_documents;
   report_.text_bytes += batch.text_bytes;
   return absl::OkStatus();
 }
@@ -442,9 +443,16 @@ void Preparation::CleanUp() {
     files_.Remove(Path(absl::StrCat(name, ".tmp"))).IgnoreError();
   }
   if (files_.Exists(Path(kIndexName))) return;
-  if (!shards_.empty() && !bad_input_) return;
-  for (size_t i = shards_.size(); i > 0; --i) {
-    files_.Remove(Path(shards_[i - 1].file)).IgnoreError();
+  // What lies there counts, not what was noted: a shard may have been renamed
+  // into place before its error.
+  std::vector<std::string> shards =
+      files_.List(options_.out).value_or(std::vector<std::string>());
+  shards.erase(
+      std::remove_if(shards.begin(), shards.end(), std::not_fn(IsShardName)),
+      shards.end());
+  if (!shards.empty() && !bad_input_) return;
+  for (const std::string& shard : shards) {
+    files_.Remove(Path(shard)).IgnoreError();
   }
   files_.Remove(Path(kTokenizerFolder)).IgnoreError();
   files_.Remove(Path(kPrepareRequestName)).IgnoreError();

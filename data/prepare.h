@@ -34,28 +34,6 @@ struct PrepareOptions {
   bool show_progress = false;
 };
 
-// Which split a document belongs to: a rule of its index among the documents
-// that have tokens, counted over all inputs from 0. Of every `period` documents
-// in a row one is for validation, at a place in the row that a hash of the row
-// number gives; in the first row it is document 1. So two documents give one to
-// each split. Of a single document the last validation_fraction of its tokens
-// (at least one) become a validation document.
-class SplitRule {
- public:
-  // 0 <= validation_fraction <= 0.5.
-  explicit SplitRule(double validation_fraction);
-
-  // 0 if nothing is for validation.
-  int64_t period() const { return period_; }
-  bool IsValidation(int64_t document) const;
-  // Tokens of a single document of `num_tokens` that stay in split "train".
-  int64_t TrainTokensOfSingle(int64_t num_tokens) const;
-
- private:
-  double validation_fraction_;
-  int64_t period_;
-};
-
 struct PrepareReport {
   // The folder held this very data set already; nothing was done.
   bool was_complete = false;
@@ -65,8 +43,7 @@ struct PrepareReport {
   int64_t train_tokens = 0;
   int64_t validation_documents = 0;
   int64_t validation_tokens = 0;
-  int64_t empty_documents = 0;  // left out
-  int64_t text_bytes = 0;       // read by this run
+  int64_t text_bytes = 0;  // read by this run
   double seconds = 0;
 };
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
+#include "data/split_rule.h"
+
 #include <algorithm>
 #include <cmath>
 
-#include "data/prepare.h"
 #include "runtime/check.h"
 #include "runtime/digest.h"
 

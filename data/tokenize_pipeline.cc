@@ -103,16 +103,13 @@ absl::Status TokenizePipeline::State::ReadFile(int64_t file,
     TokenizedBatch& batch = (*work)->result;
     batch.file = file;
     batch.text_bytes += static_cast<int64_t>(text.size());
-    if (text.empty()) {
-      ++batch.empty_documents;
-    } else {
-      (*work)->texts.push_back(wanted(documents++) ? std::move(text)
-                                                   : std::string());
-    }
-    const bool full =
-        batch.text_bytes >= kBatchBytes ||
-        batch.empty_documents + documents - batch.first_document >=
-            kBatchDocuments;
+    // Sources leave out documents without text, so "" can stand for one that
+    // is not wanted.
+    CUBIT_CHECK(!text.empty());
+    (*work)->texts.push_back(wanted(documents++) ? std::move(text)
+                                                 : std::string());
+    const bool full = batch.text_bytes >= kBatchBytes ||
+                      documents - batch.first_document >= kBatchDocuments;
     if (full && !Push(std::move(*work))) {
       return absl::CancelledError("stopped");
     }

@@ -21,13 +21,12 @@ namespace cubit {
 
 // Consecutive documents.
 struct TokenizedBatch {
-  int64_t first_document = 0;  // index over all files, empty ones left out
+  int64_t first_document = 0;  // index over all files
   // Document d has ids [begins[d], begins[d + 1]); none if it was not wanted.
   std::vector<int32_t> ids;
   std::vector<int64_t> begins;  // [documents + 1]
   int64_t text_bytes = 0;
-  int64_t empty_documents = 0;  // left out among them
-  int64_t file = 0;             // number of the last file read from
+  int64_t file = 0;  // number of the last file read from
 
   int64_t documents() const { return static_cast<int64_t>(begins.size()) - 1; }
   absl::Span<const int32_t> Ids(int64_t d) const;

@@ -25,6 +25,7 @@ class BatchLoaderTest : public testing::Test {
   void SetUp() override {
     folder_ = ScratchFolder("");
     documents_ = RandomDocuments(11, 80, 30, 257);
+    documents_[40] = {77, 78, 79};
     WriteDataset(folder_, 257,
                  {{"train", {documents_.begin(), documents_.begin() + 40}},
                   {"train", {documents_.begin() + 40, documents_.end()}}});
@@ -174,9 +175,8 @@ TEST_F(BatchLoaderTest, GivesTheBatchesBeforeAnErrorAndThenTheErrorForEver) {
   // The second shard is damaged after opening; its first use is the error.
   const std::string path = folder_ + "/shard_00001.h5";
   std::string contents = FileContents(path);
-  const std::string first_tokens = {'\0', '\1',
-                                    static_cast<char>(documents_[40][0])};
-  contents[contents.find(first_tokens)] ^= 1;
+  const std::string begin = {'\0', '\1', 77, '\0', 78, '\0', 79, '\0'};
+  contents[contents.find(begin)] ^= 1;
   SetFileContents(path, contents);
   BatchLoaderOptions options = Options(1);
   options.shuffle = false;

@@ -2,6 +2,7 @@
 
 #include "tests/data/shard_files.h"
 
+#include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 
 #include "runtime/check.h"
@@ -12,9 +13,10 @@ namespace cubit {
 std::string ScratchFolder(const std::string& name) {
   const testing::TestInfo* const test =
       testing::UnitTest::GetInstance()->current_test_info();
-  const std::string folder = testing::TempDir() + "/" +
-                             test->test_suite_name() + "." + test->name() +
-                             "." + name;
+  const std::string folder =
+      JoinPath(testing::TempDir(),
+               absl::StrCat(test->test_suite_name(), ".", test->name(),
+                            name.empty() ? "" : ".", name));
   FileSystem& files = FileSystem::Posix();
   CUBIT_CHECK_OK(files.Remove(folder));
   CUBIT_CHECK_OK(files.CreateFolders(folder));
