@@ -2,13 +2,22 @@
 
 #include "tests/data/shard_files.h"
 
+#include <fstream>
+
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 
 #include "runtime/check.h"
 #include "runtime/philox.h"
+#include "tests/testing/fault_file_system.h"
 
 namespace cubit {
+
+FileSystem& UnsyncedFiles() {
+  static FaultFileSystem* const files =
+      new FaultFileSystem(&FileSystem::Posix(), FaultPlan());
+  return *files;
+}
 
 std::string ScratchFolder(const std::string& name) {
   const testing::TestInfo* const test =
@@ -35,6 +44,16 @@ void SetFileContents(const std::string& path, const std::string& contents) {
   CUBIT_CHECK_OK(
       (*file)->Append(contents.data(), static_cast<int64_t>(contents.size())));
   CUBIT_CHECK_OK((*file)->Close());
+}
+
+void FlipBits(const std::string& path, size_t offset, char bits) {
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekg(static_cast<std::streamoff>(offset));
+  const char byte = static_cast<char>(file.get() ^ bits);
+  file.seekp(static_cast<std::streamoff>(offset));
+  file.put(byte);
+  file.close();
+  CUBIT_CHECK(!file.fail()) << path;
 }
 
 std::vector<std::vector<int32_t>> RandomDocuments(uint64_t seed, int64_t count,
@@ -82,7 +101,7 @@ WrittenShard WriteShard(const std::string& path, const TokenShardInfo& info,
                         const std::vector<std::vector<int32_t>>& documents) {
   TokenShardBuilder builder(info);
   for (const auto& document : documents) builder.AddDocument(document);
-  auto written = builder.Write(FileSystem::Posix(), path);
+  auto written = builder.Write(UnsyncedFiles(), path);
   CUBIT_CHECK_OK(written);
   return *written;
 }
@@ -103,7 +122,7 @@ DatasetIndex WriteDataset(const std::string& folder, int64_t vocab_size,
         number,
         WriteShard(path, ShardInfo(shard.split, vocab_size), shard.documents)));
   }
-  CUBIT_CHECK_OK(WriteFileAtomically(FileSystem::Posix(),
+  CUBIT_CHECK_OK(WriteFileAtomically(UnsyncedFiles(),
                                      JoinPath(folder, kIndexName),
                                      DatasetIndexToJson(index)));
   return index;

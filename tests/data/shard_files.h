@@ -15,12 +15,17 @@
 
 namespace cubit {
 
+// The system's files without the waiting of Sync.
+FileSystem& UnsyncedFiles();
+
 // A new empty folder of this test run.
 std::string ScratchFolder(const std::string& name);
 
 // CHECK-fails where the file cannot be read.
 std::string FileContents(const std::string& path);
 void SetFileContents(const std::string& path, const std::string& contents);
+// Changes bytes of a file in place; much faster than writing it anew.
+void FlipBits(const std::string& path, size_t offset, char bits);
 
 // Documents of random ids below vocab_size - 1, which is the end of text.
 // Lengths are 0 to max_length.

@@ -2,7 +2,11 @@
 
 #include "data/token_shard.h"
 
+#include <unistd.h>
+
+#include <algorithm>
 #include <cstdint>
+#include <cstdio>
 #include <string>
 #include <vector>
 
@@ -203,9 +207,9 @@ TEST(TokenShard, NamesTruncation) {
   WriteShard(path, ShardInfo("train", 50257),
              RandomDocuments(1, 20, 500, 50257));
   const std::string whole = FileContents(path);
-  for (size_t bytes = 0; bytes < whole.size();
-       bytes += bytes < 100 ? 1 : whole.size() / 50) {
-    SetFileContents(path, whole.substr(0, bytes));
+  for (size_t bytes = whole.size() - 1; bytes > 0;
+       bytes -= std::min(bytes, bytes <= 100 ? 1 : whole.size() / 50)) {
+    ASSERT_EQ(truncate(path.c_str(), static_cast<off_t>(bytes)), 0);
     const auto shard = TokenShard::Open(path, 0);
     ASSERT_EQ(shard.status().code(), absl::StatusCode::kDataLoss) << bytes;
     EXPECT_TRUE(absl::StrContains(shard.status().message(), path));
@@ -226,34 +230,34 @@ TEST(TokenShard, NeverReadsWrongTokensFromAFlippedBit) {
   const std::vector<int32_t> stream = TokenStream(documents, 50256);
   const std::string whole = FileContents(path);
   int detected = 0;
+  int found_by_verify = 0;
   int harmless = 0;
   for (size_t at = 0; at < whole.size(); ++at) {
-    std::string damaged = whole;
-    damaged[at] = static_cast<char>(damaged[at] ^ (1 << (at % 8)));
-    SetFileContents(path, damaged);
+    const char bit = static_cast<char>(1 << (at % 8));
+    FlipBits(path, at, bit);
     auto shard = TokenShard::Open(path, 0);
     std::vector<int32_t> tokens(stream.size());
     const absl::Status status =
         !shard.ok()
             ? shard.status()
             : shard->ReadTokens(0, shard->info().num_tokens, tokens.data());
+    const bool verified = shard.ok() && shard->Verify().ok();
+    FlipBits(path, at, bit);
     if (!status.ok()) {
       ++detected;
       EXPECT_TRUE(absl::StrContains(status.message(), path)) << status;
+      EXPECT_FALSE(verified);
       continue;
     }
     ASSERT_EQ(tokens, stream) << "byte " << at << " changed tokens silently";
-    ++harmless;
-    // Damage of the borders is found by Verify at the latest.
-    if (shard->Verify().ok()) {
-      for (int64_t d = 0; d < 12; ++d)
-        EXPECT_TRUE(shard->DocumentRange(d).ok());
-    }
+    (verified ? harmless : found_by_verify) += 1;
   }
-  // Tokens alone are a third of this small file.
-  EXPECT_GT(detected, static_cast<int>(stream.size() * 2));
-  RecordProperty("detected", detected);
-  RecordProperty("harmless", harmless);
+  // Tokens and their checksum are read, offsets are verified; the rest is
+  // metadata (found on opening) and bytes that nothing uses.
+  EXPECT_GE(detected, static_cast<int>(stream.size() * 2 + 4));
+  EXPECT_EQ(found_by_verify, 13 * 8 + 4);
+  std::printf("of %zu bits: %d found on reading, %d by Verify, %d harmless\n",
+              whole.size(), detected, found_by_verify, harmless);
 }
 
 TEST(TokenShard, NamesTheOffsetOfADamagedChunk) {

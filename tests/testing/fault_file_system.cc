@@ -22,7 +22,7 @@ class FaultWritableFile : public WritableFile {
   absl::Status Append(const void* data, int64_t bytes) override {
     return files_->AppendTo(*base_, path_, data, bytes);
   }
-  absl::Status Sync() override { return files_->SyncOf(*base_, path_); }
+  absl::Status Sync() override { return files_->SyncOf(path_); }
   absl::Status Close() override { return files_->CloseOf(*base_, path_); }
 
  private:
@@ -101,10 +101,8 @@ absl::Status FaultFileSystem::AppendTo(WritableFile& file,
   return fault;
 }
 
-absl::Status FaultFileSystem::SyncOf(WritableFile& file,
-                                     const std::string& path) {
+absl::Status FaultFileSystem::SyncOf(const std::string& path) {
   CUBIT_RETURN_IF_ERROR(Count(true, "sync", path));
-  CUBIT_RETURN_IF_ERROR(file.Sync());
   absl::MutexLock lock(&mutex_);
   Written& written = written_[path];
   written.synced_bytes = written.bytes;
@@ -175,8 +173,7 @@ absl::Status FaultFileSystem::Remove(const std::string& path) {
 }
 
 absl::Status FaultFileSystem::SyncFolder(const std::string& path) {
-  CUBIT_RETURN_IF_ERROR(Count(true, "sync folder", path));
-  return base_->SyncFolder(path);
+  return Count(true, "sync folder", path);
 }
 
 }  // namespace cubit

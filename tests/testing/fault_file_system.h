@@ -49,7 +49,9 @@ struct FaultPlan {
   bool torn_append = true;
 };
 
-// Thread-safe. Outlives the files it created.
+// Thread-safe. Outlives the files it created. Sync and SyncFolder are counted
+// and remembered for crashes, not passed on: tests need not survive a power
+// cut, and thousands of real ones would take minutes.
 class FaultFileSystem : public FileSystem {
  public:
   // `base` must outlive this.
@@ -88,7 +90,7 @@ class FaultFileSystem : public FileSystem {
                      const std::string& path);
   absl::Status AppendTo(WritableFile& file, const std::string& path,
                         const void* data, int64_t bytes);
-  absl::Status SyncOf(WritableFile& file, const std::string& path);
+  absl::Status SyncOf(const std::string& path);
   absl::Status CloseOf(WritableFile& file, const std::string& path);
   // Cuts every file to what was synced.
   void LoseUnsynced() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
