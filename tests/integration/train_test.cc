@@ -3,6 +3,7 @@
 // //launch:train as a user meets it: runs, resumes, interruptions, bad input.
 
 #include <signal.h>
+#include <stdlib.h>
 #include <sys/mount.h>
 
 #include <string>
@@ -11,6 +12,7 @@
 #include "gtest/gtest.h"
 
 #include "launch/metrics.h"
+#include "runtime/check.h"
 #include "runtime/digest.h"
 #include "runtime/file_system.h"
 #include "tests/testing/program.h"
@@ -20,12 +22,41 @@ namespace {
 
 using testing::NewFolder;
 using testing::Program;
-using testing::ProgramResult;
 using testing::ReadText;
-using testing::RunProgram;
 using testing::WriteText;
 
 using Arguments = std::vector<std::string>;
+
+struct Outcome {
+  int status = 0;
+  std::string output;  // all that was said
+};
+
+Outcome Said(const testing::ProgramResult& result) {
+  return {result.exit_status, result.output + result.errors};
+}
+
+// HOME below a folder of the test, and no folder where a user stands.
+Arguments Environment(const std::string& home) {
+  return {"HOME=" + home, "XDG_CACHE_HOME=" + home + "/cache",
+          "BUILD_WORKING_DIRECTORY=" + home};
+}
+
+Arguments Command(const std::string& program, const Arguments& arguments) {
+  // The programs move to where the user stands, so their path is absolute.
+  char* here = realpath(program.c_str(), nullptr);
+  CUBIT_CHECK(here != nullptr) << program;
+  Arguments words = {here};
+  free(here);
+  words.insert(words.end(), arguments.begin(), arguments.end());
+  return words;
+}
+
+Outcome RunProgram(const std::string& program, const Arguments& arguments,
+                   const std::string& home) {
+  return Said(
+      testing::RunProgram(Command(program, arguments), Environment(home)));
+}
 
 constexpr char kTrain[] = "launch/train";
 constexpr char kPrepare[] = "data/prepare";
@@ -64,11 +95,11 @@ class TrainTest : public ::testing::Test {
     all.insert(all.end(), more.begin(), more.end());
     return all;
   }
-  ProgramResult Train(const Arguments& more) const {
+  Outcome Train(const Arguments& more) const {
     return RunProgram(kTrain, With(more), home_);
   }
-  ProgramResult TrainOn(const std::string& data, const std::string& run,
-                        Arguments more = {}) const {
+  Outcome TrainOn(const std::string& data, const std::string& run,
+                  Arguments more = {}) const {
     more.push_back("--data=" + data);
     more.push_back("--output_dir=" + run);
     return Train(more);
@@ -76,7 +107,7 @@ class TrainTest : public ::testing::Test {
   // A folder of token shards made of `text_`.
   std::string Shards() const {
     const std::string out = home_ + "/shards";
-    const ProgramResult result =
+    const Outcome result =
         RunProgram(kPrepare, {"--input=" + text_, "--out=" + out}, home_);
     EXPECT_EQ(result.status, 0) << result.output;
     return out;
@@ -113,7 +144,7 @@ std::string Step(const std::string& run, const std::string& step) {
 
 TEST_F(TrainTest, LearnsAndWritesEverythingItPromises) {
   const std::string run = Run("run");
-  const ProgramResult result = TrainOn(text_, run, {"--steps=60"});
+  const Outcome result = TrainOn(text_, run, {"--steps=60"});
   ASSERT_EQ(result.status, 0) << result.output;
   const auto metrics = ReadMetrics(run + "/metrics.jsonl");
   ASSERT_TRUE(metrics.ok()) << metrics.status();
@@ -137,8 +168,7 @@ TEST_F(TrainTest, LearnsAndWritesEverythingItPromises) {
 }
 
 TEST_F(TrainTest, MemoryAndFlopsAreWhatDryRunSaid) {
-  const ProgramResult plan =
-      Train({"--data=" + text_, "--steps=2", "--dry_run"});
+  const Outcome plan = Train({"--data=" + text_, "--steps=2", "--dry_run"});
   ASSERT_EQ(plan.status, 0) << plan.output;
   const std::string run = Run("run");
   ASSERT_EQ(TrainOn(text_, run, {"--steps=2"}).status, 0);
@@ -156,12 +186,12 @@ TEST_F(TrainTest, ResumingGivesTheSameBitsAsNotStopping) {
     const std::string whole = Run(std::string("whole_") + mixer);
     const std::string parts = Run(std::string("parts_") + mixer);
     ASSERT_EQ(TrainOn(text_, whole, {"--steps=20", set}).status, 0);
-    const ProgramResult first =
+    const Outcome first =
         TrainOn(text_, parts, {"--steps=20", "--stop_at_step=10", set});
     ASSERT_EQ(first.status, 0) << first.output;
     EXPECT_NE(first.output.find("--resume"), std::string::npos);
     EXPECT_EQ(Losses(parts).size(), 10u);
-    const ProgramResult second =
+    const Outcome second =
         RunProgram(kTrain, {"--output_dir=" + parts, "--resume"}, home_);
     ASSERT_EQ(second.status, 0) << second.output;
     EXPECT_NE(second.output.find("resumed at step 10"), std::string::npos);
@@ -181,7 +211,7 @@ TEST_F(TrainTest, SignalsEndInACheckpointAndTheCommandToResume) {
         home_);
     ASSERT_TRUE(program.WaitForOutput("step 3/"));
     program.Signal(signal);
-    const ProgramResult result = program.Wait();
+    const Outcome result = Said(program.Wait());
     EXPECT_EQ(result.status, status) << result.output;
     EXPECT_NE(result.output.find("--output_dir=" + run + " --resume"),
               std::string::npos)
@@ -208,7 +238,7 @@ TEST_F(TrainTest, FallsBackToTheCheckpointBeforeADamagedOneAndSaysSo) {
     contents[contents.size() / 2] ^= 1;
     WriteText(folder + "/" + name, contents);
   }
-  const ProgramResult result =
+  const Outcome result =
       RunProgram(kTrain, {"--output_dir=" + run, "--resume"}, home_);
   EXPECT_EQ(result.status, 0) << result.output;
   EXPECT_NE(result.output.find(folder), std::string::npos) << result.output;
@@ -219,7 +249,7 @@ TEST_F(TrainTest, FallsBackToTheCheckpointBeforeADamagedOneAndSaysSo) {
 TEST_F(TrainTest, RefusesToResumeAnotherModel) {
   const std::string run = Run("run");
   ASSERT_EQ(TrainOn(text_, run, {"--steps=10", "--stop_at_step=2"}).status, 0);
-  const ProgramResult result = RunProgram(
+  const Outcome result = RunProgram(
       kTrain, {"--output_dir=" + run, "--resume", "--set=model.hidden_size=64"},
       home_);
   EXPECT_EQ(result.status, 1) << result.output;
@@ -242,7 +272,7 @@ TEST_P(BadRequestTest, IsAnErrorWithStatusOneAndWritesNothing) {
   Arguments arguments = {"--data=" + text_, "--output_dir=" + run};
   arguments.insert(arguments.end(), GetParam().arguments.begin(),
                    GetParam().arguments.end());
-  const ProgramResult result = Train(arguments);
+  const Outcome result = Train(arguments);
   EXPECT_EQ(result.status, 1) << result.output;
   for (const std::string& word : GetParam().words) {
     EXPECT_NE(result.output.find(word), std::string::npos)
@@ -278,7 +308,7 @@ INSTANTIATE_TEST_SUITE_P(
 
 TEST_F(TrainTest, NamesWhatIsWrongWithTextItCannotUse) {
   const std::string run = Run("run");
-  ProgramResult result = TrainOn(home_ + "/missing", run);
+  Outcome result = TrainOn(home_ + "/missing", run);
   EXPECT_EQ(result.status, 1);
   EXPECT_NE(result.output.find("missing"), std::string::npos);
 
@@ -313,7 +343,7 @@ TEST_F(TrainTest, NeverTrainsOnADamagedShard) {
   ASSERT_FALSE(path.empty());
 
   WriteText(path, contents.substr(0, contents.size() / 2));
-  ProgramResult result = TrainOn(shards, Run("truncated"), {"--steps=40"});
+  Outcome result = TrainOn(shards, Run("truncated"), {"--steps=40"});
   EXPECT_TRUE(result.status == 1 || result.status == 2) << result.status;
   EXPECT_NE(result.output.find(path), std::string::npos) << result.output;
 
@@ -347,7 +377,7 @@ TEST_F(TrainTest, RefusesShardsOfAnotherTokenizer) {
     lines += "== " + std::to_string(byte) + "\n";
   }
   WriteText(tokenizer + "/bytes.tiktoken", lines);
-  const ProgramResult result =
+  const Outcome result =
       TrainOn(shards, Run("run"),
               {"--set=data.tokenizer=" + tokenizer + "/bytes.tiktoken"});
   EXPECT_EQ(result.status, 1) << result.output;
@@ -360,7 +390,7 @@ TEST_F(TrainTest, RefusesAFolderThatHoldsARun) {
   const std::string run = Run("run");
   ASSERT_EQ(TrainOn(text_, run, {"--steps=2"}).status, 0);
   const std::string before = ReadText(run + "/metrics.jsonl");
-  const ProgramResult result = TrainOn(text_, run, {"--steps=2"});
+  const Outcome result = TrainOn(text_, run, {"--steps=2"});
   EXPECT_EQ(result.status, 1) << result.output;
   EXPECT_NE(result.output.find("--resume"), std::string::npos);
   EXPECT_EQ(ReadText(run + "/metrics.jsonl"), before);
@@ -394,10 +424,9 @@ TEST_F(TrainTest, KeepsTheLastCheckpointWhenTheDiskIsFull) {
   const SmallDisk disk("size=700k");
   if (!disk.mounted()) GTEST_SKIP() << "skipped: needs the right to mount";
   const std::string run = disk.path() + "/run";
-  const ProgramResult result =
-      TrainOn(text_, run,
-              {"--steps=6", "--set=checkpoint.every_steps=2",
-               "--set=checkpoint.keep_last=10"});
+  const Outcome result = TrainOn(text_, run,
+                                 {"--steps=6", "--set=checkpoint.every_steps=2",
+                                  "--set=checkpoint.keep_last=10"});
   EXPECT_EQ(result.status, 2) << result.output;
   EXPECT_NE(result.output.find("No space left"), std::string::npos)
       << result.output;
@@ -415,8 +444,7 @@ TEST_F(TrainTest, RefusesAReadOnlyFolderBeforeTraining) {
   if (!disk.mounted() || !disk.MakeReadOnly()) {
     GTEST_SKIP() << "skipped: needs the right to mount";
   }
-  const ProgramResult result =
-      TrainOn(text_, disk.path() + "/run", {"--steps=2"});
+  const Outcome result = TrainOn(text_, disk.path() + "/run", {"--steps=2"});
   EXPECT_EQ(result.status, 1) << result.output;
   EXPECT_NE(result.output.find("Read-only"), std::string::npos)
       << result.output;
@@ -427,13 +455,13 @@ TEST_F(TrainTest, GeneratesTheSameTextTwiceFromACheckpoint) {
   ASSERT_EQ(TrainOn(text_, run, {"--steps=40"}).status, 0);
   const Arguments arguments = {"--checkpoint=" + run, "--prompt=the cats",
                                "--max_tokens=40"};
-  const ProgramResult first = RunProgram("launch/generate", arguments, home_);
+  const Outcome first = RunProgram("launch/generate", arguments, home_);
   EXPECT_EQ(first.status, 0) << first.output;
   EXPECT_NE(first.output.find("the cats"), std::string::npos);
   EXPECT_GT(first.output.size(), 30u);
   EXPECT_EQ(first.output,
             RunProgram("launch/generate", arguments, home_).output);
-  const ProgramResult missing =
+  const Outcome missing =
       RunProgram("launch/generate", {"--checkpoint=" + home_ + "/none"}, home_);
   EXPECT_EQ(missing.status, 1);
   EXPECT_NE(missing.output.find("does not exist"), std::string::npos);

@@ -4,101 +4,125 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
-#include <sstream>
+
+#include "gtest/gtest.h"
 
 #include "runtime/check.h"
+#include "runtime/file_system.h"
 
 namespace cubit {
 namespace testing {
 namespace {
 
-// In the child: nothing here may fail silently.
-[[noreturn]] void Execute(const std::string& path,
-                          const std::vector<std::string>& arguments,
-                          const std::string& home, int output) {
-  dup2(output, STDOUT_FILENO);
-  dup2(output, STDERR_FILENO);
-  const int nothing = open("/dev/null", O_RDONLY);
-  dup2(nothing, STDIN_FILENO);
-  setenv("HOME", home.c_str(), 1);
-  unsetenv("XDG_CACHE_HOME");
-  unsetenv("BUILD_WORKING_DIRECTORY");
-  std::vector<char*> argv = {const_cast<char*>(path.c_str())};
-  for (const std::string& argument : arguments) {
-    argv.push_back(const_cast<char*>(argument.c_str()));
+constexpr int64_t kMaxOutputBytes = 64 << 20;
+
+// The null-terminated array that exec wants.
+std::vector<char*> Pointers(const std::vector<std::string>& words) {
+  std::vector<char*> pointers;
+  pointers.reserve(words.size() + 1);
+  for (const std::string& word : words) {
+    pointers.push_back(const_cast<char*>(word.c_str()));
   }
-  argv.push_back(nullptr);
-  execv(path.c_str(), argv.data());
-  _exit(127);
+  pointers.push_back(nullptr);
+  return pointers;
+}
+
+int ExitStatusOf(pid_t child) {
+  int status = 0;
+  while (waitpid(child, &status, 0) < 0) {
+    CUBIT_CHECK_EQ(errno, EINTR);
+  }
+  return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+std::string NewFile() {
+  std::string path = ::testing::TempDir() + "/program_XXXXXX";
+  const int fd = mkstemp(path.data());
+  CUBIT_CHECK_GE(fd, 0) << path << ": " << std::strerror(errno);
+  close(fd);
+  return path;
 }
 
 }  // namespace
 
-Program::Program(const std::string& path,
-                 const std::vector<std::string>& arguments,
-                 const std::string& home) {
+Program::Program(const std::vector<std::string>& arguments,
+                 const std::vector<std::string>& environment)
+    : output_path_(NewFile()) {
   int ends[2];
   CUBIT_CHECK_EQ(pipe2(ends, O_CLOEXEC), 0);
-  pid_ = fork();
-  CUBIT_CHECK_GE(pid_, 0);
-  if (pid_ == 0) Execute(path, arguments, home, ends[1]);
+  errors_fd_ = ends[0];
+  posix_spawn_file_actions_t files;
+  posix_spawn_file_actions_init(&files);
+  posix_spawn_file_actions_addopen(&files, 0, "/dev/null", O_RDONLY, 0);
+  posix_spawn_file_actions_addopen(&files, 1, output_path_.c_str(), O_WRONLY,
+                                   0);
+  posix_spawn_file_actions_adddup2(&files, ends[1], 2);
+  // The first of two equal names counts.
+  std::vector<std::string> variables = environment;
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    variables.emplace_back(*entry);
+  }
+  const int code =
+      posix_spawn(&pid_, arguments[0].c_str(), &files, nullptr,
+                  Pointers(arguments).data(), Pointers(variables).data());
+  posix_spawn_file_actions_destroy(&files);
   close(ends[1]);
-  fd_ = ends[0];
+  CUBIT_CHECK_EQ(code, 0) << arguments[0] << ": " << std::strerror(code);
 }
 
 Program::~Program() {
-  if (fd_ >= 0) close(fd_);
-  if (pid_ > 0) {
-    kill(pid_, SIGKILL);
-    waitpid(pid_, nullptr, 0);
-  }
+  close(errors_fd_);
+  unlink(output_path_.c_str());
+  if (pid_ < 0) return;
+  kill(pid_, SIGKILL);
+  waitpid(pid_, nullptr, 0);
 }
 
 void Program::Signal(int signal) { CUBIT_CHECK_EQ(kill(pid_, signal), 0); }
 
-bool Program::ReadSome() {
+bool Program::ReadErrors() {
   char buffer[4096];
-  const ssize_t count = read(fd_, buffer, sizeof(buffer));
+  ssize_t count = -1;
+  do {
+    count = read(errors_fd_, buffer, sizeof(buffer));
+  } while (count < 0 && errno == EINTR);
   if (count <= 0) return false;
-  output_.append(buffer, static_cast<size_t>(count));
+  errors_.append(buffer, static_cast<size_t>(count));
   return true;
 }
 
-bool Program::WaitForOutput(const std::string& text) {
-  while (output_.find(text) == std::string::npos) {
-    if (!ReadSome()) return false;
+bool Program::WaitForError(const std::string& text) {
+  while (errors_.find(text) == std::string::npos) {
+    if (!ReadErrors()) return false;
   }
   return true;
 }
 
 ProgramResult Program::Wait() {
-  while (ReadSome()) {
+  while (ReadErrors()) {
   }
-  int status = 0;
-  CUBIT_CHECK_EQ(waitpid(pid_, &status, 0), pid_);
-  pid_ = -1;
   ProgramResult result;
-  result.status =
-      WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-  result.output = output_;
+  result.exit_status = ExitStatusOf(pid_);
+  pid_ = -1;
+  result.output = ReadText(output_path_);
+  result.errors = errors_;
   return result;
 }
 
-ProgramResult RunProgram(const std::string& path,
-                         const std::vector<std::string>& arguments,
-                         const std::string& home) {
-  return Program(path, arguments, home).Wait();
+ProgramResult RunProgram(const std::vector<std::string>& arguments,
+                         const std::vector<std::string>& environment) {
+  return Program(arguments, environment).Wait();
 }
 
 std::string NewFolder() {
-  const char* base = std::getenv("TEST_TMPDIR");
-  std::string folder =
-      std::string(base == nullptr ? "/tmp" : base) + "/test_XXXXXX";
+  std::string folder = ::testing::TempDir() + "/folder_XXXXXX";
   CUBIT_CHECK(mkdtemp(folder.data()) != nullptr) << folder;
   return folder;
 }
@@ -106,15 +130,14 @@ std::string NewFolder() {
 void WriteText(const std::string& path, const std::string& contents) {
   std::ofstream file(path, std::ios::binary);
   file << contents;
+  file.close();
   CUBIT_CHECK(file.good()) << path;
 }
 
 std::string ReadText(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream contents;
-  contents << file.rdbuf();
-  CUBIT_CHECK(file.good()) << path;
-  return contents.str();
+  auto contents = ReadFile(FileSystem::Posix(), path, kMaxOutputBytes);
+  CUBIT_CHECK_OK(contents);
+  return *std::move(contents);
 }
 
 }  // namespace testing

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Runs programs of the project as a user does: arguments in, exit status and
-// output back.
+// Runs a program of ours as a user would: arguments in, exit status and output
+// out.
 
 #ifndef CUBIT_TESTS_TESTING_PROGRAM_H_
 #define CUBIT_TESTS_TESTING_PROGRAM_H_
@@ -13,39 +13,44 @@ namespace cubit {
 namespace testing {
 
 struct ProgramResult {
-  int status = -1;     // exit status; 128 + signal if one ended it
-  std::string output;  // standard output and error together
+  int exit_status = 0;  // 128 + n if signal n ended it
+  std::string output;   // standard output
+  std::string errors;   // standard error
 };
 
-// A program that was started and may still run.
+// A program that was started and may still run. It is killed if it is when this
+// goes.
 class Program {
  public:
-  // `path` is relative to the runfiles, "launch/train". The program's HOME and
-  // cache are below `home`, and it is told of no folder where a user stands.
-  Program(const std::string& path, const std::vector<std::string>& arguments,
-          const std::string& home);
+  // Starts `arguments[0]` (a path; relative to the test's runfiles) with no
+  // standard input. `environment` ("NAME=value") goes before the test's own.
+  // CHECK: the program can be started.
+  Program(const std::vector<std::string>& arguments,
+          const std::vector<std::string>& environment);
   ~Program();
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
 
   void Signal(int signal);
-  // Reads output until `text` was seen; false if the program ended before.
-  bool WaitForOutput(const std::string& text);
+  // Reads standard error until it holds `text`; false if it ended without.
+  bool WaitForError(const std::string& text);
+  // The rest of its life.
   ProgramResult Wait();
 
  private:
-  bool ReadSome();
+  bool ReadErrors();
 
   int pid_ = -1;
-  int fd_ = -1;
-  std::string output_;
+  int errors_fd_ = -1;
+  std::string output_path_;  // a temporary file
+  std::string errors_;
 };
 
-ProgramResult RunProgram(const std::string& path,
-                         const std::vector<std::string>& arguments,
-                         const std::string& home);
+// Program(...).Wait().
+ProgramResult RunProgram(const std::vector<std::string>& arguments,
+                         const std::vector<std::string>& environment = {});
 
-// A new empty folder of the running test, removed by Bazel.
+// A new empty folder for the running test.
 std::string NewFolder();
 
 void WriteText(const std::string& path, const std::string& contents);
