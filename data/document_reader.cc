@@ -35,7 +35,7 @@ class DocumentSource : public TextSource {
     if (!status_.ok()) return status_;
     text->clear();
     if (ended_) return false;
-    const absl::StatusOr<bool> found = Read(text);
+    absl::StatusOr<bool> found = Read(text);
     if (!found.ok()) status_ = found.status();
     ended_ = found.ok() && !*found;
     return found;

@@ -7,7 +7,6 @@
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 
 #include "data/text_format.h"
 #include "data/text_source.h"
@@ -70,8 +69,9 @@ absl::Status AddPattern(const std::string& pattern,
       glob(pattern.c_str(), GLOB_NOSORT | GLOB_ERR, nullptr, &matches);
   absl::Status status;
   if (result != 0 && result != GLOB_NOMATCH) {
-    status = absl::InvalidArgumentError(absl::StrCat(
-        "pattern \"", pattern, "\": a folder of it cannot be read"));
+    status = absl::InvalidArgumentError(
+        absl::StrCat("pattern \"", pattern,
+                     "\": a folder of it is missing or cannot be read"));
   }
   for (size_t i = 0; status.ok() && i < matches.gl_pathc; ++i) {
     status = AddMatch(matches.gl_pathv[i], paths);

@@ -2,9 +2,9 @@
 
 #include "data/compressed_reader.h"
 
+#include <errno.h>
 #include <sys/stat.h>
 
-#include <algorithm>
 #include <random>
 #include <string>
 #include <utility>

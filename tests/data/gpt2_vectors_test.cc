@@ -3,7 +3,7 @@
 // GPT-2's tokenizer against tiktoken's ids and FineWeb's own token counts, on
 // named cases, random strings and whole corpora.
 
-#include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <iostream>
 #include <map>
