@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <iterator>
 #include <system_error>
 
 #include "absl/strings/str_cat.h"
@@ -33,8 +34,15 @@ absl::Status CannotList(const std::string& folder,
       absl::StrCat(folder, ": cannot list the folder: ", error.message()));
 }
 
+bool IsJsonLines(const std::string& path) {
+  return TextFormatOf(path) == TextFormat::kJsonLines;
+}
+
+// What below a folder is documents. Where there are .jsonl files, they are the
+// data and the rest describes it (a README, a licence).
 absl::Status AddFolder(const fs::path& folder,
                        std::vector<std::string>* paths) {
+  std::vector<std::string> found;
   std::error_code error;
   fs::recursive_directory_iterator entry(folder, error);
   if (error) return CannotList(folder.string(), error);
@@ -46,10 +54,17 @@ absl::Status AddFolder(const fs::path& folder,
     }
     std::error_code ignored;  // a link to nothing is no file
     if (fs::is_regular_file(path, ignored) && IsSupported(path)) {
-      paths->push_back(path.lexically_normal().string());
+      found.push_back(path.lexically_normal().string());
     }
   }
-  return error ? CannotList(folder.string(), error) : absl::OkStatus();
+  if (error) return CannotList(folder.string(), error);
+  const bool has_json_lines =
+      std::any_of(found.begin(), found.end(), IsJsonLines);
+  std::copy_if(found.begin(), found.end(), std::back_inserter(*paths),
+               [&](const std::string& path) {
+                 return !has_json_lines || IsJsonLines(path);
+               });
+  return absl::OkStatus();
 }
 
 // A file or folder that a pattern matched.

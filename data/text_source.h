@@ -35,11 +35,12 @@ class TextSource {
 absl::StatusOr<std::unique_ptr<TextSource>> OpenTextFile(
     const std::string& path);
 
-// Files named by `inputs`: files stand for themselves, folders for every
-// supported file below them, patterns with * or ? for what they match. Sorted,
-// without repeats; naming nothing readable is an error that lists the formats.
-// In folders and patterns, other files and hidden ones are passed over, and
-// links to folders are not followed; a file named by itself must be supported.
+// Files named by `inputs`: files stand for themselves, folders for the .jsonl
+// files below them or, where there are none, for every supported file, patterns
+// with * or ? for what they match. Sorted, without repeats; naming nothing
+// readable is an error that lists the formats. In folders and patterns, other
+// files and hidden ones are passed over, and links to folders are not followed;
+// a file named by itself must be supported.
 absl::StatusOr<std::vector<std::string>> ListTextFiles(
     const std::vector<std::string>& inputs);
 

@@ -80,7 +80,8 @@ absl::StatusOr<bool> AreDatasets(const std::vector<std::string>& paths) {
 }
 
 absl::StatusOr<RunData> PrepareText(const std::vector<std::string>& paths,
-                                    const std::string& tokenizer_spec) {
+                                    const std::string& tokenizer_spec,
+                                    int64_t seq_len) {
   RunData data;
   CUBIT_ASSIGN_OR_RETURN(
       data.tokenizer, LoadTokenizer(tokenizer_spec.empty() ? kDefaultTokenizer
@@ -109,6 +110,8 @@ absl::StatusOr<RunData> PrepareText(const std::vector<std::string>& paths,
                       report.was_complete ? "prepared before" : "prepared now",
                       report.train_documents + report.validation_documents));
   data.folders = {options.out};
+  CUBIT_ASSIGN_OR_RETURN(data.train,
+                         TokenDataset::Open(data.folders, "train", seq_len));
   return data;
 }
 
@@ -117,9 +120,9 @@ absl::StatusOr<RunData> OpenDatasets(const std::vector<std::string>& paths,
                                      int64_t seq_len) {
   RunData data;
   data.folders = paths;
-  CUBIT_ASSIGN_OR_RETURN(const std::unique_ptr<TokenDataset> dataset,
+  CUBIT_ASSIGN_OR_RETURN(data.train,
                          TokenDataset::Open(paths, "train", seq_len));
-  const DatasetInfo& info = dataset->info();
+  const DatasetInfo& info = data.train->info();
   CUBIT_ASSIGN_OR_RETURN(
       data.tokenizer,
       LoadTokenizer(tokenizer_spec.empty() ? info.tokenizer_folder
@@ -139,10 +142,11 @@ absl::StatusOr<RunData> OpenDatasets(const std::vector<std::string>& paths,
 
 absl::StatusOr<RunData> PrepareRunData(const RunConfig& config) {
   const std::vector<std::string> paths = Paths(config);
+  const std::string& tokenizer = config.data().tokenizer();
+  const int64_t seq_len = config.model().seq_len();
   CUBIT_ASSIGN_OR_RETURN(const bool datasets, AreDatasets(paths));
-  return datasets ? OpenDatasets(paths, config.data().tokenizer(),
-                                 config.model().seq_len())
-                  : PrepareText(paths, config.data().tokenizer());
+  return datasets ? OpenDatasets(paths, tokenizer, seq_len)
+                  : PrepareText(paths, tokenizer, seq_len);
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> LoadRunTokenizer(

@@ -12,6 +12,7 @@
 
 #include "absl/status/statusor.h"
 
+#include "data/token_dataset.h"
 #include "data/tokenizer.h"
 #include "launch/run.pb.h"
 
@@ -19,6 +20,7 @@ namespace cubit {
 
 struct RunData {
   std::vector<std::string> folders;
+  std::unique_ptr<TokenDataset> train;
   std::unique_ptr<Tokenizer> tokenizer;
 };
 

@@ -101,18 +101,15 @@ absl::Status Trainer::Event(const std::string& event, const std::string& key,
 }
 
 absl::Status Trainer::OpenData() {
-  const int64_t seq_len = config_.model().seq_len();
-  CUBIT_ASSIGN_OR_RETURN(dataset_,
-                         TokenDataset::Open(data_.folders, "train", seq_len));
   BatchLoaderOptions options;
   options.micro_batch_size = config_.batch().micro_batch_size();
   options.stride = options.micro_batch_size;
-  options.seq_len = seq_len;
+  options.seq_len = config_.model().seq_len();
   options.shuffle_seed = config_.data().shuffle_seed();
   options.first_position = position_;
   options.mask_across_documents = config_.data().document_mask();
-  loader_ = std::make_unique<BatchLoader>(dataset_.get(), options);
-  const DatasetInfo& info = dataset_->info();
+  loader_ = std::make_unique<BatchLoader>(data_.train.get(), options);
+  const DatasetInfo& info = data_.train->info();
   LogInfo(absl::StrFormat("training on %d tokens of %d documents (%s)",
                           info.num_tokens, info.num_documents, info.tokenizer));
   absl::StatusOr<std::unique_ptr<Validator>> validator =

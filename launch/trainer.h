@@ -16,7 +16,6 @@
 #include "absl/types/optional.h"
 
 #include "data/batch_loader.h"
-#include "data/token_dataset.h"
 #include "launch/data_setup.h"
 #include "launch/metrics.h"
 #include "launch/run.pb.h"
@@ -85,7 +84,6 @@ class Trainer {
   RunData data_;
   RunDirectory directory_;
   std::unique_ptr<TrainState> state_;
-  std::unique_ptr<TokenDataset> dataset_;
   std::unique_ptr<BatchLoader> loader_;
   std::unique_ptr<Validator> validator_;  // absent: too little held-out text
   absl::optional<MetricsWriter> metrics_;

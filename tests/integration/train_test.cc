@@ -205,11 +205,10 @@ TEST_F(TrainTest, SignalsEndInACheckpointAndTheCommandToResume) {
   for (const auto& [signal, status] :
        {std::pair<int, int>{SIGINT, 130}, {SIGTERM, 143}}) {
     const std::string run = Run("run" + std::to_string(signal));
-    Program program(
-        kTrain,
-        With({"--steps=100000", "--data=" + text_, "--output_dir=" + run}),
-        home_);
-    ASSERT_TRUE(program.WaitForOutput("step 3/"));
+    Program program(Command(kTrain, With({"--steps=100000", "--data=" + text_,
+                                          "--output_dir=" + run})),
+                    Environment(home_));
+    ASSERT_TRUE(program.WaitForError("step 3/"));
     program.Signal(signal);
     const Outcome result = Said(program.Wait());
     EXPECT_EQ(result.status, status) << result.output;
@@ -421,7 +420,7 @@ class SmallDisk {
 };
 
 TEST_F(TrainTest, KeepsTheLastCheckpointWhenTheDiskIsFull) {
-  const SmallDisk disk("size=700k");
+  const SmallDisk disk("size=1200k");
   if (!disk.mounted()) GTEST_SKIP() << "skipped: needs the right to mount";
   const std::string run = disk.path() + "/run";
   const Outcome result = TrainOn(text_, run,
