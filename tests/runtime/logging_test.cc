@@ -21,7 +21,7 @@ using ::testing::HasSubstr;
 using ::testing::MatchesRegex;
 
 std::string Fresh(const std::string& name) {
-  const std::string path = JoinPath(::testing::TempDir(), name);
+  std::string path = JoinPath(::testing::TempDir(), name);
   EXPECT_TRUE(FileSystem::Posix().Remove(path).ok());
   return path;
 }
@@ -76,6 +76,7 @@ TEST(Log, LinesOfSeveralThreadsStayWhole) {
   ASSERT_TRUE(LogToFile(path).ok());
   ::testing::internal::CaptureStderr();
   std::vector<std::thread> threads;
+  threads.reserve(4);
   for (int i = 0; i < 4; ++i) {
     threads.emplace_back([letter = "abcd"[i]] {
       for (int j = 0; j < 50; ++j) LogInfo(std::string(40, letter));
