@@ -32,16 +32,15 @@ void ForwardHead(const ConstHeadTensor& q, const ConstHeadTensor& k,
   PackRows(v, b, h, 0, k.seq_len, 1.0f, values.data());
 
   SoftmaxRows sums(dim);
-  Floats scores(kTile * kTile);
+  Floats weights(kTile * kTile);
   for (int64_t row = 0; row < q.seq_len; row += kTile) {
     const int64_t rows = std::min(kTile, q.seq_len - row);
     sums.Start(rows, nullptr);
     for (int64_t column = 0; column < k.seq_len; column += kTile) {
       const TileRange tile = TileAt(row, q.seq_len, column, k.seq_len);
       if (!keys.Touches(tile)) continue;
-      ScoreTile(head, tile, scores.data());
-      sums.Exponentiate(keys, tile, scores.data());
-      sums.AddValues(tile, scores.data(), values.at(column * dim));
+      sums.Weigh(head, keys, tile, weights.data());
+      sums.AddValues(tile, weights.data(), values.at(column * dim));
     }
     for (int64_t i = 0; i < rows; ++i) {
       const float inverse = static_cast<float>(1.0 / sums.sum(i));

@@ -12,15 +12,14 @@ namespace {
 // Adds to `sums` what the keys before `row_begin` contribute.
 void StreamSolvedKeys(const ScoreHead& head, const VisibleKeys& keys,
                       TileRange tile, const float* x, SoftmaxRows* sums,
-                      float* scores) {
+                      float* weights) {
   const int64_t row_begin = tile.row;
   const int64_t first_tile = keys.Of(row_begin).begin / kTile * kTile;
   for (int64_t column = first_tile; column < row_begin; column += kTile) {
     tile.column = column;
     tile.columns = std::min(kTile, row_begin - column);
-    ScoreTile(head, tile, scores);
-    sums->Exponentiate(keys, tile, scores);
-    sums->AddValues(tile, scores, x + column * head.head_dim);
+    sums->Weigh(head, keys, tile, weights);
+    sums->AddValues(tile, weights, x + column * head.head_dim);
   }
 }
 
@@ -47,24 +46,16 @@ void SolveHead(const ScoreHead& head, const VisibleKeys& keys,
                float* x, float* lse) {
   const int64_t dim = head.head_dim;
   SoftmaxRows sums(dim);
-  Floats scores(kTile * kTile);
+  Floats weights(kTile * kTile);
   int64_t end = 0;
   for (int64_t begin = first_row; begin < head.num_queries; begin = end) {
     end = std::min(head.num_queries, (begin / kTile + 1) * kTile);
     const TileRange diagonal = {begin, end - begin, begin, end - begin};
     sums.Start(diagonal.rows, shift == nullptr ? nullptr : shift + begin);
-    StreamSolvedKeys(head, keys, diagonal, x, &sums, scores.data());
-    ScoreTile(head, diagonal, scores.data());
-    if (shift != nullptr) {
-      // The product rounds S_ii otherwise than `shift`; the equations rely on
-      // E_ii = 1.
-      for (int64_t i = 0; i < diagonal.rows; ++i) {
-        *scores.at(i * kTile + i) = shift[begin + i];
-      }
-    }
-    sums.Exponentiate(keys, diagonal, scores.data());
-    FormBlock(diagonal, dim, sums, equation, scores.data(), x, lse);
-    SolveUnitLower(scores.data(), kTile, diagonal.rows, dim, x + begin * dim);
+    StreamSolvedKeys(head, keys, diagonal, x, &sums, weights.data());
+    sums.Weigh(head, keys, diagonal, weights.data());
+    FormBlock(diagonal, dim, sums, equation, weights.data(), x, lse);
+    SolveUnitLower(weights.data(), kTile, diagonal.rows, dim, x + begin * dim);
   }
 }
 

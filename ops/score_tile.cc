@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "ops/blas.h"
+#include "ops/vector_math.h"
 #include "runtime/check.h"
 
 namespace cubit {
@@ -100,12 +101,40 @@ void TransposeBlocks(const float* rows, int64_t num_rows, int64_t head_dim,
   }
 }
 
-void ScoreTile(const ScoreHead& head, const TileRange& tile, float* scores) {
+void ScoreTile(const ScoreHead& head, const TileRange& tile, const float* shift,
+               float* scores) {
   const int64_t block = tile.column / kTile;
+  if (shift != nullptr) {
+    // The product adds to what is there, which saves a pass over the tile.
+    for (int64_t i = 0; i < tile.rows; ++i) {
+      std::fill(scores + i * kTile, scores + i * kTile + tile.columns,
+                -shift[i]);
+    }
+  }
   Sgemm(false, false, tile.rows, tile.columns, head.head_dim, 1.0f,
         head.query_rows.at(tile.row * head.head_dim), head.head_dim,
         head.key_blocks.at(block * head.head_dim * kTile + tile.column % kTile),
-        kTile, 0.0f, scores, kTile);
+        kTile, shift == nullptr ? 0.0f : 1.0f, scores, kTile);
+}
+
+void ExponentiateTile(const VisibleKeys& keys, const TileRange& tile,
+                      float* scores) {
+  bool all_seen = tile.columns == kTile;
+  for (int64_t i = 0; all_seen && i < tile.rows; ++i) {
+    const VisibleKeys::Interval seen = keys.InTile(tile, i);
+    all_seen = seen.end - seen.begin == kTile;
+  }
+  if (all_seen) {
+    VectorExp(scores, scores, tile.rows * kTile);
+    return;
+  }
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const VisibleKeys::Interval seen = keys.InTile(tile, i);
+    float* row = scores + i * kTile;
+    VectorExp(row + seen.begin, row + seen.begin, seen.end - seen.begin);
+    std::fill(row, row + seen.begin, 0.0f);
+    std::fill(row + seen.end, row + tile.columns, 0.0f);
+  }
 }
 
 void CheckHeadShape(const ConstHeadTensor& x, const char* name, int64_t batch,

@@ -110,9 +110,14 @@ struct ScoreHead {
   Floats key_blocks;  // [NumTiles(Tk)][K][kTile]
 };
 
-// scores [rows, kTile] = S on the tile (columns past tile.columns are not
-// written).
-void ScoreTile(const ScoreHead& head, const TileRange& tile, float* scores);
+// scores [rows, kTile] = S - shift_i on the tile; `shift` [rows] or null (0).
+// Columns past tile.columns are not touched.
+void ScoreTile(const ScoreHead& head, const TileRange& tile, const float* shift,
+               float* scores);
+
+// scores = exp(scores), 0 where a query does not see the key.
+void ExponentiateTile(const VisibleKeys& keys, const TileRange& tile,
+                      float* scores);
 
 // CHECKs that a view is fp32 and has these extents; `name` for the message.
 void CheckHeadShape(const ConstHeadTensor& x, const char* name, int64_t batch,

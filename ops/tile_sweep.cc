@@ -7,18 +7,11 @@
 #include <limits>
 
 #include "ops/blas.h"
-#include "ops/vector_math.h"
 
 namespace cubit {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-void FillOutside(const VisibleKeys::Interval& inside, int64_t columns,
-                 float* row) {
-  std::fill(row, row + inside.begin, 0.0f);
-  std::fill(row + inside.end, row + columns, 0.0f);
-}
 
 // Sum of term(j) over at most kTile terms, in a fixed order; in float, because
 // so few terms cost no accuracy and a row of a tile has no time for double.
@@ -42,6 +35,26 @@ inline float LaneSum(int64_t n, const Term& term) {
   return lanes[0];
 }
 
+// The largest of x, which has at least one element; NaN does not count unless
+// all are.
+inline float LaneMaximum(int64_t n, const float* x) {
+  constexpr int64_t kLanes = 16;
+  float lanes[kLanes];
+  std::fill(lanes, lanes + kLanes, x[0]);
+  const auto larger = [](float a, float b) { return a > b ? a : b; };
+  int64_t j = 0;
+  for (; j + kLanes <= n; j += kLanes) {
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      lanes[lane] = larger(x[j + lane], lanes[lane]);
+    }
+  }
+  for (; j < n; ++j) lanes[0] = larger(x[j], lanes[0]);
+  float maximum = lanes[0];
+  for (float lane : lanes) maximum = larger(lane, maximum);
+  return maximum;
+}
+
 }  // namespace
 
 SoftmaxRows::SoftmaxRows(int64_t head_dim)
@@ -60,9 +73,7 @@ void SoftmaxRows::Start(int64_t rows, const float* shift) {
 
 void SoftmaxRows::RaiseShift(int64_t i, const float* scores, int64_t count) {
   const size_t row = static_cast<size_t>(i);
-  float maximum = scores[0];
-#pragma omp simd reduction(max : maximum)
-  for (int64_t j = 0; j < count; ++j) maximum = std::max(maximum, scores[j]);
+  float maximum = LaneMaximum(count, scores);
   // Only scores that are all -inf or NaN leave no finite maximum; the
   // exponentials then tell them apart.
   if (!(maximum > -kInfinity)) maximum = 0;
@@ -76,17 +87,36 @@ void SoftmaxRows::RaiseShift(int64_t i, const float* scores, int64_t count) {
   for (int64_t c = 0; c < head_dim_; ++c) weighted[c] *= factor;
 }
 
-void SoftmaxRows::Exponentiate(const VisibleKeys& keys, const TileRange& tile,
-                               float* scores) {
+void SoftmaxRows::WeighUnderRunningMaximum(const VisibleKeys& keys,
+                                           const TileRange& tile,
+                                           float* scores) {
   for (int64_t i = 0; i < tile.rows; ++i) {
     const VisibleKeys::Interval seen = keys.InTile(tile, i);
+    if (seen.begin == seen.end) continue;
     float* row = scores + i * kTile;
-    FillOutside(seen, tile.columns, row);
-    const int64_t count = seen.end - seen.begin;
-    if (count == 0) continue;
-    row += seen.begin;
-    if (running_) RaiseShift(i, row, count);
-    sum_[static_cast<size_t>(i)] += VectorExpSum(row, shift(i), row, count);
+    RaiseShift(i, row + seen.begin, seen.end - seen.begin);
+    const float row_shift = shift(i);
+    for (int64_t j = seen.begin; j < seen.end; ++j) row[j] -= row_shift;
+  }
+}
+
+void SoftmaxRows::Weigh(const ScoreHead& head, const VisibleKeys& keys,
+                        const TileRange& tile, float* weights) {
+  if (running_) {
+    ScoreTile(head, tile, nullptr, weights);
+    WeighUnderRunningMaximum(keys, tile, weights);
+  } else {
+    ScoreTile(head, tile, shift_.data(), weights);
+    // The product rounds S_ii otherwise than its caller did.
+    for (int64_t i = 0; tile.row == tile.column && i < tile.rows; ++i) {
+      weights[i * kTile + i] = 0;
+    }
+  }
+  ExponentiateTile(keys, tile, weights);
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const float* row = weights + i * kTile;
+    sum_[static_cast<size_t>(i)] += static_cast<double>(
+        LaneSum(tile.columns, [row](int64_t j) { return row[j]; }));
   }
 }
 
@@ -123,15 +153,8 @@ GradientSweep::GradientSweep(int64_t queries, int64_t keys, int64_t dim,
 
 void GradientSweep::Weights(const VisibleKeys& keys, const TileRange& tile,
                             float* weights) const {
-  ScoreTile(head, tile, weights);
-  for (int64_t i = 0; i < tile.rows; ++i) {
-    const VisibleKeys::Interval seen = keys.InTile(tile, i);
-    float* row = weights + i * kTile;
-    FillOutside(seen, tile.columns, row);
-    const float shift = *lse.at(tile.row + i);
-    for (int64_t j = seen.begin; j < seen.end; ++j) row[j] -= shift;
-    VectorExp(row + seen.begin, row + seen.begin, seen.end - seen.begin);
-  }
+  ScoreTile(head, tile, lse.at(tile.row), weights);
+  ExponentiateTile(keys, tile, weights);
 }
 
 void GradientSweep::AddValueGradients(const TileRange& tile,

@@ -28,14 +28,15 @@ class SoftmaxRows {
  public:
   explicit SoftmaxRows(int64_t head_dim);
 
-  // Begins a block of `rows` queries; `shift` [rows] or null for the running
-  // maximum.
+  // Begins a block of `rows` queries; `shift` [rows] is S_ii, where that is
+  // known to be the row's maximum (E_ii is then 1 exactly), or null for the
+  // running maximum.
   void Start(int64_t rows, const float* shift);
 
-  // Turns a tile of scores [rows, kTile] into E, zero where a query does not
-  // see the key, and adds to sum.
-  void Exponentiate(const VisibleKeys& keys, const TileRange& tile,
-                    float* scores);
+  // weights [rows, kTile] = E on the tile, zero where a query does not see the
+  // key; adds to sum.
+  void Weigh(const ScoreHead& head, const VisibleKeys& keys,
+             const TileRange& tile, float* weights);
   // weighted += E values; `values` [tile.columns, K] are the tile's rows.
   void AddValues(const TileRange& tile, const float* weights,
                  const float* values);
@@ -48,12 +49,14 @@ class SoftmaxRows {
 
  private:
   void RaiseShift(int64_t i, const float* scores, int64_t count);
+  void WeighUnderRunningMaximum(const VisibleKeys& keys, const TileRange& tile,
+                                float* scores);
 
   int64_t head_dim_;
   bool running_ = false;
   std::array<float, kTile> shift_ = {};
-  // In double: float sums over long rows would cost the solve, which undoes
-  // this average, up to |X| / |V| times their error.
+  // Tiles are summed in double: a float sum over a long row would cost the
+  // solve, which undoes this average, up to |X| / |V| times its error.
   std::array<double, kTile> sum_ = {};
   Floats weighted_;  // [kTile, K]
 };

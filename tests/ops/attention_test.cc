@@ -117,7 +117,7 @@ struct AttentionRun {
     return results;
   }
 
-  double LargestScore() const {
+  double ScoreRoundings() const {
     double largest = 0;
     for (int64_t pair = 0; pair < size.num_pairs(); ++pair) {
       const auto scores =
@@ -125,7 +125,7 @@ struct AttentionRun {
                                    q.Head<double>(pair), k.Head<double>(pair));
       for (double s : scores.values()) largest = std::max(largest, std::abs(s));
     }
-    return largest + std::log(static_cast<double>(size.seq_len));
+    return testing::ScoreRoundings(largest, size);
   }
 
   HeadSize size;
@@ -155,7 +155,7 @@ TEST_P(Attention, MatchesReference) {
   const float scale = 1 / std::sqrt(static_cast<float>(c.size.head_dim));
   const AttentionRun run(c.size, c.stddev, scale, TestMask(c.causal, segments));
   ExpectWithinBudget(run.Op(), run.Reference<float>(), run.Reference<double>(),
-                     run.LargestScore());
+                     run.ScoreRoundings());
 }
 
 INSTANTIATE_TEST_SUITE_P(

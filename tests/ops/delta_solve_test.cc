@@ -141,7 +141,7 @@ struct DeltaRun {
     return lse;
   }
 
-  double LargestScore() const {
+  double ScoreRoundings() const {
     double largest = 0;
     for (int64_t pair = 0; pair < size.num_pairs(); ++pair) {
       const auto scores =
@@ -149,7 +149,7 @@ struct DeltaRun {
                                    w.Head<double>(pair), k.Head<double>(pair));
       for (double s : scores.values()) largest = std::max(largest, std::abs(s));
     }
-    return largest + std::log(static_cast<double>(size.seq_len));
+    return testing::ScoreRoundings(largest, size);
   }
 
   static constexpr float kScale = 0.3f;
@@ -178,7 +178,7 @@ TEST_P(DeltaSolve, MatchesReference) {
   }
   const DeltaRun run(c.size, c.stddev, c.beta_stddev, TestMask(true, segments));
   ExpectWithinBudget(run.Op(), run.Reference<float>(), run.Reference<double>(),
-                     run.LargestScore());
+                     run.ScoreRoundings());
 }
 
 INSTANTIATE_TEST_SUITE_P(

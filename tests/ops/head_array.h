@@ -155,21 +155,28 @@ class TestMask {
   HostTensor<int32_t> segments_;
 };
 
+// Error of a score, in epsilons, where the largest is `largest`: a sum of K
+// products is off by about sqrt(K) / 2 epsilons of itself, and the logarithm of
+// the row's sum, which is kept, by half an epsilon of at most largest + log T.
+inline double ScoreRoundings(double largest, const HeadSize& size) {
+  return largest * (0.5 + std::sqrt(static_cast<double>(size.head_dim)) / 2) +
+         std::log(static_cast<double>(size.seq_len));
+}
+
 // Compares every result of a back end with the reference in double. The budget
-// is twice the error of the reference in float, and a floor: a score of
-// magnitude `largest_score` carries half an epsilon of itself, also where it
-// is recomputed or kept as the logarithm of a sum, and the exponential makes
-// that a relative error of the weight; with it goes what the weights' error
-// costs downstream, `amplification` (1 for a sum; |X| / |V| for a solve).
+// is twice the error of the reference in float, which shows what the solve
+// makes of errors, and a floor: the exponential makes the absolute error of a
+// score a relative error of the weight. Without it a single number such as
+// d_log_lambda would be held to an error that the reference's happened to be.
 inline void ExpectWithinBudget(const Named<float>& got,
                                const Named<float>& plain,
-                               const Named<double>& exact, double largest_score,
-                               double amplification = 1) {
+                               const Named<double>& exact,
+                               double score_roundings) {
   const double epsilon = std::numeric_limits<float>::epsilon();
   ASSERT_EQ(got.size(), exact.size());
   for (const auto& [name, want] : exact) {
     const double budget = 2 * RelativeError(ToDouble(plain.at(name)), want) +
-                          epsilon * (1 + largest_score) * amplification;
+                          epsilon * (1 + score_roundings);
     EXPECT_TRUE(IsClose(ToDouble(got.at(name)), want, budget)) << name;
   }
 }

@@ -109,8 +109,7 @@ class KrrCase {
     return results;
   }
 
-  // Bound of |S| and |lse|.
-  double LargestScore() const {
+  double ScoreRoundings() const {
     double largest = 0;
     for (int64_t pair = 0; pair < size.num_pairs(); ++pair) {
       const auto scores = reference::KrrScores(
@@ -119,7 +118,7 @@ class KrrCase {
         largest = std::max(largest, std::abs(score));
       }
     }
-    return largest + std::log(static_cast<double>(size.seq_len));
+    return testing::ScoreRoundings(largest, size);
   }
 
   HeadSize size;

@@ -165,7 +165,7 @@ TEST_P(KrrSolve, MatchesReference) {
                     TestMask(c.causal, segments));
   const auto exact = krr.RunReference<double>();
   ExpectWithinBudget(krr.RunOp(), krr.RunReference<float>(), exact,
-                     krr.LargestScore());
+                     krr.ScoreRoundings());
 }
 
 INSTANTIATE_TEST_SUITE_P(
