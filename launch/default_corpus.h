@@ -16,8 +16,17 @@ namespace cubit {
 
 constexpr char kDefaultCorpusName[] = "the Perl manual (Debian's perl-doc)";
 
-// Its files, sorted. An error names the package where they are missing.
-absl::StatusOr<std::vector<std::string>> DefaultCorpusFiles();
+// Where the package puts a folder for each version, such as 5.36.0/pod.
+constexpr char kPerlFolder[] = "/usr/share/perl";
+
+// The pages that read as English, sorted; each is one document. Left out are
+// pages in other languages, tables, pages generated from others (a sentence of
+// the validation split would also be in the training split), release notes
+// (which repeat one another) and pages that only say where another one is.
+// NotFound, with the package to install, where there is no manual below
+// `perl_folder`.
+absl::StatusOr<std::vector<std::string>> DefaultCorpusFiles(
+    const std::string& perl_folder = kPerlFolder);
 
 }  // namespace cubit
 
