@@ -57,6 +57,7 @@ std::vector<std::string> AllKeys() {
 
 std::vector<std::string> Words(const EnumDescriptor* choice) {
   std::vector<std::string> words;
+  words.reserve(static_cast<size_t>(choice->value_count()));
   for (int i = 0; i < choice->value_count(); ++i) {
     words.push_back(choice->value(i)->name());
   }
@@ -112,6 +113,7 @@ class Complaints : public google::protobuf::io::ErrorCollector {
         RunConfig::descriptor()->file()->pool()->FindMessageTypeByName(type);
     if (message == nullptr) return "";
     std::vector<std::string> names;
+    names.reserve(static_cast<size_t>(message->field_count()));
     for (int i = 0; i < message->field_count(); ++i) {
       names.push_back(message->field(i)->name());
     }
@@ -119,7 +121,7 @@ class Complaints : public google::protobuf::io::ErrorCollector {
     if (!nearest.empty()) {
       return absl::StrCat(" Did you mean \"", nearest, "\"?");
     }
-    const std::string elsewhere = Suggestion(name);
+    std::string elsewhere = Suggestion(name);
     if (!elsewhere.empty()) return elsewhere;
     return absl::StrCat(" Known there: ", absl::StrJoin(names, ", "), ".");
   }
@@ -130,7 +132,7 @@ class Complaints : public google::protobuf::io::ErrorCollector {
     for (int i = 0; i < message->field_count(); ++i) {
       const FieldDescriptor* field = message->field(i);
       if (field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE) {
-        const std::string help = HelpWithWord(field->message_type(), name);
+        std::string help = HelpWithWord(field->message_type(), name);
         if (!help.empty()) return help;
       } else if (field->name() == name && field->enum_type() != nullptr) {
         return absl::StrCat(
@@ -148,19 +150,25 @@ class Complaints : public google::protobuf::io::ErrorCollector {
 // the way.
 absl::Status FindField(absl::string_view key, RunConfig* config,
                        Message** holder, const FieldDescriptor** field) {
+  const auto unknown = [key] {
+    return absl::InvalidArgumentError(
+        absl::StrCat("unknown key ", key, ".", Suggestion(key)));
+  };
   *holder = config;
-  const std::vector<std::string> names = absl::StrSplit(key, '.');
-  for (size_t i = 0; i < names.size(); ++i) {
-    *field = (*holder)->GetDescriptor()->FindFieldByName(names[i]);
-    const bool last = i + 1 == names.size();
-    if (*field == nullptr ||
-        (!last && (*field)->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("unknown key ", key, ".", Suggestion(key)));
+  std::vector<std::string> groups = absl::StrSplit(key, '.');
+  const std::string name = groups.back();
+  groups.pop_back();
+  for (const std::string& group : groups) {
+    const FieldDescriptor* inner =
+        (*holder)->GetDescriptor()->FindFieldByName(group);
+    if (inner == nullptr ||
+        inner->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE) {
+      return unknown();
     }
-    if (last) break;
-    *holder = (*holder)->GetReflection()->MutableMessage(*holder, *field);
+    *holder = (*holder)->GetReflection()->MutableMessage(*holder, inner);
   }
+  *field = (*holder)->GetDescriptor()->FindFieldByName(name);
+  if (*field == nullptr) return unknown();
   if ((*field)->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE) {
     return absl::OkStatus();
   }
@@ -292,6 +300,7 @@ void ListValues(const Message& message, const std::string& prefix,
     const std::string key = absl::StrCat(prefix, field->name());
     if (field->is_repeated()) {
       std::vector<std::string> parts;
+      parts.reserve(static_cast<size_t>(reflection->FieldSize(message, field)));
       for (int j = 0; j < reflection->FieldSize(message, field); ++j) {
         parts.push_back(PrintField(message, field, j));
       }

@@ -331,7 +331,7 @@ absl::Status MetricsWriter::WriteLines(const std::string& lines) {
         write(fd_, lines.data() + done, lines.size() - done);
     if (written < 0 && errno == EINTR) continue;
     if (written < 0) {
-      const absl::Status status = SystemError(path_, "write");
+      absl::Status status = SystemError(path_, "write");
       if (ftruncate(fd_, before.st_size) != 0) {
         LogWarning(absl::StrCat(path_, ": the last line is cut short"));
       }

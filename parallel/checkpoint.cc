@@ -232,7 +232,7 @@ absl::Status Commit(FileSystem& files, const std::string& checkpoints,
   const std::string replaced = absl::StrCat(folder, kReplaced);
   const bool replaces = files.Exists(folder);
   if (replaces) CUBIT_RETURN_IF_ERROR(files.Rename(folder, replaced));
-  const absl::Status renamed = files.Rename(temporary, folder);
+  absl::Status renamed = files.Rename(temporary, folder);
   if (!renamed.ok()) {
     // Where this fails too, readers still find the step by its other name.
     if (replaces) files.Rename(replaced, folder).IgnoreError();

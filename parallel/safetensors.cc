@@ -369,6 +369,7 @@ std::string SerializeSafetensorsHeader(
     CUBIT_CHECK(problem.empty()) << Quoted(entry.name) << " " << problem;
     CUBIT_CHECK(names.insert(entry.name).second) << entry.name << " twice";
     std::vector<int64_t> dims;
+    dims.reserve(static_cast<size_t>(entry.shape.rank()));
     for (int i = 0; i < entry.shape.rank(); ++i) dims.push_back(entry.shape[i]);
     const int64_t end =
         offset + entry.shape.num_elements() * SizeOf(entry.dtype);

@@ -113,6 +113,17 @@ TEST_F(CheckpointDamage, NamesFileAndTensor) {
   ExpectFallback(absl::StrCat(path, ": tensor flags: is damaged"));
 }
 
+TEST_F(CheckpointDamage, AHeaderThatMeansTheSameIsStillAnother) {
+  const std::string path = PathOf("model-00001.safetensors");
+  const std::string bytes = Contents(path);
+  const std::string changed =
+      absl::StrReplaceAll(bytes, {{"\"dtype\":\"F32\",\"shape\":[6,4]",
+                                   "\"shape\":[6,4],\"dtype\":\"F32\""}});
+  ASSERT_NE(changed, bytes);
+  Write(path, changed);
+  ExpectFallback(absl::StrCat(path, ": header: is damaged"));
+}
+
 TEST_F(CheckpointDamage, EveryTruncationIsRefused) {
   for (const char* name : kFileNames) {
     const std::string whole = Contents(PathOf(name));
