@@ -426,7 +426,7 @@ TEST_F(PrepareTest, EveryFaultLeavesNoDataSetOrAWholeOneAndCanBeContinued) {
       }
       EXPECT_EQ(found, wanted) << files.failed_call();
     }
-    EXPECT_GT(faults, crash ? 40 : 60);
+    EXPECT_GT(faults, crash ? 30 : 45);
     EXPECT_GT(reused, 0) << "finished shards are not made again";
   }
 }

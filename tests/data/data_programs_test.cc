@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// //data:prepare and //data:inspect as a user meets them.
+
+#include <signal.h>
+
+#include <chrono>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "gtest/gtest.h"
+
+#include "tests/data/shard_files.h"
+#include "tests/testing/program.h"
+
+namespace cubit {
+namespace {
+
+using testing::Program;
+using testing::ProgramResult;
+using testing::RunProgram;
+
+class DataPrograms : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    folder_ = ScratchFolder("");
+    text_ = folder_ + "/text.jsonl";
+    std::string lines;
+    for (int line = 0; line < 300; ++line) {
+      absl::StrAppend(&lines, "{\"text\": \"This is document ", line, ".\"}\n");
+    }
+    SetFileContents(text_, lines);
+    out_ = folder_ + "/shards";
+  }
+
+  ProgramResult Prepare(const std::vector<std::string>& arguments) {
+    return RunProgram("data/prepare", arguments, folder_);
+  }
+  ProgramResult Inspect(const std::vector<std::string>& arguments) {
+    return RunProgram("data/inspect", arguments, folder_);
+  }
+  static void Expect(const ProgramResult& result, int status,
+                     const std::string& words) {
+    EXPECT_EQ(result.status, status) << result.output;
+    EXPECT_TRUE(absl::StrContains(result.output, words)) << result.output;
+  }
+
+  std::string folder_;
+  std::string text_;
+  std::string out_;
+};
+
+TEST_F(DataPrograms, PrepareThenInspect) {
+  Expect(Prepare({"--input=" + text_, "--out=" + out_, "--threads=2"}), 0,
+         "2 shards (0 of them from an earlier run), train 297 documents");
+  Expect(Prepare({text_, "--out=" + out_}), 0, "nothing to do");
+  Expect(Prepare({text_, "--out=" + out_, "--validation_fraction=0"}), 1,
+         "validation_fraction 0.01 there, 0 here");
+  Expect(Inspect({out_}), 0, "train      297 documents");
+  Expect(Inspect({out_}), 0, "tokenizer  byte, 257 ids, end of text 256");
+  Expect(Inspect({out_}), 0, "shard_00001.h5   validation            3");
+  Expect(Inspect({out_, "--verify"}), 0, "verified: 2 shards");
+  Expect(Inspect({out_, "--text=0"}), 0, "This is document 0.\n");
+  Expect(Inspect({out_, "--text=1"}), 0, "This is document 2.\n");
+  Expect(Inspect({out_, "--text=0", "--split=validation"}), 0,
+         "This is document 1.\n");
+  Expect(Inspect({out_, "--text=297"}), 1, "has 297 documents, counted from 0");
+}
+
+TEST_F(DataPrograms, HelpIsComplete) {
+  const ProgramResult prepare = Prepare({"--help"});
+  for (const char* words :
+       {"Examples:", "--input", "--out", "--tokenizer", "--threads",
+        "--shard_tokens", "--validation_fraction", "--source"}) {
+    Expect(prepare, 0, words);
+  }
+  const ProgramResult inspect = Inspect({"--help"});
+  for (const char* words : {"Examples:", "--verify", "--text", "--split"}) {
+    Expect(inspect, 0, words);
+  }
+}
+
+TEST_F(DataPrograms, WrongRequestsEndWithStatusOne) {
+  Expect(Prepare({}), 1, "--out is missing");
+  Expect(Prepare({"--inptu=x"}), 1, "Did you mean --input?");
+  Expect(Prepare({"--out=" + out_}), 1, "error: ");
+  Expect(Prepare({folder_ + "/none.txt", "--out=" + out_}), 1, "none.txt");
+  Expect(Prepare({text_, "--out=" + out_, "--tokenizer=" + folder_ + "/no"}), 1,
+         folder_ + "/no");
+  Expect(Prepare({text_, "--out=" + text_ + "/sub"}), 1, text_ + "/sub");
+  SetFileContents(folder_ + "/bad.txt", "\xff\xfe\xfd");
+  Expect(Prepare({folder_ + "/bad.txt", "--out=" + out_}), 1, "UTF-8");
+  SetFileContents(folder_ + "/empty.txt", "");
+  Expect(Prepare({folder_ + "/empty.txt", "--out=" + out_}), 1, "no text");
+  EXPECT_FALSE(FileSystem::Posix().Exists(out_));
+  Expect(Inspect({}), 1, "0 folders given, 1 wanted");
+  Expect(Inspect({out_}), 1, "no such folder");
+  Expect(Inspect({folder_}), 1, "has no index.json");
+  Expect(Inspect({folder_, "--split=test"}), 1, "--split=test");
+}
+
+TEST_F(DataPrograms, InspectNamesEveryDamagedShard) {
+  ASSERT_EQ(Prepare({text_, "--out=" + out_}).status, 0);
+  for (const char* name : {"/shard_00000.h5", "/shard_00001.h5"}) {
+    const size_t size = FileContents(out_ + name).size();
+    FlipBits(out_ + name, size / 2, 1);
+  }
+  const ProgramResult result = Inspect({out_, "--verify"});
+  Expect(result, 1, "shard_00000.h5: has digest");
+  Expect(result, 1, "shard_00001.h5: has digest");
+  Expect(result, 1, "2 of 2 shards are damaged");
+}
+
+// SIGKILL while shards are being written; the same command then continues to
+// the same files as without.
+TEST_F(DataPrograms, ContinuesAfterBeingKilled) {
+  std::string lines;
+  for (int line = 0; line < 1500; ++line) {
+    absl::StrAppend(&lines, "{\"text\": \"", std::string(2000, 'a'), line,
+                    "\"}\n");
+  }
+  SetFileContents(text_, lines);
+  setenv("SOURCE_DATE_EPOCH", "1700000000", 1);
+  const std::vector<std::string> arguments = {text_, "--out=" + out_,
+                                              "--shard_tokens=100000"};
+  {
+    Program program("data/prepare", arguments, folder_);
+    const auto start = std::chrono::steady_clock::now();
+    while (!FileSystem::Posix().Exists(out_ + "/shard_00003.h5")) {
+      ASSERT_LT(std::chrono::steady_clock::now() - start,
+                std::chrono::seconds(30));
+      std::this_thread::yield();
+    }
+    program.Signal(SIGKILL);
+    EXPECT_EQ(program.Wait().status, 128 + SIGKILL);
+  }
+  EXPECT_FALSE(FileSystem::Posix().Exists(out_ + "/index.json"));
+  const ProgramResult again = Prepare(arguments);
+  EXPECT_EQ(again.status, 0) << again.output;
+  EXPECT_FALSE(absl::StrContains(again.output, "(0 of them")) << again.output;
+  std::vector<std::string> undisturbed = arguments;
+  undisturbed[1] = "--out=" + folder_ + "/whole";
+  ASSERT_EQ(Prepare(undisturbed).status, 0);
+  unsetenv("SOURCE_DATE_EPOCH");
+  const auto names = FileSystem::Posix().List(out_);
+  ASSERT_TRUE(names.ok());
+  EXPECT_GT(names->size(), 30u);
+  EXPECT_EQ(*names, *FileSystem::Posix().List(folder_ + "/whole"));
+  for (const std::string& name : *names) {
+    if (name == "tokenizer") continue;
+    EXPECT_EQ(FileContents(out_ + "/" + name),
+              FileContents(folder_ + "/whole/" + name))
+        << name;
+  }
+}
+
+}  // namespace
+}  // namespace cubit
