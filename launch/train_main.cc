@@ -3,8 +3,10 @@
 // //launch:train: one pretraining run.
 
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -133,6 +135,22 @@ absl::Status ApplySteps(RunConfig* config) {
   return absl::OkStatus();
 }
 
+// Paths as they are from anywhere, so that a resumed run and a reader of the
+// configuration find them.
+std::string Absolute(const std::string& path) {
+  std::error_code error;
+  const std::filesystem::path absolute = std::filesystem::absolute(path, error);
+  return error ? path : absolute.lexically_normal().string();
+}
+
+void MakePathsAbsolute(RunConfig* config) {
+  RunConfig::Data* data = config->mutable_data();
+  for (std::string& path : *data->mutable_path()) path = Absolute(path);
+  if (!data->tokenizer().empty() && data->tokenizer() != "byte") {
+    data->set_tokenizer(Absolute(data->tokenizer()));
+  }
+}
+
 absl::StatusOr<RunConfig> ConfigFromFlags(
     const std::vector<std::string>& overrides, std::string* name) {
   CUBIT_ASSIGN_OR_RETURN(RunConfig config, BaseConfig(name));
@@ -147,6 +165,7 @@ absl::StatusOr<RunConfig> ConfigFromFlags(
       config.mutable_data()->add_path(std::string(path));
     }
   }
+  MakePathsAbsolute(&config);
   ApplySizes(&config);
   CUBIT_RETURN_IF_ERROR(ValidateConfig(config));
   return config;
