@@ -19,9 +19,9 @@
 namespace cubit {
 namespace {
 
+using testing::Outcome;
 using testing::Program;
-using testing::ProgramResult;
-using testing::RunProgram;
+using testing::RunAsUser;
 
 class DataPrograms : public ::testing::Test {
  protected:
@@ -36,13 +36,13 @@ class DataPrograms : public ::testing::Test {
     out_ = folder_ + "/shards";
   }
 
-  ProgramResult Prepare(const std::vector<std::string>& arguments) {
-    return RunProgram("data/prepare", arguments, folder_);
+  Outcome Prepare(const std::vector<std::string>& arguments) {
+    return RunAsUser("data/prepare", arguments, folder_);
   }
-  ProgramResult Inspect(const std::vector<std::string>& arguments) {
-    return RunProgram("data/inspect", arguments, folder_);
+  Outcome Inspect(const std::vector<std::string>& arguments) {
+    return RunAsUser("data/inspect", arguments, folder_);
   }
-  static void Expect(const ProgramResult& result, int status,
+  static void Expect(const Outcome& result, int status,
                      const std::string& words) {
     EXPECT_EQ(result.status, status) << result.output;
     EXPECT_TRUE(absl::StrContains(result.output, words)) << result.output;
@@ -71,13 +71,13 @@ TEST_F(DataPrograms, PrepareThenInspect) {
 }
 
 TEST_F(DataPrograms, HelpIsComplete) {
-  const ProgramResult prepare = Prepare({"--help"});
+  const Outcome prepare = Prepare({"--help"});
   for (const char* words :
        {"Examples:", "--input", "--out", "--tokenizer", "--threads",
         "--shard_tokens", "--validation_fraction", "--source"}) {
     Expect(prepare, 0, words);
   }
-  const ProgramResult inspect = Inspect({"--help"});
+  const Outcome inspect = Inspect({"--help"});
   for (const char* words : {"Examples:", "--verify", "--text", "--split"}) {
     Expect(inspect, 0, words);
   }
@@ -108,7 +108,7 @@ TEST_F(DataPrograms, InspectNamesEveryDamagedShard) {
     const size_t size = FileContents(out_ + name).size();
     FlipBits(out_ + name, size / 2, 1);
   }
-  const ProgramResult result = Inspect({out_, "--verify"});
+  const Outcome result = Inspect({out_, "--verify"});
   Expect(result, 1, "shard_00000.h5: has digest");
   Expect(result, 1, "shard_00001.h5: has digest");
   Expect(result, 1, "2 of 2 shards are damaged");
@@ -127,7 +127,8 @@ TEST_F(DataPrograms, ContinuesAfterBeingKilled) {
   const std::vector<std::string> arguments = {text_, "--out=" + out_,
                                               "--shard_tokens=100000"};
   {
-    Program program("data/prepare", arguments, folder_);
+    Program program(testing::UserCommand("data/prepare", arguments),
+                    testing::UserEnvironment(folder_));
     const auto start = std::chrono::steady_clock::now();
     while (!FileSystem::Posix().Exists(out_ + "/shard_00003.h5")) {
       ASSERT_LT(std::chrono::steady_clock::now() - start,
@@ -135,10 +136,10 @@ TEST_F(DataPrograms, ContinuesAfterBeingKilled) {
       std::this_thread::yield();
     }
     program.Signal(SIGKILL);
-    EXPECT_EQ(program.Wait().status, 128 + SIGKILL);
+    EXPECT_EQ(program.Wait().exit_status, 128 + SIGKILL);
   }
   EXPECT_FALSE(FileSystem::Posix().Exists(out_ + "/index.json"));
-  const ProgramResult again = Prepare(arguments);
+  const Outcome again = Prepare(arguments);
   EXPECT_EQ(again.status, 0) << again.output;
   EXPECT_FALSE(absl::StrContains(again.output, "(0 of them")) << again.output;
   std::vector<std::string> undisturbed = arguments;

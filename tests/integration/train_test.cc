@@ -3,7 +3,6 @@
 // //launch:train as a user meets it: runs, resumes, interruptions, bad input.
 
 #include <signal.h>
-#include <stdlib.h>
 #include <sys/mount.h>
 
 #include <string>
@@ -12,7 +11,6 @@
 #include "gtest/gtest.h"
 
 #include "launch/metrics.h"
-#include "runtime/check.h"
 #include "runtime/digest.h"
 #include "runtime/file_system.h"
 #include "tests/testing/program.h"
@@ -21,42 +19,16 @@ namespace cubit {
 namespace {
 
 using testing::NewFolder;
+using testing::Outcome;
+using testing::OutcomeOf;
 using testing::Program;
 using testing::ReadText;
+using testing::RunAsUser;
+using testing::UserCommand;
+using testing::UserEnvironment;
 using testing::WriteText;
 
 using Arguments = std::vector<std::string>;
-
-struct Outcome {
-  int status = 0;
-  std::string output;  // all that was said
-};
-
-Outcome Said(const testing::ProgramResult& result) {
-  return {result.exit_status, result.output + result.errors};
-}
-
-// HOME below a folder of the test, and no folder where a user stands.
-Arguments Environment(const std::string& home) {
-  return {"HOME=" + home, "XDG_CACHE_HOME=" + home + "/cache",
-          "BUILD_WORKING_DIRECTORY=" + home};
-}
-
-Arguments Command(const std::string& program, const Arguments& arguments) {
-  // The programs move to where the user stands, so their path is absolute.
-  char* here = realpath(program.c_str(), nullptr);
-  CUBIT_CHECK(here != nullptr) << program;
-  Arguments words = {here};
-  free(here);
-  words.insert(words.end(), arguments.begin(), arguments.end());
-  return words;
-}
-
-Outcome RunProgram(const std::string& program, const Arguments& arguments,
-                   const std::string& home) {
-  return Said(
-      testing::RunProgram(Command(program, arguments), Environment(home)));
-}
 
 constexpr char kTrain[] = "launch/train";
 constexpr char kPrepare[] = "data/prepare";
@@ -96,7 +68,7 @@ class TrainTest : public ::testing::Test {
     return all;
   }
   Outcome Train(const Arguments& more) const {
-    return RunProgram(kTrain, With(more), home_);
+    return RunAsUser(kTrain, With(more), home_);
   }
   Outcome TrainOn(const std::string& data, const std::string& run,
                   Arguments more = {}) const {
@@ -108,7 +80,7 @@ class TrainTest : public ::testing::Test {
   std::string Shards() const {
     const std::string out = home_ + "/shards";
     const Outcome result =
-        RunProgram(kPrepare, {"--input=" + text_, "--out=" + out}, home_);
+        RunAsUser(kPrepare, {"--input=" + text_, "--out=" + out}, home_);
     EXPECT_EQ(result.status, 0) << result.output;
     return out;
   }
@@ -192,7 +164,7 @@ TEST_F(TrainTest, ResumingGivesTheSameBitsAsNotStopping) {
     EXPECT_NE(first.output.find("--resume"), std::string::npos);
     EXPECT_EQ(Losses(parts).size(), 10u);
     const Outcome second =
-        RunProgram(kTrain, {"--output_dir=" + parts, "--resume"}, home_);
+        RunAsUser(kTrain, {"--output_dir=" + parts, "--resume"}, home_);
     ASSERT_EQ(second.status, 0) << second.output;
     EXPECT_NE(second.output.find("resumed at step 10"), std::string::npos);
     EXPECT_EQ(Losses(whole), Losses(parts));
@@ -205,12 +177,13 @@ TEST_F(TrainTest, SignalsEndInACheckpointAndTheCommandToResume) {
   for (const auto& [signal, status] :
        {std::pair<int, int>{SIGINT, 130}, {SIGTERM, 143}}) {
     const std::string run = Run("run" + std::to_string(signal));
-    Program program(Command(kTrain, With({"--steps=100000", "--data=" + text_,
-                                          "--output_dir=" + run})),
-                    Environment(home_));
+    Program program(
+        UserCommand(kTrain, With({"--steps=100000", "--data=" + text_,
+                                  "--output_dir=" + run})),
+        UserEnvironment(home_));
     ASSERT_TRUE(program.WaitForError("step 3/"));
     program.Signal(signal);
-    const Outcome result = Said(program.Wait());
+    const Outcome result = OutcomeOf(program.Wait());
     EXPECT_EQ(result.status, status) << result.output;
     EXPECT_NE(result.output.find("--output_dir=" + run + " --resume"),
               std::string::npos)
@@ -238,7 +211,7 @@ TEST_F(TrainTest, FallsBackToTheCheckpointBeforeADamagedOneAndSaysSo) {
     WriteText(folder + "/" + name, contents);
   }
   const Outcome result =
-      RunProgram(kTrain, {"--output_dir=" + run, "--resume"}, home_);
+      RunAsUser(kTrain, {"--output_dir=" + run, "--resume"}, home_);
   EXPECT_EQ(result.status, 0) << result.output;
   EXPECT_NE(result.output.find(folder), std::string::npos) << result.output;
   EXPECT_NE(result.output.find("resumed at step 4"), std::string::npos)
@@ -248,7 +221,7 @@ TEST_F(TrainTest, FallsBackToTheCheckpointBeforeADamagedOneAndSaysSo) {
 TEST_F(TrainTest, RefusesToResumeAnotherModel) {
   const std::string run = Run("run");
   ASSERT_EQ(TrainOn(text_, run, {"--steps=10", "--stop_at_step=2"}).status, 0);
-  const Outcome result = RunProgram(
+  const Outcome result = RunAsUser(
       kTrain, {"--output_dir=" + run, "--resume", "--set=model.hidden_size=64"},
       home_);
   EXPECT_EQ(result.status, 1) << result.output;
@@ -454,14 +427,14 @@ TEST_F(TrainTest, GeneratesTheSameTextTwiceFromACheckpoint) {
   ASSERT_EQ(TrainOn(text_, run, {"--steps=40"}).status, 0);
   const Arguments arguments = {"--checkpoint=" + run, "--prompt=the cats",
                                "--max_tokens=40"};
-  const Outcome first = RunProgram("launch/generate", arguments, home_);
+  const Outcome first = RunAsUser("launch/generate", arguments, home_);
   EXPECT_EQ(first.status, 0) << first.output;
   EXPECT_NE(first.output.find("the cats"), std::string::npos);
   EXPECT_GT(first.output.size(), 30u);
   EXPECT_EQ(first.output,
-            RunProgram("launch/generate", arguments, home_).output);
+            RunAsUser("launch/generate", arguments, home_).output);
   const Outcome missing =
-      RunProgram("launch/generate", {"--checkpoint=" + home_ + "/none"}, home_);
+      RunAsUser("launch/generate", {"--checkpoint=" + home_ + "/none"}, home_);
   EXPECT_EQ(missing.status, 1);
   EXPECT_NE(missing.output.find("does not exist"), std::string::npos);
 }

@@ -10,6 +10,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 
 #include "gtest/gtest.h"
@@ -121,8 +122,36 @@ ProgramResult RunProgram(const std::vector<std::string>& arguments,
   return Program(arguments, environment).Wait();
 }
 
+std::vector<std::string> UserCommand(
+    const std::string& program, const std::vector<std::string>& arguments) {
+  // The programs move to where the user stands, so the path is absolute.
+  std::vector<std::string> words = {
+      std::filesystem::absolute(program).string()};
+  words.insert(words.end(), arguments.begin(), arguments.end());
+  return words;
+}
+
+std::vector<std::string> UserEnvironment(const std::string& home) {
+  return {"HOME=" + home, "XDG_CACHE_HOME=" + home + "/cache",
+          "BUILD_WORKING_DIRECTORY=" + home};
+}
+
+Outcome OutcomeOf(const ProgramResult& result) {
+  return {result.exit_status, result.output + result.errors};
+}
+
+Outcome RunAsUser(const std::string& program,
+                  const std::vector<std::string>& arguments,
+                  const std::string& home) {
+  return OutcomeOf(
+      RunProgram(UserCommand(program, arguments), UserEnvironment(home)));
+}
+
 std::string NewFolder() {
-  std::string folder = ::testing::TempDir() + "/folder_XXXXXX";
+  std::string folder =
+      (std::filesystem::path(::testing::TempDir()) / "folder_XXXXXX")
+          .lexically_normal()
+          .string();
   CUBIT_CHECK(mkdtemp(folder.data()) != nullptr) << folder;
   return folder;
 }

@@ -50,6 +50,24 @@ class Program {
 ProgramResult RunProgram(const std::vector<std::string>& arguments,
                          const std::vector<std::string>& environment = {});
 
+// What a user sees of a program: its status and all that it says.
+struct Outcome {
+  int status = 0;
+  std::string output;
+};
+
+// Runs `program` (a path in the runfiles) as from a shell that stands in
+// `home`, with HOME and the cache below it.
+Outcome RunAsUser(const std::string& program,
+                  const std::vector<std::string>& arguments,
+                  const std::string& home);
+
+// The same as a Program that may still run.
+std::vector<std::string> UserCommand(const std::string& program,
+                                     const std::vector<std::string>& arguments);
+std::vector<std::string> UserEnvironment(const std::string& home);
+Outcome OutcomeOf(const ProgramResult& result);
+
 // A new empty folder for the running test.
 std::string NewFolder();
 
