@@ -19,18 +19,27 @@ TileRange TileAt(int64_t row, int64_t num_queries, int64_t column,
           std::min(kTile, num_keys - column)};
 }
 
-void ForwardHead(const ConstHeadTensor& q, const ConstHeadTensor& k,
-                 const ConstHeadTensor& v, float scale, const VisibleKeys& keys,
-                 int64_t b, int64_t h, const HeadTensor& out, float* lse) {
+struct ForwardArguments {
+  ConstHeadTensor q, k, v;
+  float scale;
+  HeadTensor out;
+  Tensor lse;
+};
+
+void ForwardHead(const ForwardArguments& in, const VisibleKeys& keys, int64_t b,
+                 int64_t h) {
+  const ConstHeadTensor& q = in.q;
+  const ConstHeadTensor& k = in.k;
   const int64_t dim = q.head_dim;
   ScoreHead head(q.seq_len, k.seq_len, dim);
-  PackRows(q, b, h, 0, q.seq_len, scale, head.query_rows.data());
+  PackRows(q, b, h, 0, q.seq_len, in.scale, head.query_rows.data());
   Floats values(k.seq_len * dim);
   // The keys pass through the memory of the values on their way.
   PackRows(k, b, h, 0, k.seq_len, 1.0f, values.data());
   TransposeBlocks(values.data(), k.seq_len, dim, head.key_blocks.data());
-  PackRows(v, b, h, 0, k.seq_len, 1.0f, values.data());
+  PackRows(in.v, b, h, 0, k.seq_len, 1.0f, values.data());
 
+  float* lse = in.lse.data<float>() + (b * q.num_heads + h) * q.seq_len;
   SoftmaxRows sums(dim);
   Floats weights(kTile * kTile);
   for (int64_t row = 0; row < q.seq_len; row += kTile) {
@@ -44,7 +53,7 @@ void ForwardHead(const ConstHeadTensor& q, const ConstHeadTensor& k,
     }
     for (int64_t i = 0; i < rows; ++i) {
       const float inverse = static_cast<float>(1.0 / sums.sum(i));
-      float* out_row = out.row<float>(b, row + i, h);
+      float* out_row = in.out.row<float>(b, row + i, h);
       const float* weighted = sums.weighted(i);
       for (int64_t c = 0; c < dim; ++c) out_row[c] = inverse * weighted[c];
       lse[row + i] = sums.LogSumExp(i);
@@ -113,12 +122,13 @@ void AttentionForward(ConstHeadTensor q, ConstHeadTensor k, ConstHeadTensor v,
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / q.num_heads;
       const VisibleKeys keys(mask, b, q.seq_len, k.seq_len, /*strict=*/false);
-      ForwardHead(q, k, v, scale, keys, b, i % q.num_heads, out,
-                  lse.data<float>() + i * q.seq_len);
+      ForwardHead({q, k, v, scale, out, lse}, keys, b, i % q.num_heads);
     }
   });
 }
 
+// The parameters are those of the header.
+// NOLINTNEXTLINE(readability-function-size)
 void AttentionBackward(ConstHeadTensor q, ConstHeadTensor k, ConstHeadTensor v,
                        ConstHeadTensor out, ConstTensor lse,
                        ConstHeadTensor d_out, float scale,

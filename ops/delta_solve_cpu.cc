@@ -26,30 +26,38 @@ void CheckInputs(const ConstHeadTensor& w, const ConstHeadTensor& k,
   CUBIT_CHECK(mask.causal) << "the Delta system is triangular";
 }
 
-void ForwardHead(const ConstHeadTensor& w, const ConstHeadTensor& k,
-                 const ConstHeadTensor& v, const ConstHeadTensor& beta,
-                 float scale, const AttentionMask& mask, int64_t first_row,
-                 int64_t b, int64_t h, const HeadTensor& x, float* lse) {
+struct ForwardArguments {
+  ConstHeadTensor w, k, v, beta;
+  float scale;
+  int64_t first_row;
+  HeadTensor x;
+  Tensor lse;
+};
+
+void ForwardHead(const ForwardArguments& in, const AttentionMask& mask,
+                 int64_t b, int64_t h) {
+  const ConstHeadTensor& w = in.w;
   const int64_t num_rows = w.seq_len;
   const int64_t dim = w.head_dim;
   const VisibleKeys keys(mask, b, num_rows, num_rows, /*strict=*/true);
   ScoreHead head(num_rows, num_rows, dim);
   Floats solution(num_rows * dim);
   // The keys pass through the memory of the solution on their way.
-  PackRows(k, b, h, 0, num_rows, 1.0f, solution.data());
+  PackRows(in.k, b, h, 0, num_rows, 1.0f, solution.data());
   TransposeBlocks(solution.data(), num_rows, dim, head.key_blocks.data());
-  PackRows(w, b, h, first_row, num_rows, scale, head.query_rows.data());
-  PackRows(x, b, h, 0, first_row, 1.0f, solution.data());
+  PackRows(w, b, h, in.first_row, num_rows, in.scale, head.query_rows.data());
+  PackRows(in.x, b, h, 0, in.first_row, 1.0f, solution.data());
   const auto equation = [&](int64_t row, float, double sum, float* rhs) {
-    const float* value = v.row<float>(b, row, h);
+    const float* value = in.v.row<float>(b, row, h);
     std::copy(value, value + dim, rhs);
     if (sum == 0) return 0.0f;  // the first row of a document: X = V
-    return static_cast<float>(beta.row<float>(b, row, h)[0] / sum);
+    return static_cast<float>(in.beta.row<float>(b, row, h)[0] / sum);
   };
-  SolveHead(head, keys, /*shift=*/nullptr, first_row, equation, solution.data(),
-            lse);
-  UnpackRows(solution.data(), b, h, first_row, num_rows, /*accumulate=*/false,
-             x);
+  float* lse = in.lse.data<float>() + (b * w.num_heads + h) * num_rows;
+  SolveHead(head, keys, /*shift=*/nullptr, in.first_row, equation,
+            solution.data(), lse);
+  UnpackRows(solution.data(), b, h, in.first_row, num_rows,
+             /*accumulate=*/false, in.x);
 }
 
 struct BackwardArguments {
@@ -121,20 +129,24 @@ void BackwardHead(const BackwardArguments& in, const AttentionMask& mask,
 
 }  // namespace
 
+// The parameters are those of the header.
+// NOLINTNEXTLINE(readability-function-size)
 void DeltaSolveForward(ConstHeadTensor w, ConstHeadTensor k, ConstHeadTensor v,
                        ConstHeadTensor beta, float scale,
                        const AttentionMask& mask, int64_t first_row,
                        HeadTensor x, Tensor lse, Stream& /*stream*/) {
   CheckInputs(w, k, v, beta, mask, x, lse);
   CUBIT_CHECK(first_row >= 0 && first_row <= w.seq_len) << first_row;
+  const ForwardArguments in = {w, k, v, beta, scale, first_row, x, lse};
   ParallelFor(w.batch * w.num_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      ForwardHead(w, k, v, beta, scale, mask, first_row, i / w.num_heads,
-                  i % w.num_heads, x, lse.data<float>() + i * w.seq_len);
+      ForwardHead(in, mask, i / w.num_heads, i % w.num_heads);
     }
   });
 }
 
+// The parameters are those of the header.
+// NOLINTNEXTLINE(readability-function-size)
 void DeltaSolveBackward(ConstHeadTensor w, ConstHeadTensor k, ConstHeadTensor v,
                         ConstHeadTensor beta, float scale,
                         const AttentionMask& mask, ConstHeadTensor x,

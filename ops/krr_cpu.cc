@@ -35,40 +35,51 @@ void PackHead(const ConstHeadTensor& r, const float* column_scale, int64_t b,
   TransposeBlocks(key_rows, r.seq_len, r.head_dim, head->key_blocks.data());
 }
 
-void ForwardHead(const ConstHeadTensor& r, const ConstHeadTensor& v,
-                 const float* column_scale, const float* value_scale,
-                 double lambda, const AttentionMask& mask, int64_t first_row,
-                 int64_t b, int64_t h, const HeadTensor& x, float* lse) {
+// Arguments of the forward for one head: vectors [T] of that head, views of all
+// heads.
+struct ForwardArguments {
+  ConstHeadTensor r, v;
+  const float* column_scale;
+  const float* value_scale;
+  double lambda;
+  int64_t first_row;
+  HeadTensor x;
+  float* lse;
+};
+
+void ForwardHead(const ForwardArguments& in, const AttentionMask& mask,
+                 int64_t b, int64_t h) {
+  const ConstHeadTensor& r = in.r;
   const int64_t num_rows = r.seq_len;
   const int64_t dim = r.head_dim;
   const VisibleKeys keys(mask, b, num_rows, num_rows, /*strict=*/false);
   ScoreHead head(num_rows, num_rows, dim);
   Floats solution(num_rows * dim);
   // The keys pass through the memory of the solution on their way.
-  PackHead(r, column_scale, b, h, &head, solution.data());
+  PackHead(r, in.column_scale, b, h, &head, solution.data());
 
   // Cauchy-Schwarz makes S_ii the row's maximum, if the scale is positive.
   const bool diagonal_is_maximum =
-      std::all_of(column_scale, column_scale + num_rows,
+      std::all_of(in.column_scale, in.column_scale + num_rows,
                   [](float scale) { return scale > 0; });
   Floats shift(num_rows);
   for (int64_t i = 0; i < num_rows; ++i) {
     *shift.at(i) = Dot(head.query_rows.at(i * dim), solution.at(i * dim), dim);
   }
-  PackRows(x, b, h, 0, first_row, 1.0f, solution.data());
+  PackRows(in.x, b, h, 0, in.first_row, 1.0f, solution.data());
   const auto equation = [&](int64_t row, float self_weight, double sum,
                             float* rhs) {
-    const double g = 1.0 / (static_cast<double>(self_weight) + lambda * sum);
+    const double g = 1.0 / (static_cast<double>(self_weight) + in.lambda * sum);
     const float factor =
-        static_cast<float>(g * sum * static_cast<double>(value_scale[row]));
-    const float* value = v.row<float>(b, row, h);
+        static_cast<float>(g * sum * static_cast<double>(in.value_scale[row]));
+    const float* value = in.v.row<float>(b, row, h);
     for (int64_t c = 0; c < dim; ++c) rhs[c] = factor * value[c];
     return static_cast<float>(g);
   };
-  SolveHead(head, keys, diagonal_is_maximum ? shift.data() : nullptr, first_row,
-            equation, solution.data(), lse);
-  UnpackRows(solution.data(), b, h, first_row, num_rows, /*accumulate=*/false,
-             x);
+  SolveHead(head, keys, diagonal_is_maximum ? shift.data() : nullptr,
+            in.first_row, equation, solution.data(), in.lse);
+  UnpackRows(solution.data(), b, h, in.first_row, num_rows,
+             /*accumulate=*/false, in.x);
 }
 
 // Gradients of head (b, h) with respect to r and column_scale, from those of
@@ -187,6 +198,8 @@ double Lambda(const ConstTensor& log_lambda, int64_t h) {
 
 }  // namespace
 
+// The parameters are those of the header.
+// NOLINTNEXTLINE(readability-function-size)
 void KrrSolveForward(ConstHeadTensor r, ConstHeadTensor v,
                      ConstTensor column_scale, ConstTensor value_scale,
                      ConstTensor log_lambda, const AttentionMask& mask,
@@ -200,20 +213,27 @@ void KrrSolveForward(ConstHeadTensor r, ConstHeadTensor v,
     for (int64_t i = begin; i < end; ++i) {
       const int64_t b = i / r.num_heads;
       const int64_t h = i % r.num_heads;
-      const float* columns = column_scale.data<float>() + i * r.seq_len;
-      const float* values = value_scale.data<float>() + i * r.seq_len;
-      float* lse_row = lse.data<float>() + i * r.seq_len;
-      const double lambda = Lambda(log_lambda, h);
+      const int64_t row = i * r.seq_len;
+      const ForwardArguments in = {r,
+                                   v,
+                                   column_scale.data<float>() + row,
+                                   value_scale.data<float>() + row,
+                                   Lambda(log_lambda, h),
+                                   first_row,
+                                   x,
+                                   lse.data<float>() + row};
       if (mask.causal) {
-        ForwardHead(r, v, columns, values, lambda, mask, first_row, b, h, x,
-                    lse_row);
+        ForwardHead(in, mask, b, h);
       } else {
-        DenseKrr(r, columns, lambda, mask, b, h).Forward(v, values, x, lse_row);
+        DenseKrr(r, in.column_scale, in.lambda, mask, b, h)
+            .Forward(v, in.value_scale, x, in.lse);
       }
     }
   });
 }
 
+// The parameters are those of the header.
+// NOLINTNEXTLINE(readability-function-size)
 void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
                       ConstTensor column_scale, ConstTensor value_scale,
                       ConstTensor log_lambda, const AttentionMask& mask,

@@ -12,6 +12,7 @@
 #include "runtime/check.h"
 
 // Of LAPACK, which OpenBLAS brings without a C header in Debian's package.
+// NOLINTBEGIN(readability-identifier-naming)
 extern "C" {
 void dgetrf_(const int* m, const int* n, double* a, const int* lda, int* pivots,
              int* info);
@@ -19,6 +20,7 @@ void dgetrs_(const char* trans, const int* n, const int* num_columns,
              const double* a, const int* lda, const int* pivots, double* b,
              const int* ldb, int* info);
 }
+// NOLINTEND(readability-identifier-naming)
 
 namespace cubit {
 namespace {
@@ -50,8 +52,8 @@ DenseKrr::DenseKrr(const ConstHeadTensor& r, const float* column_scale,
       p_(Index(num_rows_, num_rows_, 0)),
       lse_(static_cast<size_t>(num_rows_)),
       pivots_(static_cast<size_t>(num_rows_)) {
-  static const bool kOneThread = UseOneThread();
-  CUBIT_CHECK(kOneThread);
+  static const bool one_thread = UseOneThread();
+  CUBIT_CHECK(one_thread);
   const VisibleKeys keys(mask, b, num_rows_, num_rows_, /*strict=*/false);
   for (int64_t i = 0; i < num_rows_; ++i) {
     const VisibleKeys::Interval seen = keys.Of(i);

@@ -126,6 +126,8 @@ void KrrFactorsForward(ConstHeadTensor r, ConstHeadTensor lrr_logits,
   });
 }
 
+// The parameters are those of the header.
+// NOLINTNEXTLINE(readability-function-size)
 void KrrFactorsBackward(ConstHeadTensor r, ConstHeadTensor lrr_logits,
                         ConstTensor scale, ConstTensor upper_scale,
                         ConstTensor column_scale, ConstTensor d_column_scale,
@@ -171,6 +173,8 @@ void KrrFactorsBackward(ConstHeadTensor r, ConstHeadTensor lrr_logits,
   AddOverBatch(sums, &HeadSums::d_upper_scale, d_upper_scale);
 }
 
+// The parameters are those of the header.
+// NOLINTNEXTLINE(readability-function-size)
 void KrrHealth(ConstHeadTensor r, ConstHeadTensor v, ConstTensor column_scale,
                ConstTensor value_scale, ConstTensor log_lambda,
                ConstHeadTensor x, ConstTensor lse, Tensor result,

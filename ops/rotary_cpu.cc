@@ -9,8 +9,21 @@
 namespace cubit {
 namespace {
 
-// Turns every pair (x_i, x_{i + K/2}) by the table's angle; `direction` -1
-// turns back.
+// Turns every pair (x_i, x_{i + K/2}) of a row by its angle.
+void RotateRow(const float* cosine, const float* sine, float direction,
+               int64_t half, float* low) {
+  float* high = low + half;
+#pragma omp simd
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = low[i];
+    const float b = high[i];
+    const float s = direction * sine[i];
+    low[i] = a * cosine[i] - b * s;
+    high[i] = b * cosine[i] + a * s;
+  }
+}
+
+// Turns every row by the table's angles; `direction` -1 turns back.
 void Rotate(ConstTensor table, int64_t first_position, float direction,
             const HeadTensor& x) {
   CUBIT_CHECK_EQ(x.head_dim % 2, 0);
@@ -26,18 +39,9 @@ void Rotate(ConstTensor table, int64_t first_position, float direction,
     for (int64_t n = begin; n < end; ++n) {
       const int64_t t = n % x.seq_len;
       const float* cosine = angles + t * x.head_dim;
-      const float* sine = cosine + half;
       for (int64_t h = 0; h < x.num_heads; ++h) {
-        float* low = x.row<float>(n / x.seq_len, t, h);
-        float* high = low + half;
-#pragma omp simd
-        for (int64_t i = 0; i < half; ++i) {
-          const float a = low[i];
-          const float b = high[i];
-          const float s = direction * sine[i];
-          low[i] = a * cosine[i] - b * s;
-          high[i] = b * cosine[i] + a * s;
-        }
+        RotateRow(cosine, cosine + half, direction, half,
+                  x.row<float>(n / x.seq_len, t, h));
       }
     }
   });
