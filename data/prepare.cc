@@ -359,8 +359,7 @@ absl::Status Preparation::WriteShards() {
   for (;;) {
     const absl::StatusOr<bool> more = pipeline.Next(&batch);
     if (!more.ok()) {
-      bad_input_ = absl::IsInvalidArgument(more.status()) ||
-                   absl::IsDataLoss(more.status());
+      bad_input_ = absl::IsInvalidArgument(more.status());
       return more.status();
     }
     if (!*more) break;
