@@ -2,12 +2,7 @@
 
 #include "data/prepare.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <filesystem>
 #include <functional>
@@ -21,6 +16,7 @@
 #include "absl/time/time.h"
 
 #include "data/dataset_index.h"
+#include "data/folder_lock.h"
 #include "data/prepare_progress.h"
 #include "data/prepare_request.h"
 #include "data/split_rule.h"
@@ -39,34 +35,6 @@ constexpr int64_t kMaxRequestBytes = int64_t{256} << 20;
 constexpr int64_t kMinShardTokens = 1;
 constexpr int64_t kMaxShardTokens = int64_t{1} << 30;
 constexpr size_t kMaxSourceBytes = 4096;
-
-// Keeps a second preparation out of the same folder. The lock is the kernel's:
-// it ends with the program, however that ends.
-class FolderLock {
- public:
-  FolderLock() = default;
-  FolderLock(const FolderLock&) = delete;
-  FolderLock& operator=(const FolderLock&) = delete;
-  ~FolderLock() {
-    if (fd_ >= 0) close(fd_);
-  }
-
-  absl::Status Lock(const std::string& folder) {
-    fd_ = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    // File systems without locks answer otherwise; they go without.
-    if (fd_ >= 0 && flock(fd_, LOCK_EX | LOCK_NB) != 0 &&
-        errno == EWOULDBLOCK) {
-      return absl::FailedPreconditionError(
-          absl::StrCat(folder,
-                       ": another preparation is writing there; wait for it or "
-                       "choose another --out"));
-    }
-    return absl::OkStatus();
-  }
-
- private:
-  int fd_ = -1;
-};
 
 absl::Status CheckOptions(const PrepareOptions& options) {
   const auto refuse = [](const auto&... words) {
@@ -391,8 +359,7 @@ absl::Status Preparation::WriteShards() {
   for (;;) {
     const absl::StatusOr<bool> more = pipeline.Next(&batch);
     if (!more.ok()) {
-      bad_input_ = absl::IsInvalidArgument(more.status()) ||
-                   absl::IsDataLoss(more.status());
+      bad_input_ = absl::IsInvalidArgument(more.status());
       return more.status();
     }
     if (!*more) break;

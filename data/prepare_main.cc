@@ -114,13 +114,13 @@ int main(int argc, char** argv) {
     PrintReport(options.out, *report);
     return cubit::kExitDone;
   }
-  const int status = cubit::ExitStatus(report.status());
-  if (absl::IsResourceExhausted(report.status())) {
-    // Whoever asked must make room first; trying again by itself is no use.
-    cubit::LogInfo(
-        "no room: finished shards are kept; free some space and "
-        "give the same command again");
-    return cubit::kExitWrongRequest;
+  const int exit_status = cubit::ExitStatus(report.status());
+  // Whoever asked must make room first; trying again by itself is no use.
+  const bool full = absl::IsResourceExhausted(report.status());
+  if (full || exit_status == cubit::kExitFailed) {
+    cubit::LogInfo(absl::StrCat("finished shards are kept; ",
+                                full ? "free some space and " : "",
+                                "give the same command again to continue"));
   }
-  return status;
+  return full ? cubit::kExitWrongRequest : exit_status;
 }

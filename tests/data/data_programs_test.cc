@@ -19,9 +19,12 @@
 namespace cubit {
 namespace {
 
-using testing::Outcome;
 using testing::Program;
-using testing::RunAsUser;
+using testing::ProgramResult;
+using testing::RunProgram;
+
+// Files equal byte for byte.
+const std::vector<std::string> kEnvironment = {"SOURCE_DATE_EPOCH=1700000000"};
 
 class DataPrograms : public ::testing::Test {
  protected:
@@ -36,16 +39,19 @@ class DataPrograms : public ::testing::Test {
     out_ = folder_ + "/shards";
   }
 
-  Outcome Prepare(const std::vector<std::string>& arguments) {
-    return RunAsUser("data/prepare", arguments, folder_);
+  static ProgramResult Prepare(std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), "data/prepare");
+    return RunProgram(arguments, kEnvironment);
   }
-  Outcome Inspect(const std::vector<std::string>& arguments) {
-    return RunAsUser("data/inspect", arguments, folder_);
+  static ProgramResult Inspect(std::vector<std::string> arguments) {
+    arguments.insert(arguments.begin(), "data/inspect");
+    return RunProgram(arguments, kEnvironment);
   }
-  static void Expect(const Outcome& result, int status,
+  static void Expect(const ProgramResult& result, int exit_status,
                      const std::string& words) {
-    EXPECT_EQ(result.status, status) << result.output;
-    EXPECT_TRUE(absl::StrContains(result.output, words)) << result.output;
+    const std::string said = result.output + result.errors;
+    EXPECT_EQ(result.exit_status, exit_status) << said;
+    EXPECT_TRUE(absl::StrContains(said, words)) << said;
   }
 
   std::string folder_;
@@ -71,13 +77,13 @@ TEST_F(DataPrograms, PrepareThenInspect) {
 }
 
 TEST_F(DataPrograms, HelpIsComplete) {
-  const Outcome prepare = Prepare({"--help"});
+  const ProgramResult prepare = Prepare({"--help"});
   for (const char* words :
        {"Examples:", "--input", "--out", "--tokenizer", "--threads",
         "--shard_tokens", "--validation_fraction", "--source"}) {
     Expect(prepare, 0, words);
   }
-  const Outcome inspect = Inspect({"--help"});
+  const ProgramResult inspect = Inspect({"--help"});
   for (const char* words : {"Examples:", "--verify", "--text", "--split"}) {
     Expect(inspect, 0, words);
   }
@@ -103,12 +109,12 @@ TEST_F(DataPrograms, WrongRequestsEndWithStatusOne) {
 }
 
 TEST_F(DataPrograms, InspectNamesEveryDamagedShard) {
-  ASSERT_EQ(Prepare({text_, "--out=" + out_}).status, 0);
+  ASSERT_EQ(Prepare({text_, "--out=" + out_}).exit_status, 0);
   for (const char* name : {"/shard_00000.h5", "/shard_00001.h5"}) {
     const size_t size = FileContents(out_ + name).size();
     FlipBits(out_ + name, size / 2, 1);
   }
-  const Outcome result = Inspect({out_, "--verify"});
+  const ProgramResult result = Inspect({out_, "--verify"});
   Expect(result, 1, "shard_00000.h5: has digest");
   Expect(result, 1, "shard_00001.h5: has digest");
   Expect(result, 1, "2 of 2 shards are damaged");
@@ -123,12 +129,12 @@ TEST_F(DataPrograms, ContinuesAfterBeingKilled) {
                     "\"}\n");
   }
   SetFileContents(text_, lines);
-  setenv("SOURCE_DATE_EPOCH", "1700000000", 1);
   const std::vector<std::string> arguments = {text_, "--out=" + out_,
                                               "--shard_tokens=100000"};
   {
-    Program program(testing::UserCommand("data/prepare", arguments),
-                    testing::UserEnvironment(folder_));
+    std::vector<std::string> command = arguments;
+    command.insert(command.begin(), "data/prepare");
+    Program program(command, kEnvironment);
     const auto start = std::chrono::steady_clock::now();
     while (!FileSystem::Posix().Exists(out_ + "/shard_00003.h5")) {
       ASSERT_LT(std::chrono::steady_clock::now() - start,
@@ -139,13 +145,12 @@ TEST_F(DataPrograms, ContinuesAfterBeingKilled) {
     EXPECT_EQ(program.Wait().exit_status, 128 + SIGKILL);
   }
   EXPECT_FALSE(FileSystem::Posix().Exists(out_ + "/index.json"));
-  const Outcome again = Prepare(arguments);
-  EXPECT_EQ(again.status, 0) << again.output;
-  EXPECT_FALSE(absl::StrContains(again.output, "(0 of them")) << again.output;
+  const ProgramResult again = Prepare(arguments);
+  EXPECT_EQ(again.exit_status, 0) << again.errors;
+  EXPECT_FALSE(absl::StrContains(again.errors, "(0 of them")) << again.errors;
   std::vector<std::string> undisturbed = arguments;
   undisturbed[1] = "--out=" + folder_ + "/whole";
-  ASSERT_EQ(Prepare(undisturbed).status, 0);
-  unsetenv("SOURCE_DATE_EPOCH");
+  ASSERT_EQ(Prepare(undisturbed).exit_status, 0);
   const auto names = FileSystem::Posix().List(out_);
   ASSERT_TRUE(names.ok());
   EXPECT_GT(names->size(), 30u);

@@ -9,136 +9,22 @@
 
 #include <cstdint>
 #include <map>
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_replace.h"
 #include "gtest/gtest.h"
 
 #include "data/dataset_index.h"
-#include "data/split_rule.h"
 #include "data/token_dataset.h"
 #include "tests/data/fake_tokenizer.h"
+#include "tests/data/prepare_fixture.h"
 #include "tests/data/shard_files.h"
 #include "tests/testing/fault_file_system.h"
 
 namespace cubit {
 namespace {
-
-// Every file below a folder, by its path inside.
-std::map<std::string, std::string> Snapshot(const std::string& folder) {
-  std::map<std::string, std::string> contents;
-  FileSystem& files = FileSystem::Posix();
-  const auto names = files.List(folder);
-  if (!names.ok()) return contents;
-  for (const std::string& name : *names) {
-    const std::string path = folder + "/" + name;
-    if (!files.List(path).ok()) {
-      contents[name] = FileContents(path);
-      continue;
-    }
-    for (const auto& [inner, bytes] : Snapshot(path)) {
-      contents[name + "/" + inner] = bytes;
-    }
-  }
-  return contents;
-}
-
-// The documents of a split, in order.
-std::vector<std::string> Texts(const std::string& folder,
-                               const std::string& split,
-                               const Tokenizer& tokenizer) {
-  std::vector<std::string> texts;
-  const auto index = ReadDatasetIndex(FileSystem::Posix(), folder);
-  EXPECT_TRUE(index.ok()) << index.status();
-  for (const ShardEntry& entry : index->shards) {
-    if (entry.split != split) continue;
-    auto shard = TokenShard::Open(JoinPath(folder, entry.file), 0);
-    EXPECT_TRUE(shard.ok()) << shard.status();
-    EXPECT_TRUE(CheckShardAgainstIndex(*shard, entry, *index).ok());
-    EXPECT_TRUE(shard->Verify().ok()) << shard->Verify();
-    for (int64_t d = 0; d < shard->info().num_documents; ++d) {
-      const auto range = shard->DocumentRange(d);
-      EXPECT_TRUE(range.ok());
-      std::vector<int32_t> ids(static_cast<size_t>(range->end - range->begin));
-      EXPECT_TRUE(
-          shard->ReadTokens(range->begin, range->end - range->begin, ids.data())
-              .ok());
-      EXPECT_EQ(ids[0], tokenizer.eot_id());
-      texts.emplace_back();
-      tokenizer.Decode(ids, &texts.back());
-    }
-  }
-  return texts;
-}
-
-class PrepareTest : public testing::Test {
- protected:
-  void SetUp() override {
-    folder_ = ScratchFolder("");
-    for (int file = 0; file < 3; ++file) {
-      std::string lines;
-      for (int line = 0; line < 9; ++line) {
-        texts_.push_back(absl::StrCat(
-            "document ", texts_.size(), ": ",
-            std::string(static_cast<size_t>(line * 31 % 50), 'x')));
-        absl::StrAppend(&lines, "{\"text\": \"", texts_.back(), "\"}\n");
-      }
-      SetFileContents(Input(file), lines);
-      options_.inputs.push_back(Input(file));
-    }
-    options_.out = folder_ + "/out";
-    options_.shard_tokens = 250;
-    options_.validation_fraction = 0.2;
-    options_.created = "2025-01-31T12:00:00Z";
-  }
-
-  std::string Input(int file) {
-    return absl::StrCat(folder_, "/in_", file, ".jsonl");
-  }
-  std::string Out(const std::string& name) { return options_.out + "/" + name; }
-
-  absl::StatusOr<PrepareReport> Run() { return Run(UnsyncedFiles()); }
-  absl::StatusOr<PrepareReport> Run(FileSystem& files) {
-    return Prepare(options_, tokenizer_, files);
-  }
-  void ExpectRefused(const std::string& words) {
-    const auto before = Snapshot(options_.out);
-    const auto report = Run();
-    ASSERT_FALSE(report.ok()) << words;
-    EXPECT_TRUE(absl::StrContains(report.status().message(), words))
-        << report.status();
-    EXPECT_EQ(Snapshot(options_.out), before);
-  }
-  // What the folder must hold in the end, made without any interruption.
-  std::map<std::string, std::string> Wanted() {
-    PrepareOptions options = options_;
-    options.out = folder_ + "/wanted";
-    EXPECT_TRUE(FileSystem::Posix().Remove(options.out).ok());
-    EXPECT_TRUE(Prepare(options, tokenizer_, UnsyncedFiles()).ok());
-    return Snapshot(options.out);
-  }
-  void ExpectRightTexts() {
-    const SplitRule rule(options_.validation_fraction);
-    std::vector<std::string> train;
-    std::vector<std::string> validation;
-    for (size_t d = 0; d < texts_.size(); ++d) {
-      (rule.IsValidation(static_cast<int64_t>(d)) ? validation : train)
-          .push_back(texts_[d]);
-    }
-    EXPECT_EQ(Texts(options_.out, "train", tokenizer_), train);
-    EXPECT_EQ(Texts(options_.out, "validation", tokenizer_), validation);
-  }
-
-  FileSystem& posix_ = FileSystem::Posix();
-  std::string folder_;
-  std::vector<std::string> texts_;
-  PrepareOptions options_;
-  FakeTokenizer tokenizer_{1};
-};
 
 TEST_F(PrepareTest, WritesEveryDocumentOnceInItsSplit) {
   const auto report = Run();
@@ -205,7 +91,7 @@ TEST_F(PrepareTest, WithoutValidationThereIsOneStream) {
   const auto report = Run();
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_EQ(report->validation_documents, 0);
-  EXPECT_EQ(Texts(options_.out, "train", tokenizer_), texts_);
+  EXPECT_EQ(ReadTexts(options_.out, "train", tokenizer_), texts_);
 }
 
 TEST_F(PrepareTest, CutsTheEndOfASingleDocument) {
@@ -214,14 +100,14 @@ TEST_F(PrepareTest, CutsTheEndOfASingleDocument) {
   options_.validation_fraction = 0.25;
   const auto report = Run();
   ASSERT_TRUE(report.ok()) << report.status();
-  EXPECT_EQ(Texts(options_.out, "train", tokenizer_),
+  EXPECT_EQ(ReadTexts(options_.out, "train", tokenizer_),
             std::vector<std::string>{"0123456789abcde"});
-  EXPECT_EQ(Texts(options_.out, "validation", tokenizer_),
+  EXPECT_EQ(ReadTexts(options_.out, "validation", tokenizer_),
             std::vector<std::string>{"fghij"});
   SetFileContents(folder_ + "/one.txt", "x");
   options_.out = folder_ + "/short";
   ASSERT_TRUE(Run().ok());
-  EXPECT_EQ(Texts(options_.out, "train", tokenizer_),
+  EXPECT_EQ(ReadTexts(options_.out, "train", tokenizer_),
             std::vector<std::string>{"x"});
 }
 
@@ -379,147 +265,6 @@ TEST_F(PrepareTest, LeavesOutWhatItWroteInsideTheInputFolder) {
   const auto report = Run();
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_TRUE(report->was_complete);
-}
-
-// Every call failing once, alone or as a crash. Afterwards the folder is no
-// data set or a whole one; the same command then ends with exactly the files of
-// an undisturbed run.
-TEST_F(PrepareTest, EveryFaultLeavesNoDataSetOrAWholeOneAndCanBeContinued) {
-  options_.shard_tokens = 500;
-  const auto wanted = Wanted();
-  for (const bool crash : {false, true}) {
-    int64_t faults = 0;
-    int64_t reused = 0;
-    for (int64_t n = 1;; ++n) {
-      ASSERT_TRUE(posix_.Remove(options_.out).ok());
-      FaultPlan plan;
-      plan.fail_at = n;
-      // A crash in a call that changes nothing is a crash in the next one.
-      plan.calls = crash ? FaultPlan::Calls::kMutating : FaultPlan::Calls::kAll;
-      plan.crash = crash;
-      FaultFileSystem files(&posix_, plan);
-      const auto report = Run(files);
-      if (!files.fault_happened()) {
-        ASSERT_TRUE(report.ok()) << report.status();
-        EXPECT_EQ(Snapshot(options_.out), wanted);
-        break;
-      }
-      ++faults;
-      if (ReadDatasetIndex(posix_, options_.out).ok()) {
-        EXPECT_EQ(Snapshot(options_.out), wanted) << files.failed_call();
-      } else {
-        EXPECT_FALSE(report.ok()) << files.failed_call();
-        EXPECT_FALSE(TokenDataset::Open({options_.out}, "train", 8).ok());
-      }
-      if (!crash) {
-        for (const auto& [name, contents] : Snapshot(options_.out)) {
-          EXPECT_FALSE(absl::EndsWith(name, ".tmp"))
-              << name << " after " << files.failed_call();
-        }
-      }
-      const auto again = Run();
-      ASSERT_TRUE(again.ok()) << files.failed_call() << ": " << again.status();
-      reused += again->reused_shards;
-      auto found = Snapshot(options_.out);
-      for (const char* name : {"index.json.tmp", "prepare.json.tmp"}) {
-        EXPECT_EQ(found.count(name), 0u) << files.failed_call();
-      }
-      EXPECT_EQ(found, wanted) << files.failed_call();
-    }
-    EXPECT_GT(faults, crash ? 30 : 45);
-    EXPECT_GT(reused, 0) << "finished shards are not made again";
-  }
-}
-
-TEST_F(PrepareTest, FullDiskKeepsFinishedShardsForTheNextCall) {
-  const auto wanted = Wanted();
-  FaultPlan plan;
-  plan.fail_at = 40;
-  FaultFileSystem files(&posix_, plan);
-  const auto report = Run(files);
-  ASSERT_EQ(report.status().code(), absl::StatusCode::kResourceExhausted);
-  const auto left = Snapshot(options_.out);
-  EXPECT_EQ(left.count("shard_00000.h5"), 1u);
-  EXPECT_EQ(left.count("index.json"), 0u);
-  const auto again = Run();
-  ASSERT_TRUE(again.ok()) << again.status();
-  EXPECT_GE(again->reused_shards, 1);
-  EXPECT_EQ(Snapshot(options_.out), wanted);
-}
-
-class UnfinishedPreparation : public PrepareTest {
- protected:
-  void SetUp() override {
-    PrepareTest::SetUp();
-    wanted_ = Wanted();
-    ASSERT_TRUE(Run().ok());
-    ASSERT_TRUE(posix_.Remove(Out("index.json")).ok());
-  }
-  std::map<std::string, std::string> wanted_;
-};
-
-TEST_F(UnfinishedPreparation, ContinuesAfterAnyNumberOfShards) {
-  const int64_t shards =
-      static_cast<int64_t>(wanted_.size()) - 3;  // index, request, tokenizer
-  ASSERT_GE(shards, 5);
-  for (int64_t kept = shards; kept >= 0; --kept) {
-    for (int64_t number = kept; number < shards; ++number) {
-      ASSERT_TRUE(posix_.Remove(Out(TokenShardName(number))).ok());
-    }
-    posix_.Remove(Out("index.json")).IgnoreError();
-    const auto report = Run();
-    ASSERT_TRUE(report.ok()) << report.status();
-    EXPECT_EQ(report->reused_shards, kept);
-    EXPECT_EQ(Snapshot(options_.out), wanted_) << kept;
-  }
-}
-
-TEST_F(UnfinishedPreparation, MakesDamagedShardsAndThoseAfterThemAgain) {
-  std::string contents = FileContents(Out("shard_00002.h5"));
-  contents[contents.find("document")] ^= 1;
-  contents.resize(contents.size() - 1);
-  SetFileContents(Out("shard_00002.h5"), contents);
-  const auto report = Run();
-  ASSERT_TRUE(report.ok()) << report.status();
-  EXPECT_EQ(report->reused_shards, 2);
-  EXPECT_EQ(Snapshot(options_.out), wanted_);
-}
-
-TEST_F(UnfinishedPreparation, StartsAgainForAnotherRequest) {
-  options_.shard_tokens = 1000;
-  const auto wanted = Wanted();
-  const auto report = Run();
-  ASSERT_TRUE(report.ok()) << report.status();
-  EXPECT_EQ(report->reused_shards, 0);
-  EXPECT_EQ(Snapshot(options_.out), wanted);
-}
-
-TEST_F(UnfinishedPreparation, StartsAgainWhenAnInputChanged) {
-  const std::string text = FileContents(Input(1));
-  SetFileContents(Input(1), absl::StrReplaceAll(text, {{"document", "Text"}}));
-  const auto wanted = Wanted();
-  const auto report = Run();
-  ASSERT_TRUE(report.ok()) << report.status();
-  EXPECT_EQ(report->reused_shards, 0);
-  EXPECT_EQ(Snapshot(options_.out), wanted);
-}
-
-TEST_F(UnfinishedPreparation, ContinuesASingleDocument) {
-  SetFileContents(folder_ + "/one.txt", "0123456789abcdefghij");
-  options_.inputs = {folder_ + "/one.txt"};
-  options_.out = folder_ + "/one";
-  const auto wanted = Wanted();
-  for (const int kept : {2, 1, 0}) {
-    ASSERT_TRUE(Run().ok());
-    for (int number = kept; number < 2; ++number) {
-      ASSERT_TRUE(posix_.Remove(Out(TokenShardName(number))).ok());
-    }
-    ASSERT_TRUE(posix_.Remove(Out("index.json")).ok());
-    const auto report = Run();
-    ASSERT_TRUE(report.ok()) << report.status();
-    EXPECT_EQ(report->reused_shards, kept);
-    EXPECT_EQ(Snapshot(options_.out), wanted);
-  }
 }
 
 }  // namespace
