@@ -151,7 +151,7 @@ void WriteCase(const std::string& path, const Case& c) {
 std::string NewFolder() {
   const ::testing::TestInfo* test =
       ::testing::UnitTest::GetInstance()->current_test_info();
-  const std::string folder =
+  std::string folder =
       absl::StrCat(::testing::TempDir(), "golden_", test->name());
   FileSystem& files = FileSystem::Posix();
   if (files.Exists(folder)) {

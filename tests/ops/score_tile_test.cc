@@ -18,34 +18,45 @@ using ::cubit::testing::HeadArray;
 using ::cubit::testing::HostTensor;
 using ::cubit::testing::TestMask;
 
+// Every query and key of a tile, asked of both.
+void ExpectAgreement(const VisibleKeys& keys, const reference::Mask& mask,
+                     int64_t offset, const TileRange& tile) {
+  bool any = false;
+  for (int64_t i = 0; i < tile.rows; ++i) {
+    const VisibleKeys::Interval seen = keys.InTile(tile, i);
+    for (int64_t j = 0; j < tile.columns; ++j) {
+      const bool want = mask.Sees(tile.row + i, tile.column + j, offset);
+      any = any || want;
+      ASSERT_EQ(j >= seen.begin && j < seen.end, want)
+          << tile.row + i << ", " << tile.column + j;
+    }
+  }
+  // A tile without a visible score may be visited, never the reverse.
+  EXPECT_TRUE(keys.Touches(tile) || !any);
+}
+
+struct MaskForm {
+  bool causal;
+  bool strict;
+  int64_t num_queries;
+};
+
 TEST(VisibleKeys, AgreeWithTheMaskOnEveryTile) {
-  for (const bool causal : {true, false}) {
-    for (const bool strict : {false, true}) {
-      if (strict && !causal) continue;
-      for (const int64_t num_queries : {150, 100, 1}) {
-        const TestMask mask(causal, Documents(1, 150, {1, 64, 65, 149}));
-        const VisibleKeys keys(mask.ForOp(), 0, num_queries, 150, strict);
-        reference::Mask reference = mask.ForReference(0);
-        reference.strict = strict;
-        for (int64_t row = 0; row < num_queries; row += kTile) {
-          for (int64_t column = 0; column < 150; column += kTile) {
-            const TileRange tile = {row, std::min(kTile, num_queries - row),
-                                    column, std::min(kTile, 150 - column)};
-            bool any = false;
-            for (int64_t i = 0; i < tile.rows; ++i) {
-              const VisibleKeys::Interval seen = keys.InTile(tile, i);
-              for (int64_t j = 0; j < tile.columns; ++j) {
-                const bool want =
-                    reference.Sees(row + i, column + j, 150 - num_queries);
-                any = any || want;
-                ASSERT_EQ(j >= seen.begin && j < seen.end, want)
-                    << row + i << ", " << column + j;
-              }
-            }
-            // A tile without a visible score may be visited, never the reverse.
-            EXPECT_TRUE(keys.Touches(tile) || !any);
-          }
-        }
+  constexpr int64_t kKeys = 150;
+  for (const MaskForm& form :
+       {MaskForm{true, false, 150}, MaskForm{true, false, 100},
+        MaskForm{true, false, 1}, MaskForm{true, true, 150},
+        MaskForm{false, false, 150}, MaskForm{false, false, 100}}) {
+    const TestMask mask(form.causal, Documents(1, kKeys, {1, 64, 65, 149}));
+    const VisibleKeys keys(mask.ForOp(), 0, form.num_queries, kKeys,
+                           form.strict);
+    reference::Mask reference = mask.ForReference(0);
+    reference.strict = form.strict;
+    for (int64_t row = 0; row < form.num_queries; row += kTile) {
+      for (int64_t column = 0; column < kKeys; column += kTile) {
+        ExpectAgreement(keys, reference, kKeys - form.num_queries,
+                        {row, std::min(kTile, form.num_queries - row), column,
+                         std::min(kTile, kKeys - column)});
       }
     }
   }
