@@ -9,6 +9,13 @@ MixerHealth TokenMixer::Health(const MixerContext&, ConstTensor,
   return MixerHealth();
 }
 
+double CausalAttentionFlops(const MixerShape& shape) {
+  const double pairs = 0.5 * static_cast<double>(shape.seq_len) *
+                       static_cast<double>(shape.seq_len + 1);
+  return 4 * pairs *
+         static_cast<double>(shape.head_dim * shape.batch * shape.num_heads);
+}
+
 int64_t ProjectionColumn(const std::vector<MixerProjection>& projections,
                          size_t index, int64_t num_heads) {
   CUBIT_CHECK_LE(index, projections.size());

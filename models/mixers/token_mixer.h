@@ -39,6 +39,9 @@ struct MixerShape {
   int64_t seq_len = 0;
   int64_t num_heads = 0;
   int64_t head_dim = 0;
+
+  Shape per_token() const { return {batch, num_heads, seq_len}; }
+  Shape rows() const { return {batch, seq_len, num_heads * head_dim}; }
 };
 
 // What a call needs besides its tensors.
@@ -122,6 +125,10 @@ class TokenMixer {
   virtual void Decode(const MixerContext& context, int64_t position,
                       Tensor columns, MixerCache* cache, Tensor out) const = 0;
 };
+
+// Model FLOPs of one causal attention over all heads of `shape`: scores and
+// weighted sums of T (T + 1) / 2 pairs.
+double CausalAttentionFlops(const MixerShape& shape);
 
 // Column where projection `index` of `projections` begins, for H local heads;
 // index == projections.size() gives the number of columns C.

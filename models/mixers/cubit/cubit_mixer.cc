@@ -18,13 +18,6 @@ constexpr double kInitialScale = 1.0;
 constexpr double kInitialLower = 0.5;
 constexpr double kInitialUpperScale = 1.5;
 
-Shape PerToken(const MixerShape& s) {
-  return {s.batch, s.num_heads, s.seq_len};
-}
-Shape PerRow(const MixerShape& s) {
-  return {s.batch, s.seq_len, s.num_heads * s.head_dim};
-}
-
 }  // namespace
 
 CubitMixer::CubitMixer(const CubitOptions& options, int64_t head_dim)
@@ -42,8 +35,8 @@ std::vector<MixerProjection> CubitMixer::projections() const {
 }
 
 std::vector<MixerScalar> CubitMixer::scalars() const {
-  std::vector<MixerScalar> list = {{"log_lambda", std::log(options_.lambda_init)},
-                                   {"scale", kInitialScale}};
+  std::vector<MixerScalar> list = {
+      {"log_lambda", std::log(options_.lambda_init)}, {"scale", kInitialScale}};
   if (options_.lrr) {
     list.push_back({"lower", kInitialLower});
     list.push_back({"upper_scale", kInitialUpperScale});
@@ -98,22 +91,22 @@ std::unique_ptr<MixerSaved> CubitMixer::AllocateSaved(const MixerShape& shape,
   auto saved = std::make_unique<CubitSaved>();
   for (Tensor* tensor : {&saved->column_scale, &saved->value_scale,
                          &saved->lse_kernel, &saved->lse_attention}) {
-    *tensor = arena.Allocate(DType::kFloat32, PerToken(shape));
+    *tensor = arena.Allocate(DType::kFloat32, shape.per_token());
   }
-  saved->solution = arena.Allocate(DType::kFloat32, PerRow(shape));
+  saved->solution = arena.Allocate(DType::kFloat32, shape.rows());
   return saved;
 }
 
 std::unique_ptr<MixerScratch> CubitMixer::AllocateScratch(
     const MixerShape& shape, Arena& arena) const {
   auto scratch = std::make_unique<CubitScratch>();
-  scratch->d_solution = arena.Allocate(DType::kFloat32, PerRow(shape));
+  scratch->d_solution = arena.Allocate(DType::kFloat32, shape.rows());
   if (options_.share) {
-    scratch->d_r = arena.Allocate(DType::kFloat32, PerRow(shape));
+    scratch->d_r = arena.Allocate(DType::kFloat32, shape.rows());
   }
   for (Tensor* tensor :
        {&scratch->d_column_scale, &scratch->d_value_scale, &scratch->delta}) {
-    *tensor = arena.Allocate(DType::kFloat32, PerToken(shape));
+    *tensor = arena.Allocate(DType::kFloat32, shape.per_token());
   }
   return scratch;
 }
@@ -181,11 +174,8 @@ void CubitMixer::Backward(const MixerContext& context, ConstTensor columns,
 }
 
 double CubitMixer::ForwardFlops(const MixerShape& shape) const {
-  // Two causal attentions: scores and weighted sums over T (T + 1) / 2 pairs.
-  const double pairs = 0.5 * static_cast<double>(shape.seq_len) *
-                       static_cast<double>(shape.seq_len + 1);
-  return 2 * 4 * pairs *
-         static_cast<double>(shape.head_dim * shape.batch * shape.num_heads);
+  // The solve costs what the attention does.
+  return 2 * CausalAttentionFlops(shape);
 }
 
 MixerHealth CubitMixer::Health(const MixerContext& context, ConstTensor columns,
@@ -207,11 +197,11 @@ std::unique_ptr<MixerCache> CubitMixer::AllocateCache(const MixerShape& shape,
                                                       Arena& arena) const {
   auto cache = std::make_unique<CubitCache>();
   if (!options_.share) {
-    cache->k = arena.Allocate(DType::kFloat32, PerRow(shape));
+    cache->k = arena.Allocate(DType::kFloat32, shape.rows());
   }
-  cache->r = arena.Allocate(DType::kFloat32, PerRow(shape));
-  cache->solution = arena.Allocate(DType::kFloat32, PerRow(shape));
-  cache->column_scale = arena.Allocate(DType::kFloat32, PerToken(shape));
+  cache->r = arena.Allocate(DType::kFloat32, shape.rows());
+  cache->solution = arena.Allocate(DType::kFloat32, shape.rows());
+  cache->column_scale = arena.Allocate(DType::kFloat32, shape.per_token());
   const Shape one = {shape.batch, shape.num_heads, 1};
   cache->new_column_scale = arena.Allocate(DType::kFloat32, one);
   cache->new_value_scale = arena.Allocate(DType::kFloat32, one);

@@ -11,16 +11,6 @@
 #include "ops/rotary.h"
 
 namespace cubit {
-namespace {
-
-Shape PerToken(const MixerShape& s) {
-  return {s.batch, s.num_heads, s.seq_len};
-}
-Shape PerRow(const MixerShape& s) {
-  return {s.batch, s.seq_len, s.num_heads * s.head_dim};
-}
-
-}  // namespace
 
 DeltaFormerMixer::DeltaFormerMixer(const DeltaFormerOptions& options,
                                    int64_t head_dim)
@@ -75,21 +65,21 @@ void DeltaFormerMixer::Prepare(const MixerContext& context, int64_t position,
 std::unique_ptr<MixerSaved> DeltaFormerMixer::AllocateSaved(
     const MixerShape& shape, Arena& arena) const {
   auto saved = std::make_unique<DeltaFormerSaved>();
-  saved->lse_kernel = arena.Allocate(DType::kFloat32, PerToken(shape));
-  saved->lse_attention = arena.Allocate(DType::kFloat32, PerToken(shape));
-  saved->solution = arena.Allocate(DType::kFloat32, PerRow(shape));
+  saved->lse_kernel = arena.Allocate(DType::kFloat32, shape.per_token());
+  saved->lse_attention = arena.Allocate(DType::kFloat32, shape.per_token());
+  saved->solution = arena.Allocate(DType::kFloat32, shape.rows());
   return saved;
 }
 
 std::unique_ptr<MixerScratch> DeltaFormerMixer::AllocateScratch(
     const MixerShape& shape, Arena& arena) const {
   auto scratch = std::make_unique<DeltaFormerScratch>();
-  scratch->d_solution = arena.Allocate(DType::kFloat32, PerRow(shape));
-  scratch->d_k = arena.Allocate(DType::kFloat32, PerRow(shape));
+  scratch->d_solution = arena.Allocate(DType::kFloat32, shape.rows());
+  scratch->d_k = arena.Allocate(DType::kFloat32, shape.rows());
   if (!owns_w()) {
-    scratch->d_w = arena.Allocate(DType::kFloat32, PerRow(shape));
+    scratch->d_w = arena.Allocate(DType::kFloat32, shape.rows());
   }
-  scratch->delta = arena.Allocate(DType::kFloat32, PerToken(shape));
+  scratch->delta = arena.Allocate(DType::kFloat32, shape.per_token());
   return scratch;
 }
 
@@ -145,17 +135,15 @@ void DeltaFormerMixer::Backward(const MixerContext& context,
 }
 
 double DeltaFormerMixer::ForwardFlops(const MixerShape& shape) const {
-  const double pairs = 0.5 * static_cast<double>(shape.seq_len) *
-                       static_cast<double>(shape.seq_len + 1);
-  return 2 * 4 * pairs *
-         static_cast<double>(shape.head_dim * shape.batch * shape.num_heads);
+  // The solve costs what the attention does.
+  return 2 * CausalAttentionFlops(shape);
 }
 
 std::unique_ptr<MixerCache> DeltaFormerMixer::AllocateCache(
     const MixerShape& shape, Arena& arena) const {
   auto cache = std::make_unique<DeltaFormerCache>();
-  cache->k = arena.Allocate(DType::kFloat32, PerRow(shape));
-  cache->solution = arena.Allocate(DType::kFloat32, PerRow(shape));
+  cache->k = arena.Allocate(DType::kFloat32, shape.rows());
+  cache->solution = arena.Allocate(DType::kFloat32, shape.rows());
   return cache;
 }
 

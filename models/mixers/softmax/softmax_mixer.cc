@@ -17,13 +17,6 @@ constexpr int64_t kQuery = 0;
 constexpr int64_t kKey = 1;
 constexpr int64_t kValue = 2;
 
-Shape PerToken(const MixerShape& s) {
-  return {s.batch, s.num_heads, s.seq_len};
-}
-Shape PerRow(const MixerShape& s) {
-  return {s.batch, s.seq_len, s.num_heads * s.head_dim};
-}
-
 }  // namespace
 
 SoftmaxMixer::SoftmaxMixer(const SoftmaxOptions& options, int64_t head_dim)
@@ -52,12 +45,12 @@ View SoftmaxMixer::Projection(const Columns& columns, int64_t index) const {
 std::unique_ptr<MixerSaved> SoftmaxMixer::AllocateSaved(const MixerShape& shape,
                                                         Arena& arena) const {
   auto saved = std::make_unique<SoftmaxSaved>();
-  saved->lse = arena.Allocate(DType::kFloat32, PerToken(shape));
+  saved->lse = arena.Allocate(DType::kFloat32, shape.per_token());
   if (options_.qk_norm) {
-    saved->q_norm = arena.Allocate(DType::kFloat32, PerToken(shape));
-    saved->k_norm = arena.Allocate(DType::kFloat32, PerToken(shape));
-    saved->q_hat = arena.Allocate(DType::kFloat32, PerRow(shape));
-    saved->k_hat = arena.Allocate(DType::kFloat32, PerRow(shape));
+    saved->q_norm = arena.Allocate(DType::kFloat32, shape.per_token());
+    saved->k_norm = arena.Allocate(DType::kFloat32, shape.per_token());
+    saved->q_hat = arena.Allocate(DType::kFloat32, shape.rows());
+    saved->k_hat = arena.Allocate(DType::kFloat32, shape.rows());
   }
   return saved;
 }
@@ -65,7 +58,7 @@ std::unique_ptr<MixerSaved> SoftmaxMixer::AllocateSaved(const MixerShape& shape,
 std::unique_ptr<MixerScratch> SoftmaxMixer::AllocateScratch(
     const MixerShape& shape, Arena& arena) const {
   auto scratch = std::make_unique<SoftmaxScratch>();
-  scratch->delta = arena.Allocate(DType::kFloat32, PerToken(shape));
+  scratch->delta = arena.Allocate(DType::kFloat32, shape.per_token());
   return scratch;
 }
 
@@ -123,17 +116,14 @@ void SoftmaxMixer::Backward(const MixerContext& context, ConstTensor columns,
 }
 
 double SoftmaxMixer::ForwardFlops(const MixerShape& shape) const {
-  const double pairs = 0.5 * static_cast<double>(shape.seq_len) *
-                       static_cast<double>(shape.seq_len + 1);
-  return 4 * pairs *
-         static_cast<double>(shape.head_dim * shape.batch * shape.num_heads);
+  return CausalAttentionFlops(shape);
 }
 
 std::unique_ptr<MixerCache> SoftmaxMixer::AllocateCache(const MixerShape& shape,
                                                         Arena& arena) const {
   auto cache = std::make_unique<SoftmaxCache>();
-  cache->k = arena.Allocate(DType::kFloat32, PerRow(shape));
-  cache->v = arena.Allocate(DType::kFloat32, PerRow(shape));
+  cache->k = arena.Allocate(DType::kFloat32, shape.rows());
+  cache->v = arena.Allocate(DType::kFloat32, shape.rows());
   if (options_.qk_norm) {
     const Shape one = {shape.batch, shape.num_heads, 1};
     cache->new_q_norm = arena.Allocate(DType::kFloat32, one);
