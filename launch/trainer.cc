@@ -29,6 +29,8 @@ namespace cubit {
 namespace {
 
 constexpr int64_t kMaxSkippedInARow = 10;
+// Lower than //launch:generate's: a sample shows what was learnt.
+constexpr double kSampleTemperature = 0.6;
 constexpr char kSkippedSteps[] = "skipped_steps";
 
 double SecondsSince(absl::Time start) {
@@ -312,6 +314,7 @@ absl::Status Trainer::Validate() {
 
 absl::Status Trainer::Sample() {
   SamplingOptions options;
+  options.temperature = kSampleTemperature;
   options.seed = config_.seed();
   CUBIT_ASSIGN_OR_RETURN(const std::string text,
                          GenerateText(state_->model(), *data_.tokenizer, "",
