@@ -313,7 +313,7 @@ TEST(ThreadCommunicator, NobodyReadsTensorsOfACallThatReturned) {
                      ? comm.AllReduce(View(x), View(y), ReduceOp::kSum, stream)
                      : comm.Exchange({{View(x), next}}, {{View(y), previous}},
                                      stream);
-        if (status.ok()) EXPECT_EQ(y[699], i % 2 == 0 ? 4.0f : 1.0f);
+        EXPECT_TRUE(!status.ok() || y[699] == (i % 2 == 0 ? 4.0f : 1.0f));
       }
       return status;
     });
