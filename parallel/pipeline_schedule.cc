@@ -5,7 +5,9 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -79,25 +81,121 @@ std::vector<PipelineAction> Computations(PipelineSchedule schedule,
   return actions;
 }
 
-// The message that brings the input of `action` (step -1 along the way of the
-// data) or takes its output (step 1); appended unless the data stays on this
-// rank, or the model begins or ends here.
-void AppendMessage(const PipelineShape& shape, int rank,
-                   const PipelineAction& action, bool send,
-                   std::vector<PipelineAction>& actions) {
-  const bool forward = action.kind == Kind::kForward;
-  const int p = shape.pp_size;
-  const int part = action.chunk * p + rank;
-  const int other = part + (forward == send ? 1 : -1);
-  if (other < 0 || other >= p * shape.num_chunks || p == 1) return;
-  PipelineAction message = action;
-  message.peer = other % p;
-  if (forward) {
-    message.kind = send ? Kind::kSendActivation : Kind::kRecvActivation;
-  } else {
-    message.kind = send ? Kind::kSendGradient : Kind::kRecvGradient;
+// A computation and when it ends if all take one unit of time.
+struct Timed {
+  PipelineAction action;
+  int64_t end = 0;
+};
+
+// Where the output of `action` of `rank` goes; a part outside the model if it
+// goes nowhere.
+int64_t NextPart(const PipelineShape& shape, int rank,
+                 const PipelineAction& action) {
+  const int64_t part = int64_t{action.chunk} * shape.pp_size + rank;
+  return action.kind == Kind::kForward ? part + 1 : part - 1;
+}
+
+// (forward?, micro-batch, part) of a computation.
+using Work = std::tuple<bool, int64_t, int64_t>;
+
+// Ends of all computations when each starts as soon as its rank is free and its
+// input is there, in units of time.
+std::vector<std::vector<Timed>> TimeComputations(PipelineSchedule schedule,
+                                                 const PipelineShape& shape) {
+  std::vector<std::vector<Timed>> ranks;
+  std::vector<std::vector<PipelineAction>> programs;
+  for (int rank = 0; rank < shape.pp_size; ++rank) {
+    programs.push_back(Computations(schedule, shape, rank));
+    ranks.emplace_back();
   }
-  actions.push_back(message);
+  const int64_t last = int64_t{shape.pp_size} * shape.num_chunks - 1;
+  std::map<Work, int64_t> ends;
+  for (bool progress = true; progress;) {
+    progress = false;
+    for (int rank = 0; rank < shape.pp_size; ++rank) {
+      auto& timed = ranks[static_cast<size_t>(rank)];
+      const auto& program = programs[static_cast<size_t>(rank)];
+      while (timed.size() < program.size()) {
+        const PipelineAction& action = program[timed.size()];
+        const bool forward = action.kind == Kind::kForward;
+        const int64_t part = int64_t{action.chunk} * shape.pp_size + rank;
+        int64_t start = timed.empty() ? 0 : timed.back().end;
+        if (part != (forward ? 0 : last)) {
+          const auto input = ends.find(
+              {forward, action.micro_batch, forward ? part - 1 : part + 1});
+          if (input == ends.end()) break;
+          start = std::max(start, input->second);
+        }
+        timed.push_back({action, start + 1});
+        ends[{forward, action.micro_batch, part}] = start + 1;
+        progress = true;
+      }
+    }
+  }
+  for (int rank = 0; rank < shape.pp_size; ++rank) {
+    const auto index = static_cast<size_t>(rank);
+    CUBIT_CHECK_EQ(ranks[index].size(), programs[index].size());
+  }
+  return ranks;
+}
+
+// A message in the batch after `batch` computations of a rank.
+struct Placed {
+  size_t batch = 0;
+  PipelineAction action;
+};
+
+// The send of every output is in the batch right after it was computed. Its
+// receive is in the batch of the receiver at that moment of the timed schedule,
+// not in the one before it is needed: there the sender of an interleaved
+// schedule, waiting for its send to be taken, would wait for a rank that waits
+// for it. So placed, no rank waits longer than in the timed schedule if all
+// computations take equally long, and none for ever if they do not: when a
+// batch ends, whatever ended earlier in the timed schedule has ended.
+std::vector<std::vector<Placed>> PlaceMessages(
+    const PipelineShape& shape,
+    const std::vector<std::vector<Timed>>& computations) {
+  std::vector<std::vector<Placed>> messages(computations.size());
+  std::vector<std::tuple<int64_t, size_t, Placed>> receives;  // time, rank
+  const int64_t parts = int64_t{shape.pp_size} * shape.num_chunks;
+  for (size_t rank = 0; rank < computations.size(); ++rank) {
+    for (size_t k = 0; k < computations[rank].size(); ++k) {
+      const Timed& timed = computations[rank][k];
+      const bool forward = timed.action.kind == Kind::kForward;
+      const int64_t next =
+          NextPart(shape, static_cast<int>(rank), timed.action);
+      if (next < 0 || next >= parts || shape.pp_size == 1) continue;
+      const auto peer = static_cast<int>(next % shape.pp_size);
+      Placed send = {k + 1, timed.action};
+      send.action.kind = forward ? Kind::kSendActivation : Kind::kSendGradient;
+      send.action.peer = peer;
+      messages[rank].push_back(send);
+      const auto& theirs = computations[static_cast<size_t>(peer)];
+      const auto later = std::upper_bound(
+          theirs.begin(), theirs.end(), timed.end,
+          [](int64_t time, const Timed& other) { return time < other.end; });
+      Placed receive = {static_cast<size_t>(later - theirs.begin()),
+                        timed.action};
+      receive.action.kind =
+          forward ? Kind::kRecvActivation : Kind::kRecvGradient;
+      receive.action.chunk = static_cast<int>(next / shape.pp_size);
+      receive.action.peer = static_cast<int>(rank);
+      receives.emplace_back(timed.end, static_cast<size_t>(peer), receive);
+    }
+  }
+  const auto earlier = [](const auto& a, const auto& b) {
+    return std::get<0>(a) < std::get<0>(b);
+  };
+  std::stable_sort(receives.begin(), receives.end(), earlier);
+  for (const auto& [time, rank, receive] : receives) {
+    messages[rank].push_back(receive);
+  }
+  for (auto& list : messages) {
+    std::stable_sort(
+        list.begin(), list.end(),
+        [](const Placed& a, const Placed& b) { return a.batch < b.batch; });
+  }
+  return messages;
 }
 
 }  // namespace
@@ -158,15 +256,19 @@ absl::Status CheckPipeline(PipelineSchedule schedule,
 absl::StatusOr<std::vector<std::vector<PipelineAction>>> MakePipeline(
     PipelineSchedule schedule, const PipelineShape& shape) {
   CUBIT_RETURN_IF_ERROR(CheckPipeline(schedule, shape));
-  std::vector<std::vector<PipelineAction>> ranks;
-  for (int rank = 0; rank < shape.pp_size; ++rank) {
-    std::vector<PipelineAction> actions;
-    for (const PipelineAction& action : Computations(schedule, shape, rank)) {
-      AppendMessage(shape, rank, action, false, actions);
-      actions.push_back(action);
-      AppendMessage(shape, rank, action, true, actions);
+  const auto computations = TimeComputations(schedule, shape);
+  const auto messages = PlaceMessages(shape, computations);
+  std::vector<std::vector<PipelineAction>> ranks(computations.size());
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    size_t next = 0;
+    for (size_t k = 0; k <= computations[rank].size(); ++k) {
+      while (next < messages[rank].size() && messages[rank][next].batch == k) {
+        ranks[rank].push_back(messages[rank][next++].action);
+      }
+      if (k < computations[rank].size()) {
+        ranks[rank].push_back(computations[rank][k].action);
+      }
     }
-    ranks.push_back(std::move(actions));
   }
   return ranks;
 }

@@ -8,13 +8,14 @@
 // so that with one chunk a rank is one stage, and with more (interleaved) the
 // activations go round all ranks once for each chunk.
 //
-// Messages between two computations of a rank form one batch: what the first
-// produced is sent while what the second needs is received, which is what
-// Communicator::Exchange does. A batch may be run as one Exchange that waits
-// for all of its messages, or with sends left behind. Activations and gradients
-// travel in two groups, since a pair of ranks may exchange both (two ranks,
-// several chunks); within each, a pair's messages are received in the order in
-// which they are sent.
+// Messages between two computations of a rank form one batch: it sends what the
+// first has produced and receives what others produce at that time, for the
+// second computation or a later one. A batch may be run as one
+// Communicator::Exchange that waits for all of its messages, or be started and
+// left behind, each computation waiting for its own input. Activations and
+// gradients travel in two groups, since a pair of ranks may exchange both (two
+// ranks, several chunks); within each, a pair's messages are received in the
+// order in which they are sent.
 
 #ifndef CUBIT_PARALLEL_PIPELINE_SCHEDULE_H_
 #define CUBIT_PARALLEL_PIPELINE_SCHEDULE_H_

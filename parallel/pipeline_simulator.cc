@@ -44,27 +44,30 @@ using ChannelKey = std::tuple<bool, int, int>;
 struct PostedMessage {
   ChannelKey channel;
   bool send = false;
+  bool local = false;  // the output of another chunk of the same rank
   size_t number = 0;
   PipelineAction action;
 };
+
+using Key = std::pair<int64_t, int>;  // micro-batch, chunk
 
 struct Rank {
   size_t next = 0;  // action
   double clock = 0;
   double busy = 0;
   std::vector<PostedMessage> batch;  // in which it waits
-  // (micro-batch, chunk).
-  std::set<std::pair<int64_t, int>> activations;  // inputs of forwards
-  std::set<std::pair<int64_t, int>> gradients;    // inputs of backwards
-  std::set<std::pair<int64_t, int>> forward_done;
-  std::set<std::pair<int64_t, int>> backward_done;
+  // Inputs of forwards and of backwards that were posted and not yet used.
+  std::map<Key, PostedMessage> activations;
+  std::map<Key, PostedMessage> gradients;
+  std::set<Key> forward_done;
+  std::set<Key> backward_done;
 };
 
 class Simulator {
  public:
   Simulator(const std::vector<std::vector<PipelineAction>>& programs,
             const PipelineShape& shape, const PipelineTimes& times,
-            SendMode mode)
+            MessageMode mode)
       : programs_(programs),
         shape_(shape),
         times_(times),
@@ -79,7 +82,11 @@ class Simulator {
  private:
   // Does what rank r can do now; sets `progress` if that was anything.
   absl::Status Advance(int r, bool* progress);
-  absl::Status Compute(int r, const PipelineAction& action);
+  // Sets `done` unless the input is still on its way.
+  absl::Status Compute(int r, const PipelineAction& action, bool* done);
+  // Takes the input of `action` and waits for it.
+  absl::Status TakeInput(int r, const PipelineAction& action, bool* arrived);
+  void Finish(int r, const PipelineAction& action);
   absl::Status Post(int r, const PipelineAction& action);
   // Ends the batch in which rank r waits, if its messages have arrived.
   absl::Status TryEndBatch(int r, bool* ended);
@@ -99,34 +106,61 @@ class Simulator {
   const std::vector<std::vector<PipelineAction>>& programs_;
   const PipelineShape shape_;
   const PipelineTimes times_;
-  const SendMode mode_;
+  const MessageMode mode_;
   std::vector<Rank> ranks_;
   std::map<ChannelKey, Channel> channels_;
   PipelineRun run_;
 };
 
-absl::Status Simulator::Compute(int r, const PipelineAction& action) {
+absl::Status Simulator::TakeInput(int r, const PipelineAction& action,
+                                  bool* arrived) {
   Rank& rank = At(r);
   const bool forward = action.kind == Kind::kForward;
-  const std::pair<int64_t, int> key = {action.micro_batch, action.chunk};
+  auto& inputs = forward ? rank.activations : rank.gradients;
+  const auto input = inputs.find({action.micro_batch, action.chunk});
+  if (input == inputs.end()) return Error(r, action, "its input is missing");
+  const PostedMessage& message = input->second;
+  if (!message.local) {
+    const Channel& channel = channels_.at(message.channel);
+    *arrived = channel.sends.size() > message.number;
+    if (!*arrived) return absl::OkStatus();
+    CUBIT_RETURN_IF_ERROR(CheckMatch(message));
+    rank.clock = std::max(rank.clock, channel.sends[message.number].time);
+  }
+  inputs.erase(input);
+  return absl::OkStatus();
+}
+
+absl::Status Simulator::Compute(int r, const PipelineAction& action,
+                                bool* done) {
+  Rank& rank = At(r);
+  const bool forward = action.kind == Kind::kForward;
+  const Key key = {action.micro_batch, action.chunk};
   const int64_t last = int64_t{shape_.pp_size} * shape_.num_chunks - 1;
-  const int64_t part = Part(r, action.chunk);
-  auto& done = forward ? rank.forward_done : rank.backward_done;
-  if (done.count(key) > 0) return Error(r, action, "runs twice");
+  auto& finished = forward ? rank.forward_done : rank.backward_done;
+  if (finished.count(key) > 0) return Error(r, action, "runs twice");
   if (!forward && rank.forward_done.count(key) == 0) {
     return Error(r, action, "its forward has not run");
   }
-  if (part != (forward ? 0 : last)) {
-    auto& inputs = forward ? rank.activations : rank.gradients;
-    if (inputs.erase(key) == 0) return Error(r, action, "its input is missing");
+  *done = true;
+  if (Part(r, action.chunk) != (forward ? 0 : last)) {
+    CUBIT_RETURN_IF_ERROR(TakeInput(r, action, done));
+    if (!*done) return absl::OkStatus();
   }
-  done.insert(key);
-  if (shape_.pp_size == 1) {  // the output stays here
-    if (forward && part != last) {
-      rank.activations.insert({action.micro_batch, action.chunk + 1});
-    } else if (!forward && part != 0) {
-      rank.gradients.insert({action.micro_batch, action.chunk - 1});
-    }
+  finished.insert(key);
+  Finish(r, action);
+  return absl::OkStatus();
+}
+
+void Simulator::Finish(int r, const PipelineAction& action) {
+  Rank& rank = At(r);
+  const bool forward = action.kind == Kind::kForward;
+  const int next = action.chunk + (forward ? 1 : -1);
+  if (shape_.pp_size == 1 && next >= 0 && next < shape_.num_chunks) {
+    PostedMessage message;
+    message.local = true;
+    auto& inputs = forward ? rank.activations : rank.gradients;
+    inputs[{action.micro_batch, next}] = message;
   }
   const double duration = forward ? times_.forward : times_.backward;
   run_.timeline[static_cast<size_t>(r)].push_back(
@@ -136,7 +170,6 @@ absl::Status Simulator::Compute(int r, const PipelineAction& action) {
   int64_t& live = run_.max_live_activations[static_cast<size_t>(r)];
   live = std::max(live, static_cast<int64_t>(rank.forward_done.size() -
                                              rank.backward_done.size()));
-  return absl::OkStatus();
 }
 
 absl::Status Simulator::Post(int r, const PipelineAction& action) {
@@ -192,7 +225,7 @@ absl::Status Simulator::TryEndBatch(int r, bool* ended) {
   for (const PostedMessage& message : rank.batch) {
     const Channel& channel = channels_.at(message.channel);
     const auto& other = message.send ? channel.receives : channel.sends;
-    if (message.send && mode_ == SendMode::kBuffered) continue;
+    if (mode_ == MessageMode::kAsynchronous) continue;
     if (other.size() <= message.number) return absl::OkStatus();
     CUBIT_RETURN_IF_ERROR(CheckMatch(message));
     end = std::max(end, other[message.number].time);
@@ -202,7 +235,7 @@ absl::Status Simulator::TryEndBatch(int r, bool* ended) {
     auto& inputs = message.action.kind == Kind::kRecvActivation
                        ? rank.activations
                        : rank.gradients;
-    inputs.insert({message.action.micro_batch, message.action.chunk});
+    inputs[{message.action.micro_batch, message.action.chunk}] = message;
   }
   rank.clock = end;
   rank.batch.clear();
@@ -226,7 +259,10 @@ absl::Status Simulator::Advance(int r, bool* progress) {
         CUBIT_RETURN_IF_ERROR(Post(r, program[rank.next++]));
       }
     } else {
-      CUBIT_RETURN_IF_ERROR(Compute(r, program[rank.next++]));
+      bool done = false;
+      CUBIT_RETURN_IF_ERROR(Compute(r, program[rank.next], &done));
+      if (!done) return absl::OkStatus();
+      ++rank.next;
     }
     *progress = true;
   }
@@ -235,9 +271,14 @@ absl::Status Simulator::Advance(int r, bool* progress) {
 absl::Status Simulator::CheckFinished() const {
   std::vector<std::string> stuck;
   for (size_t r = 0; r < ranks_.size(); ++r) {
-    if (ranks_[r].batch.empty()) continue;
+    const Rank& rank = ranks_[r];
+    if (rank.batch.empty() && rank.next == programs_[r].size()) continue;
     std::vector<std::string> messages;
-    for (const PostedMessage& message : ranks_[r].batch) {
+    if (rank.batch.empty()) {
+      messages.push_back(
+          absl::StrCat("the input of ", programs_[r][rank.next].ToString()));
+    }
+    for (const PostedMessage& message : rank.batch) {
       messages.push_back(message.action.ToString());
     }
     stuck.push_back(
@@ -311,7 +352,7 @@ absl::StatusOr<PipelineRun> Simulator::Run() {
 
 absl::StatusOr<PipelineRun> SimulatePipeline(
     const std::vector<std::vector<PipelineAction>>& ranks,
-    const PipelineShape& shape, const PipelineTimes& times, SendMode mode) {
+    const PipelineShape& shape, const PipelineTimes& times, MessageMode mode) {
   if (ranks.size() != static_cast<size_t>(shape.pp_size)) {
     return absl::FailedPreconditionError(absl::StrCat(
         ranks.size(), " lists of actions, wanted ", shape.pp_size));

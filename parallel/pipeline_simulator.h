@@ -16,12 +16,13 @@
 
 namespace cubit {
 
-enum class SendMode {
+enum class MessageMode {
   // A batch of messages (pipeline_schedule.h) ends when all of its messages
-  // have been taken: Communicator::Exchange.
-  kWaits,
-  // A send never holds the computation up; a receive waits for the data.
-  kBuffered,
+  // have been taken: Communicator::Exchange on the stream that computes.
+  kBlocking,
+  // A batch holds nothing up; a computation waits for its own input: messages
+  // on streams of their own.
+  kAsynchronous,
 };
 
 struct PipelineTimes {
@@ -41,8 +42,8 @@ struct PipelineRun {
   double bubble_fraction = 0;
   std::vector<int64_t> max_live_activations;           // per rank
   std::vector<std::vector<SimulatedAction>> timeline;  // per rank
-  // The largest number of messages sent and not yet received, over all pairs of
-  // ranks and both kinds; at most 1 under kWaits.
+  // The largest number of messages on the way from one rank to another, of one
+  // kind: posted by the sender and not yet by the receiver, or at this moment.
   int64_t max_messages_in_flight = 0;
 };
 
@@ -51,7 +52,7 @@ struct PipelineRun {
 // there; a forward or backward that is missing or runs twice.
 absl::StatusOr<PipelineRun> SimulatePipeline(
     const std::vector<std::vector<PipelineAction>>& ranks,
-    const PipelineShape& shape, const PipelineTimes& times, SendMode mode);
+    const PipelineShape& shape, const PipelineTimes& times, MessageMode mode);
 
 // One row a rank, one column a unit of time: the digit of the micro-batch (from
 // 0, modulo 10) in each forward, in [brackets] each backward, '.' where the

@@ -56,7 +56,8 @@ int ForEachCase(const std::function<void(const Case&)>& check) {
   return cases;
 }
 
-PipelineRun Simulate(const Case& c, const PipelineTimes& times, SendMode mode) {
+PipelineRun Simulate(const Case& c, const PipelineTimes& times,
+                     MessageMode mode) {
   auto run = SimulatePipeline(c.programs, c.shape, times, mode);
   EXPECT_TRUE(run.ok()) << c.ToString() << ": " << run.status();
   return run.ok() ? *std::move(run) : PipelineRun();
@@ -64,7 +65,8 @@ PipelineRun Simulate(const Case& c, const PipelineTimes& times, SendMode mode) {
 
 TEST(PipelineSchedule, NoDeadlockAndEachOnceWhetherSendsWaitOrNot) {
   const int cases = ForEachCase([](const Case& c) {
-    for (const SendMode mode : {SendMode::kWaits, SendMode::kBuffered}) {
+    for (const MessageMode mode :
+         {MessageMode::kBlocking, MessageMode::kAsynchronous}) {
       const PipelineRun run = Simulate(c, {1, 2}, mode);
       EXPECT_EQ(run.timeline.size(), c.programs.size());
     }
@@ -76,7 +78,7 @@ TEST(PipelineSchedule, NoDeadlockAndEachOnceWhetherSendsWaitOrNot) {
 
 TEST(PipelineSchedule, LiveActivationsReachTheirBoundAndNoMore) {
   ForEachCase([](const Case& c) {
-    const PipelineRun run = Simulate(c, {1, 1}, SendMode::kBuffered);
+    const PipelineRun run = Simulate(c, {1, 1}, MessageMode::kAsynchronous);
     const int64_t m = c.shape.num_micro_batches;
     const int64_t p = c.shape.pp_size;
     const int64_t v = c.shape.num_chunks;
@@ -102,7 +104,7 @@ TEST(PipelineSchedule, TheBubbleIsTheIdealOneWithEqualTimes) {
     const double v = c.shape.num_chunks;
     EXPECT_NEAR(IdealBubbleFraction(c.shape), (p - 1) / v / (m + (p - 1) / v),
                 1e-12);
-    const PipelineRun run = Simulate(c, {1, 1}, SendMode::kBuffered);
+    const PipelineRun run = Simulate(c, {1, 1}, MessageMode::kAsynchronous);
     EXPECT_NEAR(run.bubble_fraction, IdealBubbleFraction(c.shape), 1e-12)
         << c.ToString();
     EXPECT_NEAR(run.makespan, 2 * (m * v + p - 1), 1e-9);
@@ -116,7 +118,7 @@ TEST(PipelineSchedule, Explore) {
   int64_t flight = 0;
   ForEachCase([&](const Case& c) {
     const double ideal = IdealBubbleFraction(c.shape);
-    const PipelineRun run = Simulate(c, {1, 1}, SendMode::kWaits);
+    const PipelineRun run = Simulate(c, {1, 1}, MessageMode::kBlocking);
     if (run.bubble_fraction > ideal + 1e-9) {
       ++waits_bad;
       if (run.bubble_fraction - ideal > worst) {
@@ -124,7 +126,7 @@ TEST(PipelineSchedule, Explore) {
         worst_name = c.ToString();
       }
     }
-    const PipelineRun run2 = Simulate(c, {1, 2}, SendMode::kBuffered);
+    const PipelineRun run2 = Simulate(c, {1, 2}, MessageMode::kAsynchronous);
     if (run2.bubble_fraction > ideal + 1e-9) {
       ++uneq_bad;
       if (uneq_bad < 5)
@@ -135,7 +137,8 @@ TEST(PipelineSchedule, Explore) {
     if (c.shape.pp_size == 4 && c.shape.num_micro_batches == 8 &&
         c.shape.num_chunks < 3) {
       printf("%s\n%s", c.ToString().c_str(),
-             DrawPipeline(Simulate(c, {1, 1}, SendMode::kBuffered)).c_str());
+             DrawPipeline(Simulate(c, {1, 1}, MessageMode::kAsynchronous))
+                 .c_str());
     }
   });
   printf("waits_bad %d worst %f %s; uneq %d flight %ld\n", waits_bad, worst,
