@@ -14,8 +14,10 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/string_view.h"
 
 #include "runtime/status_macros.h"
 
@@ -100,7 +102,6 @@ class Simulator {
   int64_t Part(int r, int chunk) const {
     return int64_t{chunk} * shape_.pp_size + r;
   }
-  int64_t CountInFlight() const;
   Rank& At(int r) { return ranks_[static_cast<size_t>(r)]; }
 
   const std::vector<std::vector<PipelineAction>>& programs_;
@@ -310,24 +311,6 @@ absl::Status Simulator::CheckFinished() const {
   return absl::OkStatus();
 }
 
-int64_t Simulator::CountInFlight() const {
-  int64_t most = 0;
-  for (const auto& entry : channels_) {
-    const Channel& channel = entry.second;
-    // Sends and their receipts are both in order of time.
-    size_t received = 0;
-    for (size_t k = 0; k < channel.sends.size(); ++k) {
-      const double now = channel.sends[k].time;
-      while (received < k && std::max(channel.sends[received].time,
-                                      channel.receives[received].time) <= now) {
-        ++received;
-      }
-      most = std::max(most, static_cast<int64_t>(k + 1 - received));
-    }
-  }
-  return most;
-}
-
 absl::StatusOr<PipelineRun> Simulator::Run() {
   bool progress = true;
   while (progress) {
@@ -344,7 +327,6 @@ absl::StatusOr<PipelineRun> Simulator::Run() {
   }
   run_.bubble_fraction =
       1 - busy / (static_cast<double>(ranks_.size()) * run_.makespan);
-  run_.max_messages_in_flight = CountInFlight();
   return std::move(run_);
 }
 

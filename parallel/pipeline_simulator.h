@@ -42,9 +42,6 @@ struct PipelineRun {
   double bubble_fraction = 0;
   std::vector<int64_t> max_live_activations;           // per rank
   std::vector<std::vector<SimulatedAction>> timeline;  // per rank
-  // The largest number of messages on the way from one rank to another, of one
-  // kind: posted by the sender and not yet by the receiver, or at this moment.
-  int64_t max_messages_in_flight = 0;
 };
 
 // FailedPrecondition, naming ranks and actions: a deadlock; a message that is

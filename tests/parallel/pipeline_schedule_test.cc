@@ -6,6 +6,7 @@
 
 #include "parallel/pipeline_schedule.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -16,6 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "gtest/gtest.h"
 
 #include "parallel/pipeline_simulator.h"
@@ -104,45 +106,124 @@ TEST(PipelineSchedule, TheBubbleIsTheIdealOneWithEqualTimes) {
     const double v = c.shape.num_chunks;
     EXPECT_NEAR(IdealBubbleFraction(c.shape), (p - 1) / v / (m + (p - 1) / v),
                 1e-12);
-    const PipelineRun run = Simulate(c, {1, 1}, MessageMode::kAsynchronous);
-    EXPECT_NEAR(run.bubble_fraction, IdealBubbleFraction(c.shape), 1e-12)
-        << c.ToString();
-    EXPECT_NEAR(run.makespan, 2 * (m * v + p - 1), 1e-9);
+    for (const MessageMode mode :
+         {MessageMode::kBlocking, MessageMode::kAsynchronous}) {
+      const PipelineRun run = Simulate(c, {1, 1}, mode);
+      EXPECT_NEAR(run.bubble_fraction, IdealBubbleFraction(c.shape), 1e-12)
+          << c.ToString();
+      EXPECT_NEAR(run.makespan, 2 * (m * v + p - 1), 1e-9);
+    }
   });
 }
 
-TEST(PipelineSchedule, Explore) {
-  double worst = 0;
-  std::string worst_name;
-  int waits_bad = 0, uneq_bad = 0;
-  int64_t flight = 0;
-  ForEachCase([&](const Case& c) {
-    const double ideal = IdealBubbleFraction(c.shape);
-    const PipelineRun run = Simulate(c, {1, 1}, MessageMode::kBlocking);
-    if (run.bubble_fraction > ideal + 1e-9) {
-      ++waits_bad;
-      if (run.bubble_fraction - ideal > worst) {
-        worst = run.bubble_fraction - ideal;
-        worst_name = c.ToString();
-      }
-    }
-    const PipelineRun run2 = Simulate(c, {1, 2}, MessageMode::kAsynchronous);
-    if (run2.bubble_fraction > ideal + 1e-9) {
-      ++uneq_bad;
-      if (uneq_bad < 5)
-        printf("uneq %s %f %f\n", c.ToString().c_str(), run2.bubble_fraction,
-               ideal);
-    }
-    flight = std::max(flight, run2.max_messages_in_flight);
-    if (c.shape.pp_size == 4 && c.shape.num_micro_batches == 8 &&
-        c.shape.num_chunks < 3) {
-      printf("%s\n%s", c.ToString().c_str(),
-             DrawPipeline(Simulate(c, {1, 1}, MessageMode::kAsynchronous))
-                 .c_str());
-    }
+TEST(PipelineSchedule, TheBubbleStaysWhenBackwardTakesTwiceAsLong) {
+  ForEachCase([](const Case& c) {
+    const PipelineRun run = Simulate(c, {1, 2}, MessageMode::kAsynchronous);
+    EXPECT_NEAR(run.bubble_fraction, IdealBubbleFraction(c.shape), 1e-12)
+        << c.ToString();
   });
-  printf("waits_bad %d worst %f %s; uneq %d flight %ld\n", waits_bad, worst,
-         worst_name.c_str(), uneq_bad, flight);
+}
+
+std::string Text(const std::vector<PipelineAction>& actions) {
+  std::vector<std::string> words;
+  for (const PipelineAction& action : actions) {
+    words.push_back(action.ToString());
+  }
+  return absl::StrJoin(words, ", ");
+}
+
+TEST(PipelineSchedule, TwoRanksInWords) {
+  auto ranks = MakePipeline(PipelineSchedule::k1F1B, {2, 2, 1});
+  ASSERT_TRUE(ranks.ok());
+  EXPECT_EQ(Text((*ranks)[0]),
+            "F0.0, send F0.0 to 1, F1.0, send F1.0 to 1, recv B0.0 from 1, "
+            "B0.0, recv B1.0 from 1, B1.0");
+  EXPECT_EQ(Text((*ranks)[1]),
+            "recv F0.0 from 0, F0.0, recv F1.0 from 0, B0.0, send B0.0 to 0, "
+            "F1.0, B1.0, send B1.0 to 0");
+}
+
+TEST(PipelineSchedule, DrawsItself) {
+  const Case c = {PipelineSchedule::k1F1B,
+                  {3, 4, 1},
+                  *MakePipeline(PipelineSchedule::k1F1B, {3, 4, 1})};
+  EXPECT_EQ(DrawPipeline(Simulate(c, {1, 1}, MessageMode::kBlocking)),
+            "rank 0 | 0  1  2  .  . [0] 3 [1] . [2] . [3]|\n"
+            "rank 1 | .  0  1  . [0] 2 [1] 3 [2] . [3] . |\n"
+            "rank 2 | .  .  0 [0] 1 [1] 2 [2] 3 [3] .  . |\n");
+}
+
+void ExpectRefused(PipelineSchedule schedule, const PipelineShape& shape,
+                   const std::string& text) {
+  const auto ranks = MakePipeline(schedule, shape);
+  EXPECT_EQ(ranks.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(absl::StrContains(ranks.status().message(), text))
+      << ranks.status();
+}
+
+TEST(PipelineSchedule, RefusesWithTheNumbers) {
+  ExpectRefused(PipelineSchedule::kInterleaved1F1B, {4, 10, 2},
+                "interleaved_1f1b with pp_size 4, 10 micro-batches, 2 chunks "
+                "per rank: micro-batches must be a multiple of pp_size; 8 or "
+                "12 would work");
+  ExpectRefused(PipelineSchedule::kInterleaved1F1B, {8, 3, 2},
+                "multiple of pp_size; 8 would work");
+  ExpectRefused(PipelineSchedule::kInterleaved1F1B, {2, 4, 1},
+                "wanted 2 chunks or more");
+  ExpectRefused(PipelineSchedule::k1F1B, {2, 4, 3}, "wanted 1 chunk");
+  ExpectRefused(PipelineSchedule::kGPipe, {2, 4, 3}, "wanted 1 chunk");
+  ExpectRefused(PipelineSchedule::kGPipe, {0, 4, 1}, "at least 1");
+  ExpectRefused(PipelineSchedule::kGPipe, {2, 0, 1}, "at least 1");
+  ExpectRefused(PipelineSchedule::kGPipe, {2, 4, 0}, "at least 1");
+}
+
+// What the simulator says of `ranks` made from the 1F1B schedule of 2 ranks and
+// 2 micro-batches.
+void ExpectFound(const std::function<void(Programs&)>& damage,
+                 const std::string& text, MessageMode mode) {
+  auto ranks = MakePipeline(PipelineSchedule::k1F1B, {2, 2, 1});
+  ASSERT_TRUE(ranks.ok());
+  damage(*ranks);
+  const auto run = SimulatePipeline(*ranks, {2, 2, 1}, {1, 1}, mode);
+  ASSERT_FALSE(run.ok());
+  EXPECT_TRUE(absl::StrContains(run.status().message(), text)) << run.status();
+}
+
+TEST(PipelineSimulator, FindsWhatIsWrong) {
+  const auto blocking = MessageMode::kBlocking;
+  const auto asynchronous = MessageMode::kAsynchronous;
+  // The actions of each rank are those of TwoRanksInWords.
+  // Rank 0 wants B0 before it computes F1, for which rank 1 waits before B0.
+  ExpectFound(
+      [](Programs& r) {
+        const auto at = r[0].begin();
+        std::rotate(at + 2, at + 4, at + 5);
+      },
+      "deadlock: rank 0 waits in send F0.0 to 1, recv B0.0 from 1; rank 1 "
+      "waits in recv F1.0 from 0",
+      blocking);
+  ExpectFound([](Programs& r) { r[0].erase(r[0].begin() + 1); },
+              "rank 0 does send F1.0 to 1 where rank 1 does recv F0.0 from 0",
+              asynchronous);
+  ExpectFound([](Programs& r) { r[0].erase(r[0].begin() + 3); },
+              "rank 1 waits in the input of F1.0", asynchronous);
+  ExpectFound([](Programs& r) { r[0].pop_back(); },
+              "rank 0 ran 2 forwards and 1 backwards, wanted 2 of each",
+              blocking);
+  ExpectFound([](Programs& r) { r[0].push_back(r[0][0]); },
+              "rank 0, F0.0: runs twice", blocking);
+  ExpectFound([](Programs& r) { std::swap(r[1][3], r[1][1]); },
+              "rank 1, B0.0: its forward has not run", blocking);
+  ExpectFound([](Programs& r) { std::swap(r[0][0], r[0][1]); },
+              "rank 0, send F0.0 to 1: it has not been computed", blocking);
+  ExpectFound([](Programs& r) { r[1].erase(r[1].begin()); },
+              "rank 1, F0.0: its input is missing", blocking);
+  ExpectFound([](Programs& r) { r[0][1].peer = 2; },
+              "the peer is no other rank", blocking);
+  ExpectFound([](Programs& r) { r[0][1].micro_batch = 2; },
+              "no such micro-batch", blocking);
+  ExpectFound([](Programs& r) { r.pop_back(); }, "1 lists of actions, wanted 2",
+              blocking);
 }
 
 }  // namespace
