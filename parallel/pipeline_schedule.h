@@ -12,10 +12,9 @@
 // first has produced and receives what others produce at that time, for the
 // second computation or a later one. A batch may be run as one
 // Communicator::Exchange that waits for all of its messages, or be started and
-// left behind, each computation waiting for its own input. Activations and
-// gradients travel in two groups, since a pair of ranks may exchange both (two
-// ranks, several chunks); within each, a pair's messages are received in the
-// order in which they are sent.
+// left behind, each computation waiting for its own input. A pair's messages,
+// activations and gradients alike, are received in the order in which they are
+// sent, so that one communicator without tags carries all of them.
 
 #ifndef CUBIT_PARALLEL_PIPELINE_SCHEDULE_H_
 #define CUBIT_PARALLEL_PIPELINE_SCHEDULE_H_

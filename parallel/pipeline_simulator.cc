@@ -9,7 +9,6 @@
 #include <map>
 #include <set>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -33,15 +32,14 @@ struct Posted {
   double time = 0;    // at which it was posted
 };
 
-// The messages of one kind from one rank to another: number k that is sent is
-// number k that is received.
+// The messages from one rank to another: number k that is sent is number k that
+// is received.
 struct Channel {
   std::vector<Posted> sends;
   std::vector<Posted> receives;
 };
 
-// (activation?, from, to).
-using ChannelKey = std::tuple<bool, int, int>;
+using ChannelKey = std::pair<int, int>;  // from, to
 
 struct PostedMessage {
   ChannelKey channel;
@@ -193,9 +191,9 @@ absl::Status Simulator::Post(int r, const PipelineAction& action) {
       return Error(r, action, "it has not been computed");
     }
     posted.feeds += activation ? 1 : -1;
-    message.channel = {activation, r, action.peer};
+    message.channel = {r, action.peer};
   } else {
-    message.channel = {activation, action.peer, r};
+    message.channel = {action.peer, r};
   }
   Channel& channel = channels_[message.channel];
   auto& list = message.send ? channel.sends : channel.receives;
@@ -209,14 +207,19 @@ absl::Status Simulator::CheckMatch(const PostedMessage& message) const {
   const Channel& channel = channels_.at(message.channel);
   const Posted& sent = channel.sends[message.number];
   const Posted& wanted = channel.receives[message.number];
-  if (sent.action.micro_batch == wanted.action.micro_batch &&
+  const bool both_activations = sent.action.kind == Kind::kSendActivation &&
+                                wanted.action.kind == Kind::kRecvActivation;
+  const bool both_gradients = sent.action.kind == Kind::kSendGradient &&
+                              wanted.action.kind == Kind::kRecvGradient;
+  if ((both_activations || both_gradients) &&
+      sent.action.micro_batch == wanted.action.micro_batch &&
       sent.feeds == wanted.feeds) {
     return absl::OkStatus();
   }
-  return absl::FailedPreconditionError(absl::StrCat(
-      "rank ", std::get<1>(message.channel), " does ", sent.action.ToString(),
-      " where rank ", std::get<2>(message.channel), " does ",
-      wanted.action.ToString()));
+  return absl::FailedPreconditionError(
+      absl::StrCat("rank ", message.channel.first, " does ",
+                   sent.action.ToString(), " where rank ",
+                   message.channel.second, " does ", wanted.action.ToString()));
 }
 
 absl::Status Simulator::TryEndBatch(int r, bool* ended) {
@@ -292,9 +295,9 @@ absl::Status Simulator::CheckFinished() const {
   for (const auto& [key, channel] : channels_) {
     if (channel.sends.size() != channel.receives.size()) {
       return absl::FailedPreconditionError(
-          absl::StrCat("rank ", std::get<1>(key), " sends rank ",
-                       std::get<2>(key), " ", channel.sends.size(),
-                       " messages, which receives ", channel.receives.size()));
+          absl::StrCat("rank ", key.first, " sends rank ", key.second, " ",
+                       channel.sends.size(), " messages, which receives ",
+                       channel.receives.size()));
     }
   }
   const auto wanted = static_cast<size_t>(shape_.num_micro_batches) *

@@ -10,7 +10,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <map>
+#include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -18,9 +21,14 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/time/time.h"
 #include "gtest/gtest.h"
 
 #include "parallel/pipeline_simulator.h"
+#include "runtime/communicator.h"
+#include "runtime/communicator_threads.h"
+#include "runtime/device.h"
+#include "runtime/tensor.h"
 
 namespace cubit {
 namespace {
@@ -224,6 +232,87 @@ TEST(PipelineSimulator, FindsWhatIsWrong) {
               "no such micro-batch", blocking);
   ExpectFound([](Programs& r) { r.pop_back(); }, "1 lists of actions, wanted 2",
               blocking);
+}
+
+using Values = std::map<std::pair<int64_t, int>, std::vector<float>>;
+
+// Runs one rank's actions, each batch as one Exchange. Part s adds s + 1 to an
+// activation and 1 to a gradient; the first is 1000 times the micro-batch, the
+// first gradient is the last activation. Writes the gradients of part 0.
+absl::Status RunActions(const std::vector<PipelineAction>& actions,
+                        const PipelineShape& shape, Communicator& comm,
+                        Values* result) {
+  Stream stream;
+  Values inputs;     // of forwards; where it is sent, the output
+  Values d_outputs;  // of backwards, likewise
+  const int last = shape.pp_size * shape.num_chunks - 1;
+  for (size_t i = 0; i < actions.size();) {
+    std::vector<OutgoingMessage> sends;
+    std::vector<IncomingMessage> receives;
+    for (; i < actions.size() && actions[i].is_message(); ++i) {
+      const PipelineAction& action = actions[i];
+      const bool activation =
+          action.kind == PipelineActionKind::kSendActivation ||
+          action.kind == PipelineActionKind::kRecvActivation;
+      auto& value =
+          (activation ? inputs : d_outputs)[{action.micro_batch, action.chunk}];
+      value.resize(1);
+      const Tensor x(value.data(), DType::kFloat32, {1});
+      if (action.is_send()) {
+        sends.push_back({x, action.peer});
+      } else {
+        receives.push_back({x, action.peer});
+      }
+    }
+    const absl::Status status = comm.Exchange(sends, receives, stream);
+    if (!status.ok() || i == actions.size()) return status;
+    const PipelineAction& action = actions[i++];
+    const std::pair<int64_t, int> key = {action.micro_batch, action.chunk};
+    const int part = action.chunk * shape.pp_size + comm.rank();
+    auto& x = inputs[key];
+    auto& d_y = d_outputs[key];
+    if (action.kind == PipelineActionKind::kForward) {
+      if (part == 0) x = {1000.0f * static_cast<float>(action.micro_batch)};
+      x.at(0) += static_cast<float>(part + 1);
+    } else {
+      if (part == last) d_y = x;
+      d_y.at(0) += 1;
+      if (part == 0) (*result)[key] = d_y;
+    }
+  }
+  return absl::OkStatus();
+}
+
+// Real messages: every batch is one Exchange of ranks that are threads.
+TEST(PipelineSchedule, RunsOverACommunicator) {
+  const std::vector<std::pair<PipelineSchedule, PipelineShape>> cases = {
+      {PipelineSchedule::kGPipe, {4, 5, 1}},
+      {PipelineSchedule::k1F1B, {4, 7, 1}},
+      {PipelineSchedule::kInterleaved1F1B, {2, 6, 3}},
+      {PipelineSchedule::kInterleaved1F1B, {4, 8, 2}}};
+  for (const auto& [schedule, shape] : cases) {
+    const auto programs = MakePipeline(schedule, shape);
+    ASSERT_TRUE(programs.ok());
+    auto ranks =
+        MakeThreadCommunicators("pp", shape.pp_size, absl::Seconds(30));
+    Values result;
+    std::vector<std::thread> threads;
+    for (size_t r = 0; r < ranks.size(); ++r) {
+      threads.emplace_back([&, &size = shape, r] {
+        Values none;
+        const absl::Status status = RunActions((*programs)[r], size, *ranks[r],
+                                               r == 0 ? &result : &none);
+        EXPECT_TRUE(status.ok()) << status;
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    const int parts = shape.pp_size * shape.num_chunks;
+    ASSERT_EQ(result.size(), static_cast<size_t>(shape.num_micro_batches));
+    for (const auto& [key, d_x] : result) {
+      EXPECT_EQ(d_x.at(0), static_cast<float>(1000 * key.first +
+                                              parts * (parts + 1) / 2 + parts));
+    }
+  }
 }
 
 }  // namespace

@@ -16,6 +16,7 @@
 #include <string>
 #include <thread>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -62,22 +63,19 @@ Implementation Threads() {
 
 constexpr int64_t kSizes[] = {0, 1, 2, 3, 7, 64, 513, 1031};
 
-// Element i of what `rank` contributes to experiment `name`.
-template <typename T>
-T Value(const std::string& name, int rank, int64_t i) {
-  const Philox random(17, absl::StrCat(name, rank));
-  if constexpr (std::is_integral_v<T>) {
-    return static_cast<T>(random.Bits(static_cast<uint64_t>(i)) >> 40);
-  } else {
-    return static_cast<T>(random.Normal(static_cast<uint64_t>(i)));
-  }
-}
-
+// What `rank` contributes to experiment `name`.
 template <typename T>
 std::vector<T> Values(const std::string& name, int rank, int64_t n) {
+  const Philox random(17, absl::StrCat(name, rank));
   std::vector<T> values(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) {
-    values[static_cast<size_t>(i)] = Value<T>(name, rank, i);
+  for (size_t i = 0; i < values.size(); ++i) {
+    if constexpr (std::is_integral_v<T>) {
+      values[i] = static_cast<T>(random.Bits(i) >> 40);
+    } else {
+      // Of different magnitudes, so that the order of a sum shows.
+      values[i] = static_cast<T>(
+          std::ldexp(random.Uniform(i) - 0.5, static_cast<int>(i % 7) * rank));
+    }
   }
   return values;
 }
