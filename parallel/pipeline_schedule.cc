@@ -100,6 +100,19 @@ int64_t NextPart(const PipelineShape& shape, int rank,
 // (forward?, micro-batch, part) of a computation.
 using Work = std::tuple<bool, int64_t, int64_t>;
 
+// When the input of a computation is there; -1 if not yet known.
+int64_t InputTime(const PipelineShape& shape, int rank,
+                  const PipelineAction& action,
+                  const std::map<Work, int64_t>& ends) {
+  const bool forward = action.kind == Kind::kForward;
+  const int64_t last = int64_t{shape.pp_size} * shape.num_chunks - 1;
+  const int64_t part = int64_t{action.chunk} * shape.pp_size + rank;
+  if (part == (forward ? 0 : last)) return 0;
+  const auto input =
+      ends.find({forward, action.micro_batch, forward ? part - 1 : part + 1});
+  return input == ends.end() ? -1 : input->second;
+}
+
 // Ends of all computations when each starts as soon as its rank is free and its
 // input is there, in units of time.
 std::vector<std::vector<Timed>> TimeComputations(PipelineSchedule schedule,
@@ -110,7 +123,6 @@ std::vector<std::vector<Timed>> TimeComputations(PipelineSchedule schedule,
     programs.push_back(Computations(schedule, shape, rank));
     ranks.emplace_back();
   }
-  const int64_t last = int64_t{shape.pp_size} * shape.num_chunks - 1;
   std::map<Work, int64_t> ends;
   for (bool progress = true; progress;) {
     progress = false;
@@ -119,17 +131,13 @@ std::vector<std::vector<Timed>> TimeComputations(PipelineSchedule schedule,
       const auto& program = programs[static_cast<size_t>(rank)];
       while (timed.size() < program.size()) {
         const PipelineAction& action = program[timed.size()];
-        const bool forward = action.kind == Kind::kForward;
-        const int64_t part = int64_t{action.chunk} * shape.pp_size + rank;
-        int64_t start = timed.empty() ? 0 : timed.back().end;
-        if (part != (forward ? 0 : last)) {
-          const auto input = ends.find(
-              {forward, action.micro_batch, forward ? part - 1 : part + 1});
-          if (input == ends.end()) break;
-          start = std::max(start, input->second);
-        }
+        const int64_t input = InputTime(shape, rank, action, ends);
+        if (input < 0) break;
+        const int64_t start =
+            std::max(input, timed.empty() ? 0 : timed.back().end);
         timed.push_back({action, start + 1});
-        ends[{forward, action.micro_batch, part}] = start + 1;
+        ends[{action.kind == Kind::kForward, action.micro_batch,
+              int64_t{action.chunk} * shape.pp_size + rank}] = start + 1;
         progress = true;
       }
     }
@@ -218,8 +226,7 @@ std::string PipelineAction::ToString() const {
   const bool forward = kind == Kind::kForward ||
                        kind == Kind::kSendActivation ||
                        kind == Kind::kRecvActivation;
-  const std::string what =
-      absl::StrCat(forward ? "F" : "B", micro_batch, ".", chunk);
+  std::string what = absl::StrCat(forward ? "F" : "B", micro_batch, ".", chunk);
   if (!is_message()) return what;
   return is_send() ? absl::StrCat("send ", what, " to ", peer)
                    : absl::StrCat("recv ", what, " from ", peer);

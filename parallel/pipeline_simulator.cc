@@ -88,6 +88,8 @@ class Simulator {
   absl::Status TakeInput(int r, const PipelineAction& action, bool* arrived);
   void Finish(int r, const PipelineAction& action);
   absl::Status Post(int r, const PipelineAction& action);
+  // Posts the messages that come next, if any.
+  absl::Status PostBatch(int r);
   // Ends the batch in which rank r waits, if its messages have arrived.
   absl::Status TryEndBatch(int r, bool* ended);
   absl::Status CheckMatch(const PostedMessage& message) const;
@@ -247,6 +249,15 @@ absl::Status Simulator::TryEndBatch(int r, bool* ended) {
   return absl::OkStatus();
 }
 
+absl::Status Simulator::PostBatch(int r) {
+  Rank& rank = At(r);
+  const auto& program = programs_[static_cast<size_t>(r)];
+  while (rank.next < program.size() && program[rank.next].is_message()) {
+    CUBIT_RETURN_IF_ERROR(Post(r, program[rank.next++]));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Simulator::Advance(int r, bool* progress) {
   Rank& rank = At(r);
   const auto& program = programs_[static_cast<size_t>(r)];
@@ -258,11 +269,8 @@ absl::Status Simulator::Advance(int r, bool* progress) {
       *progress = true;
     }
     if (rank.next == program.size()) return absl::OkStatus();
-    if (program[rank.next].is_message()) {
-      while (rank.next < program.size() && program[rank.next].is_message()) {
-        CUBIT_RETURN_IF_ERROR(Post(r, program[rank.next++]));
-      }
-    } else {
+    CUBIT_RETURN_IF_ERROR(PostBatch(r));
+    if (rank.batch.empty()) {
       bool done = false;
       CUBIT_RETURN_IF_ERROR(Compute(r, program[rank.next], &done));
       if (!done) return absl::OkStatus();

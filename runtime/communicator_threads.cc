@@ -384,7 +384,7 @@ absl::Status ThreadCommunicator::Transfer(Lock& lock, PostedSend& send,
         name(), message.sequence, receive.from, rank(), Describe(from),
         Describe(to)));
   }
-  const absl::Status status = Work(lock, [&] { CopyMessage(from, to); });
+  absl::Status status = Work(lock, [&] { CopyMessage(from, to); });
   if (status.ok()) send.done = true;
   return status;
 }
@@ -406,7 +406,7 @@ absl::Status ThreadCommunicator::TakeMessages(
     }
     PostedSend* const send = queue.front();
     queue.pop_front();
-    const absl::Status status = Transfer(lock, *send, receives[i]);
+    absl::Status status = Transfer(lock, *send, receives[i]);
     if (!status.ok()) return status;
     recorder().Finish(receives[i].record, true);
     taken[i] = true;
@@ -464,11 +464,10 @@ absl::Status ThreadCommunicator::FinishExchange(
   while (true) {
     bool progress = true;
     while (progress) {
-      const absl::Status status =
-          TakeMessages(lock, receives, taken, &progress);
+      absl::Status status = TakeMessages(lock, receives, taken, &progress);
       if (!status.ok()) return status;
     }
-    const absl::Status status = Wait(lock, deadline, missing, describe);
+    absl::Status status = Wait(lock, deadline, missing, describe);
     if (!status.ok() || done) return status;
   }
 }
@@ -484,7 +483,7 @@ absl::Status ThreadCommunicator::RunExchange(
     group_->posted[{rank(), message.to}].push_back(&posted.back());
   }
   group_->changed.notify_all();
-  const absl::Status status = FinishExchange(lock, posted, receives);
+  absl::Status status = FinishExchange(lock, posted, receives);
   // A failed group takes no more messages, so what is still posted is inert.
   if (!status.ok()) return Leave(lock, status);
   for (const OutgoingMessage& m : sends) recorder().Finish(m.record, true);
@@ -500,6 +499,7 @@ std::vector<std::unique_ptr<Communicator>> MakeThreadCommunicators(
   const auto group =
       std::make_shared<ThreadGroup>(std::string(name), size, timeout);
   std::vector<std::unique_ptr<Communicator>> ranks;
+  ranks.reserve(static_cast<size_t>(size));
   for (int q = 0; q < size; ++q) {
     ranks.push_back(std::make_unique<ThreadCommunicator>(group, q));
   }

@@ -26,7 +26,8 @@ namespace cubit {
 namespace {
 
 constexpr absl::Duration kLong = absl::Minutes(1);
-constexpr absl::Duration kShort = absl::Milliseconds(20);
+// Long enough for every thread of a busy machine to arrive.
+constexpr absl::Duration kShort = absl::Milliseconds(250);
 
 using Body = std::function<absl::Status(Communicator&)>;
 
@@ -173,8 +174,8 @@ TEST(ThreadCommunicator, ARankThatLeavesEndsTheCollective) {
   });
   EXPECT_TRUE(statuses[1].ok());
   ExpectAll({statuses[0], statuses[2]}, absl::StatusCode::kUnavailable,
-            {"Barrier #1", "not arrived: ranks 1",
-             "rank 1: Barrier #0 of 0 bytes (done)", "rank 1 has left"});
+            {"Barrier #1", "rank 1: Barrier #0 of 0 bytes (done)",
+             "rank 1 has left"});
 }
 
 TEST(ThreadCommunicator, ARankThatLeavesEndsTheMessage) {
@@ -226,7 +227,7 @@ TEST(ThreadCommunicator, ACollectiveThatTakesTooLongNamesWhoIsMissing) {
             {"group \"dp 3\"", "AllReduce #0: AllReduce(sum, F32 [4])",
              "arrived: ranks 0, 1; not arrived: ranks 2 (rank 2: no operation "
              "yet)",
-             "gave up after 20ms"});
+             "gave up after 250ms"});
   EXPECT_EQ(ranks[0]->RecentOperations().back().state,
             OperationRecord::State::kFailed);
   Stream stream;
