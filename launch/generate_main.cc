@@ -33,7 +33,7 @@ constexpr char kUsage[] = R"(Continues a prompt with a trained model.
 
 Examples:
   bazel run //launch:generate -- --checkpoint=runs/tiny --prompt="The "
-  bazel run //launch:generate -- --checkpoint=runs/tiny/checkpoints/step_00000600 \
+  bazel run //launch:generate -- --checkpoint=runs/tiny/checkpoints/step_00001200 \
       --temperature=0 --max_tokens=50
 )";
 
