@@ -28,7 +28,7 @@ absl::Status Decoder::Allocate() {
     for (const Block& block : model_->blocks_) {
       caches_.push_back(block.mixer().AllocateCache(1, max_tokens_, arena));
     }
-    logits_ = arena.Allocate(DType::kFloat32, {1, config.vocab_size});
+    logits_ = arena.Allocate(DType::kFloat32, {1, model_->head_->num_logits()});
     if (config.positional_encoding == PositionKind::kRope) {
       scratch_.rotary_table =
           arena.Allocate(DType::kFloat32, {max_tokens_, config.head_dim()});

@@ -50,7 +50,7 @@ class Decoder {
   std::unique_ptr<Arena> arena_;
   Activations step_;  // B = T = 1
   ModelScratch scratch_;
-  Tensor logits_;  // [1, V]
+  Tensor logits_;  // [1, logits of the head]
   std::vector<MixerLayerCache> caches_;
 };
 

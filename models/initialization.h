@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Standard deviations of weights at the start: the small initialisation (Nguyen
-// and Salazar, arXiv:1910.05895, as in GPT-NeoX), or model.init_std with GPT-2's
-// rule for the layers that write to the residual stream.
+// and Salazar, arXiv:1910.05895, as in GPT-NeoX), or model.init_std with
+// GPT-2's rule for the layers that write to the residual stream.
 
 #ifndef CUBIT_MODELS_INITIALIZATION_H_
 #define CUBIT_MODELS_INITIALIZATION_H_

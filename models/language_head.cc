@@ -16,8 +16,17 @@ namespace {
 constexpr int64_t kChunkBytes = 64 << 20;
 constexpr int64_t kMinChunkRows = 64;
 
-int64_t ChunkRows(int64_t rows, int64_t vocab_size) {
-  const int64_t fitting = kChunkBytes / (vocab_size * SizeOf(DType::kFloat32));
+// What matrix units like.
+constexpr int64_t kLogitMultiple = 64;
+
+int64_t NumLogits(const ModelConfig& config) {
+  const int64_t padded = (config.valid_vocab + kLogitMultiple - 1) /
+                         kLogitMultiple * kLogitMultiple;
+  return std::min(config.vocab_size, padded);
+}
+
+int64_t ChunkRows(int64_t rows, int64_t num_logits) {
+  const int64_t fitting = kChunkBytes / (num_logits * SizeOf(DType::kFloat32));
   return std::min(rows, std::max(kMinChunkRows, fitting));
 }
 
@@ -26,7 +35,7 @@ int64_t ChunkRows(int64_t rows, int64_t vocab_size) {
 LanguageHead::LanguageHead(ParameterStore* store, const std::string& name,
                            const ModelConfig& config, Parameter* tied)
     : weight_(tied),
-      vocab_size_(config.vocab_size),
+      num_logits_(NumLogits(config)),
       valid_vocab_(config.valid_vocab),
       z_loss_(static_cast<float>(config.z_loss)) {
   if (weight_ == nullptr) {
@@ -40,7 +49,7 @@ LanguageHead::LanguageHead(ParameterStore* store, const std::string& name,
 LanguageHeadScratch LanguageHead::AllocateScratch(int64_t rows,
                                                   Arena& arena) const {
   return {arena.Allocate(DType::kFloat32,
-                         {ChunkRows(rows, vocab_size_), vocab_size_})};
+                         {ChunkRows(rows, num_logits_), num_logits_})};
 }
 
 void LanguageHead::Loss(const LayerContext& context, ConstTensor x,
@@ -70,16 +79,15 @@ void LanguageHead::LossAndGradient(const LayerContext& context, ConstTensor x,
     CrossEntropy(logits, targets.Slice(begin, rows), valid_vocab_, z_loss_,
                  grad_scale, losses.Slice(begin, rows), logits,
                  *context.stream);
-    LinearBackwardWeight(logits, x_rows, weight_->gradient, Tensor(),
-                         *context.stream);
-    LinearBackwardInput(logits, weight_->value, /*accumulate=*/false,
+    LinearBackwardWeight(logits, x_rows, Gradient(), Tensor(), *context.stream);
+    LinearBackwardInput(logits, Value(), /*accumulate=*/false,
                         d_x.Slice(begin, rows), *context.stream);
   }
 }
 
 void LanguageHead::Logits(const LayerContext& context, ConstTensor x,
                           Tensor logits) const {
-  LinearForward(x, weight_->value, ConstTensor(), logits, *context.stream);
+  LinearForward(x, Value(), ConstTensor(), logits, *context.stream);
 }
 
 }  // namespace cubit

@@ -17,7 +17,7 @@
 namespace cubit {
 
 struct LanguageHeadScratch {
-  Tensor logits;  // [rows of a chunk, V]
+  Tensor logits;  // [rows of a chunk, num_logits()]
 };
 
 class LanguageHead {
@@ -40,12 +40,21 @@ class LanguageHead {
                        const LanguageHeadScratch& scratch, Tensor losses,
                        Tensor d_x) const;
 
-  // logits [N, V], padding columns included.
+  // Columns that logits have: the ids that exist, up to a multiple of 64. Rows
+  // of the weight beyond are padding that no product reads.
+  int64_t num_logits() const { return num_logits_; }
+  const Parameter& weight() const { return *weight_; }
+
+  // logits [N, num_logits()].
   void Logits(const LayerContext& context, ConstTensor x, Tensor logits) const;
 
  private:
+  // The rows of the weight that take part, [num_logits(), D].
+  Tensor Value() const { return weight_->value.Slice(0, num_logits_); }
+  Tensor Gradient() const { return weight_->gradient.Slice(0, num_logits_); }
+
   Parameter* weight_;  // [V, D]
-  int64_t vocab_size_;
+  int64_t num_logits_;
   int64_t valid_vocab_;
   float z_loss_;
 };

@@ -158,12 +158,13 @@ MixerHealth LanguageModel::Health(const Activations& activations,
 }
 
 double LanguageModel::TrainFlops(int64_t batch, int64_t seq_len) const {
-  // Every matrix takes part in one product a token, but for an embedding that
-  // is not also the head.
-  double weights = 0;
+  // Every matrix takes part in one product a token; of the vocabulary's, the
+  // head's alone, and of that the rows that are no padding.
+  double weights =
+      static_cast<double>(head_->num_logits() * config_.hidden_size);
   for (const Parameter& parameter : parameters_.parameters()) {
     if (parameter.value.shape().rank() != 2) continue;
-    if (&parameter == embedding_ && !config_.tied_embeddings) continue;
+    if (&parameter == embedding_ || &parameter == &head_->weight()) continue;
     weights += static_cast<double>(parameter.value.num_elements());
   }
   const MixerShape shape = {batch, seq_len, config_.num_heads,

@@ -246,6 +246,21 @@ TEST(LanguageModelSizes, AreThoseOfThePaper) {
   }
 }
 
+// Rows of the vocabulary beyond the tokenizer's ids change nothing.
+TEST(LanguageModelVocabulary, PaddingTakesNoPart) {
+  ModelConfig config = SmallConfig("cubit");
+  Fixture narrow(config, 1);
+  config.vocab_size = 1024;
+  Fixture wide(config, 1);
+  EXPECT_EQ(narrow.LossAndGradients(), wide.LossAndGradients());
+  EXPECT_EQ(narrow.model().TrainFlops(1, 40), wide.model().TrainFlops(1, 40));
+  for (const Parameter& parameter : wide.model().parameters().parameters()) {
+    if (parameter.name != "head.weight") continue;
+    const auto* gradient = parameter.gradient.data<float>();
+    for (int64_t i = 61 * 32; i < 1024 * 32; ++i) ASSERT_EQ(gradient[i], 0);
+  }
+}
+
 TEST(LanguageModelFlops, FollowTheClosedForm) {
   ModelConfig config = SmallConfig("cubit");
   config.cubit.lrr = false;  // the closed form leaves out the LRR projection
