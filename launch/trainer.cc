@@ -289,7 +289,7 @@ absl::Status Trainer::AfterStep() {
   }
   // A full disk now may have room at the next checkpoint; the last one of the
   // run is not forgiven.
-  const absl::Status saved = Save();
+  absl::Status saved = Save();
   if (saved.ok()) return saved;
   LogWarning(absl::StrCat("no checkpoint at step ", step_, ": ",
                           saved.message(), "; training goes on"));
