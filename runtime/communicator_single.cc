@@ -75,7 +75,7 @@ class SingleCommunicator : public Communicator {
       const ConstTensor& from = sends[i].data;
       const Tensor& to = receives[i].data;
       if (from.dtype() != to.dtype() || from.shape() != to.shape()) {
-        const absl::Status status = absl::InvalidArgumentError(
+        absl::Status status = absl::InvalidArgumentError(
             absl::StrCat(Prefix(OperationKind::kSend, sends[i].sequence),
                          "rank 0 sends ", Name(from.dtype()), " ",
                          from.shape().ToString(), ", rank 0 receives ",

@@ -19,13 +19,13 @@ std::map<std::string, std::string> Snapshot(const std::string& folder) {
   const auto names = files.List(folder);
   if (!names.ok()) return contents;
   for (const std::string& name : *names) {
-    const std::string path = folder + "/" + name;
+    const std::string path = JoinPath(folder, name);
     if (!files.List(path).ok()) {
       contents[name] = FileContents(path);
       continue;
     }
     for (const auto& [inner, bytes] : Snapshot(path)) {
-      contents[name + "/" + inner] = bytes;
+      contents[JoinPath(name, inner)] = bytes;
     }
   }
   return contents;

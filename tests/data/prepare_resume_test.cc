@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_replace.h"
@@ -20,53 +21,72 @@
 namespace cubit {
 namespace {
 
+// Names of temporary files in a snapshot.
+std::vector<std::string> Temporaries(
+    const std::map<std::string, std::string>& snapshot) {
+  std::vector<std::string> names;
+  for (const auto& [name, contents] : snapshot) {
+    if (absl::EndsWith(name, ".tmp")) names.push_back(name);
+  }
+  return names;
+}
+
+// One preparation in which call n fails, and a second one after it.
+class PrepareFaultTest : public PrepareTest {
+ protected:
+  // False once no call was left to fail.
+  bool FailAt(int64_t n, bool crash) {
+    EXPECT_TRUE(posix_.Remove(options_.out).ok());
+    FaultPlan plan;
+    plan.fail_at = n;
+    // A crash in a call that changes nothing is a crash in the next one.
+    plan.calls = crash ? FaultPlan::Calls::kMutating : FaultPlan::Calls::kAll;
+    plan.crash = crash;
+    FaultFileSystem files(&posix_, plan);
+    const auto report = Run(files);
+    if (!files.fault_happened()) {
+      EXPECT_TRUE(report.ok()) << report.status();
+      EXPECT_EQ(Snapshot(options_.out), wanted_);
+      return false;
+    }
+    CheckAfterFault(files, report.ok(), crash);
+    const auto again = Run();
+    EXPECT_TRUE(again.ok()) << files.failed_call() << ": " << again.status();
+    if (again.ok()) reused_ += again->reused_shards;
+    EXPECT_EQ(Snapshot(options_.out), wanted_) << files.failed_call();
+    return true;
+  }
+
+  void CheckAfterFault(const FaultFileSystem& files, bool reported_ok,
+                       bool crash) {
+    if (ReadDatasetIndex(posix_, options_.out).ok()) {
+      EXPECT_EQ(Snapshot(options_.out), wanted_) << files.failed_call();
+    } else {
+      EXPECT_FALSE(reported_ok) << files.failed_call();
+      EXPECT_FALSE(TokenDataset::Open({options_.out}, "train", 8).ok());
+    }
+    if (!crash) {
+      EXPECT_EQ(Temporaries(Snapshot(options_.out)).size(), 0u)
+          << files.failed_call();
+    }
+  }
+
+  std::map<std::string, std::string> wanted_;
+  int64_t reused_ = 0;
+};
+
 // Every call failing once, alone or as a crash. Afterwards the folder is no
 // data set or a whole one; the same command then ends with exactly the files of
 // an undisturbed run.
-TEST_F(PrepareTest, EveryFaultLeavesNoDataSetOrAWholeOneAndCanBeContinued) {
+TEST_F(PrepareFaultTest, LeavesNoDataSetOrAWholeOneAndCanBeContinued) {
   options_.shard_tokens = 500;
-  const auto wanted = Wanted();
+  wanted_ = Wanted();
   for (const bool crash : {false, true}) {
+    reused_ = 0;
     int64_t faults = 0;
-    int64_t reused = 0;
-    for (int64_t n = 1;; ++n) {
-      ASSERT_TRUE(posix_.Remove(options_.out).ok());
-      FaultPlan plan;
-      plan.fail_at = n;
-      // A crash in a call that changes nothing is a crash in the next one.
-      plan.calls = crash ? FaultPlan::Calls::kMutating : FaultPlan::Calls::kAll;
-      plan.crash = crash;
-      FaultFileSystem files(&posix_, plan);
-      const auto report = Run(files);
-      if (!files.fault_happened()) {
-        ASSERT_TRUE(report.ok()) << report.status();
-        EXPECT_EQ(Snapshot(options_.out), wanted);
-        break;
-      }
-      ++faults;
-      if (ReadDatasetIndex(posix_, options_.out).ok()) {
-        EXPECT_EQ(Snapshot(options_.out), wanted) << files.failed_call();
-      } else {
-        EXPECT_FALSE(report.ok()) << files.failed_call();
-        EXPECT_FALSE(TokenDataset::Open({options_.out}, "train", 8).ok());
-      }
-      if (!crash) {
-        for (const auto& [name, contents] : Snapshot(options_.out)) {
-          EXPECT_FALSE(absl::EndsWith(name, ".tmp"))
-              << name << " after " << files.failed_call();
-        }
-      }
-      const auto again = Run();
-      ASSERT_TRUE(again.ok()) << files.failed_call() << ": " << again.status();
-      reused += again->reused_shards;
-      auto found = Snapshot(options_.out);
-      for (const char* name : {"index.json.tmp", "prepare.json.tmp"}) {
-        EXPECT_EQ(found.count(name), 0u) << files.failed_call();
-      }
-      EXPECT_EQ(found, wanted) << files.failed_call();
-    }
+    while (FailAt(faults + 1, crash)) ++faults;
     EXPECT_GT(faults, crash ? 30 : 45);
-    EXPECT_GT(reused, 0) << "finished shards are not made again";
+    EXPECT_GT(reused_, 0) << "finished shards are not made again";
   }
 }
 
