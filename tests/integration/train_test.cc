@@ -78,7 +78,7 @@ class TrainTest : public ::testing::Test {
   }
   // A folder of token shards made of `text_`.
   std::string Shards() const {
-    const std::string out = home_ + "/shards";
+    std::string out = home_ + "/shards";
     const Outcome result =
         RunAsUser(kPrepare, {"--input=" + text_, "--out=" + out}, home_);
     EXPECT_EQ(result.status, 0) << result.output;

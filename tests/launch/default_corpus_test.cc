@@ -35,7 +35,7 @@ void AddPage(const std::string& root, const std::string& name, int64_t bytes) {
 // A manual of `pages` pages named perl100.pod and so on.
 std::string Manual(const std::string& name, int pages) {
   FileSystem& files = FileSystem::Posix();
-  const std::string root = JoinPath(::testing::TempDir(), name);
+  std::string root = JoinPath(::testing::TempDir(), name);
   EXPECT_TRUE(files.Remove(root).ok());
   EXPECT_TRUE(files.CreateFolders(JoinPath(root, "5.36.0/pod")).ok());
   for (int i = 0; i < pages; ++i) {

@@ -266,10 +266,12 @@ TEST(LanguageModelFlops, FollowTheClosedForm) {
   config.cubit.lrr = false;  // the closed form leaves out the LRR projection
   const auto model = LanguageModel::Create(config);
   ASSERT_TRUE(model.ok());
-  const double L = 2, D = 32, F = 64, V = 64, T = 40;
-  const double weights = L * (5 * D * D + 2 * D * F) + V * D;
-  const double mixer = 12 * L * D * (T + 1);  // T + 1: the diagonal counts
-  EXPECT_NEAR((*model)->TrainFlops(1, 40), T * (6 * weights + mixer), 1);
+  const double layers = 2, hidden = 32, ffn = 64, vocab = 64, tokens = 40;
+  const double weights =
+      layers * hidden * (5 * hidden + 2 * ffn) + vocab * hidden;
+  // A token sees itself too, so (tokens + 1) / 2 on average.
+  const double mixer = 12 * layers * hidden * (tokens + 1);
+  EXPECT_NEAR((*model)->TrainFlops(1, 40), tokens * (6 * weights + mixer), 1);
 }
 
 }  // namespace

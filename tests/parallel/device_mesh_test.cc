@@ -74,19 +74,24 @@ void CheckPartition(const DeviceMesh& mesh) {
   for (const MeshAxis axis : kAxes) CheckGroups(mesh, axis);
 }
 
-TEST(DeviceMesh, EveryMeshUpTo24RanksIsAPartition) {
+// Checks every mesh of `world` ranks; how many there are.
+int CheckMeshesOf(int world) {
   int meshes = 0;
-  for (int world = 1; world <= 24; ++world) {
-    for (int tp = 1; tp <= world; ++tp) {
-      for (int cp = 1; tp * cp <= world; ++cp) {
-        for (int pp = 1; tp * cp * pp <= world; ++pp) {
-          if (world % (tp * cp * pp) != 0) continue;
-          CheckPartition(Mesh(world, tp, cp, pp));
-          ++meshes;
-        }
+  for (int tp = 1; tp <= world; ++tp) {
+    for (int cp = 1; tp * cp <= world; ++cp) {
+      for (int pp = 1; tp * cp * pp <= world; ++pp) {
+        if (world % (tp * cp * pp) != 0) continue;
+        CheckPartition(Mesh(world, tp, cp, pp));
+        ++meshes;
       }
     }
   }
+  return meshes;
+}
+
+TEST(DeviceMesh, EveryMeshUpTo24RanksIsAPartition) {
+  int meshes = 0;
+  for (int world = 1; world <= 24; ++world) meshes += CheckMeshesOf(world);
   EXPECT_EQ(meshes, 408);
 }
 

@@ -264,7 +264,7 @@ absl::Status RunActions(const std::vector<PipelineAction>& actions,
         receives.push_back({x, action.peer});
       }
     }
-    const absl::Status status = comm.Exchange(sends, receives, stream);
+    absl::Status status = comm.Exchange(sends, receives, stream);
     if (!status.ok() || i == actions.size()) return status;
     const PipelineAction& action = actions[i++];
     const std::pair<int64_t, int> key = {action.micro_batch, action.chunk};
@@ -309,8 +309,8 @@ TEST(PipelineSchedule, RunsOverACommunicator) {
     const int parts = shape.pp_size * shape.num_chunks;
     ASSERT_EQ(result.size(), static_cast<size_t>(shape.num_micro_batches));
     for (const auto& [key, d_x] : result) {
-      EXPECT_EQ(d_x.at(0), static_cast<float>(1000 * key.first +
-                                              parts * (parts + 1) / 2 + parts));
+      const int64_t sum = parts * (parts + 1) / 2 + parts;
+      EXPECT_EQ(d_x.at(0), static_cast<float>(1000 * key.first + sum));
     }
   }
 }

@@ -295,28 +295,34 @@ TEST(ThreadCommunicator, AbortOfTheWorldWakesItsGroups) {
   ExpectAll(statuses, absl::StatusCode::kAborted, {"rank 3 gave up"});
 }
 
+// Sends and sums fresh tensors until an error, which rank `round % 4` causes
+// after a while.
+absl::Status CallUntilAborted(Communicator& comm, int round) {
+  const int next = (comm.rank() + 1) % 4;
+  const int previous = (comm.rank() + 3) % 4;
+  absl::Status status;
+  for (int i = 0; status.ok(); ++i) {
+    Stream stream;
+    std::vector<float> x(700, 1.0f);
+    std::vector<float> y(700);
+    if (comm.rank() == round % 4 && i == round / 4) {
+      comm.Abort(absl::AbortedError("enough"));
+    }
+    status =
+        i % 2 == 0
+            ? comm.AllReduce(View(x), View(y), ReduceOp::kSum, stream)
+            : comm.Exchange({{View(x), next}}, {{View(y), previous}}, stream);
+    EXPECT_TRUE(!status.ok() || y[699] == (i % 2 == 0 ? 4.0f : 1.0f));
+  }
+  return status;
+}
+
 // Ranks free their tensors as soon as a call returns, also with an error, at
 // whatever moment the abort comes: the sanitizers see a late reader.
 TEST(ThreadCommunicator, NobodyReadsTensorsOfACallThatReturned) {
   for (int round = 0; round < 40; ++round) {
     const auto statuses = RunRanks(4, kLong, [round](Communicator& comm) {
-      absl::Status status;
-      for (int i = 0; status.ok(); ++i) {
-        Stream stream;
-        std::vector<float> x(700, 1.0f);
-        std::vector<float> y(700);
-        const int next = (comm.rank() + 1) % 4;
-        const int previous = (comm.rank() + 3) % 4;
-        if (comm.rank() == round % 4 && i == round / 4) {
-          comm.Abort(absl::AbortedError("enough"));
-        }
-        status = i % 2 == 0
-                     ? comm.AllReduce(View(x), View(y), ReduceOp::kSum, stream)
-                     : comm.Exchange({{View(x), next}}, {{View(y), previous}},
-                                     stream);
-        EXPECT_TRUE(!status.ok() || y[699] == (i % 2 == 0 ? 4.0f : 1.0f));
-      }
-      return status;
+      return CallUntilAborted(comm, round);
     });
     ExpectAll(statuses, absl::StatusCode::kAborted, {"enough"});
   }
