@@ -26,6 +26,8 @@ namespace {
 
 constexpr char kIndex[] = "index.json";
 constexpr char kDefaultTokenizer[] = "byte";
+// The default corpus has few, long documents: one in a hundred would be one.
+constexpr double kDefaultCorpusValidation = 0.05;
 
 // $XDG_CACHE_HOME/cubit or ~/.cache/cubit; without either, below the folder for
 // temporary files.
@@ -45,10 +47,10 @@ bool IsDataset(const std::string& path) {
   return FileSystem::Posix().Exists(JoinPath(path, kIndex));
 }
 
-// Names a preparation: what goes in and how it is cut into tokens.
+// Names a preparation: what goes in, how it is cut into tokens and split.
 std::string CacheKey(const std::vector<std::string>& files,
-                     const Tokenizer& tokenizer) {
-  std::string key = tokenizer.sha256();
+                     const Tokenizer& tokenizer, double validation_fraction) {
+  std::string key = absl::StrCat(tokenizer.sha256(), " ", validation_fraction);
   for (const std::string& file : files) {
     struct stat info = {};
     stat(file.c_str(), &info);
@@ -95,9 +97,11 @@ absl::StatusOr<RunData> PrepareText(const std::vector<std::string>& paths,
   }
   PrepareOptions options;
   options.inputs = files;
+  if (is_default) options.validation_fraction = kDefaultCorpusValidation;
   options.out = JoinPath(
       CacheFolder(), absl::StrCat("data/", is_default ? "default-" : "text-",
-                                  CacheKey(files, *data.tokenizer)));
+                                  CacheKey(files, *data.tokenizer,
+                                           options.validation_fraction)));
   options.threads =
       static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   options.source = is_default ? kDefaultCorpusName : absl::StrJoin(paths, ", ");

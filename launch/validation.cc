@@ -44,7 +44,8 @@ absl::StatusOr<std::unique_ptr<Validator>> Validator::Open(
   options.micro_batch_size = config.batch().micro_batch_size();
   options.stride = options.micro_batch_size;
   options.seq_len = config.model().seq_len();
-  options.shuffle = false;
+  // Shuffled with a fixed seed: a few batches are a sample of all documents.
+  options.shuffle_seed = 0;
   options.mask_across_documents = config.data().document_mask();
   const int64_t available =
       validator->dataset_->info().num_samples / options.micro_batch_size;
