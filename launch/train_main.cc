@@ -219,6 +219,11 @@ absl::StatusOr<int> Train(const std::vector<std::string>& overrides) {
   options.resume = absl::GetFlag(FLAGS_resume);
   options.allow_changes = absl::GetFlag(FLAGS_allow_changes);
   options.stop_at_step = absl::GetFlag(FLAGS_stop_at_step);
+  if (options.stop_at_step < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--stop_at_step is ", options.stop_at_step,
+                     "; give the step to stop after, or leave it out"));
+  }
   std::string output_dir = absl::GetFlag(FLAGS_output_dir);
   if (output_dir.empty()) {
     if (options.resume) {

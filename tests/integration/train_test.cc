@@ -273,6 +273,7 @@ INSTANTIATE_TEST_SUITE_P(
         BadRequest{"SequenceLongerThanText",
                    {"--set=model.seq_len=1000000"},
                    {"tokens"}},
+        BadRequest{"NegativeStop", {"--stop_at_step=-1"}, {"--stop_at_step"}},
         BadRequest{"NoSuchDevice", {"--device=tpu"}, {"tpu", "cpu"}},
         BadRequest{"MoreRanksThanThisBuildHas", {"--tp=2"}, {"tp_size", "2"}},
         BadRequest{"PositionalWord", {"tiny"}, {"tiny", "--help"}}),
