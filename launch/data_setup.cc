@@ -12,6 +12,7 @@
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 
+#include "data/dataset_index.h"
 #include "data/prepare.h"
 #include "data/text_source.h"
 #include "data/token_dataset.h"
@@ -24,7 +25,6 @@
 namespace cubit {
 namespace {
 
-constexpr char kIndex[] = "index.json";
 constexpr char kDefaultTokenizer[] = "byte";
 // The default corpus has few, long documents: one in a hundred would be one.
 constexpr double kDefaultCorpusValidation = 0.05;
@@ -44,7 +44,7 @@ std::string CacheFolder() {
 }
 
 bool IsDataset(const std::string& path) {
-  return FileSystem::Posix().Exists(JoinPath(path, kIndex));
+  return FileSystem::Posix().Exists(JoinPath(path, kIndexName));
 }
 
 // Names a preparation: what goes in, how it is cut into tokens and split.
@@ -85,9 +85,7 @@ absl::StatusOr<RunData> PrepareText(const std::vector<std::string>& paths,
                                     const std::string& tokenizer_spec,
                                     int64_t seq_len) {
   RunData data;
-  CUBIT_ASSIGN_OR_RETURN(
-      data.tokenizer, LoadTokenizer(tokenizer_spec.empty() ? kDefaultTokenizer
-                                                           : tokenizer_spec));
+  CUBIT_ASSIGN_OR_RETURN(data.tokenizer, TextTokenizer(tokenizer_spec));
   const bool is_default = paths.empty();
   std::vector<std::string> files;
   if (is_default) {

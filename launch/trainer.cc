@@ -205,13 +205,11 @@ absl::StatusOr<Trainer::StepResult> Trainer::TrainStep() {
 
 absl::StatusOr<std::vector<Batch>> Trainer::NextBatches() {
   std::vector<Batch> batches;
-  int64_t tokens = 0;
   for (int64_t i = 0; i < plan_.num_micro_batches; ++i) {
     CUBIT_ASSIGN_OR_RETURN(Batch batch, loader_->Next());
-    tokens += batch.valid_tokens;
     batches.push_back(std::move(batch));
   }
-  if (tokens == 0) {
+  if (ValidTokens(batches) == 0) {
     return absl::FailedPreconditionError(absl::StrCat(
         "step ", step_ + 1,
         " has no target that counts: every document is "

@@ -3,25 +3,19 @@
 // How fast the mixer cores run on the CPU, beside the rate of sgemm measured in
 // the same run on the same threads.
 
-#include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <string>
 #include <vector>
 
 #include "absl/flags/flag.h"
-#include "absl/functional/function_ref.h"
 #include "nlohmann/json.hpp"
 
 #include "ops/attention.h"
-#include "ops/blas.h"
 #include "ops/delta_solve.h"
 #include "ops/krr.h"
-#include "runtime/check.h"
 #include "runtime/command_line.h"
 #include "runtime/device.h"
-#include "runtime/file_system.h"
-#include "runtime/thread_pool.h"
+#include "tests/benchmarks/measure.h"
 #include "tests/testing/numerics.h"
 
 ABSL_FLAG(std::string, json, "", "also write the results to this file");
@@ -50,39 +44,7 @@ struct Size {
   int64_t head_dim;
 };
 
-// Shortest time of one call: others on the machine only ever lengthen it.
-double BestSeconds(absl::FunctionRef<void()> call) {
-  using Clock = std::chrono::steady_clock;
-  const auto seconds_since = [](Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-  };
-  call();  // warm
-  double best = 1e30;
-  const auto begin = Clock::now();
-  do {
-    const auto start = Clock::now();
-    call();
-    best = std::min(best, seconds_since(start));
-  } while (seconds_since(begin) < absl::GetFlag(FLAGS_seconds));
-  return best;
-}
-
-// FLOP/s of large products, one on each thread.
-double SgemmRate() {
-  constexpr int64_t kSize = 768;
-  const int64_t threads = ThreadPool::Global().size();
-  const auto a = RandomNormal(1, "a", {kSize, kSize});
-  const auto b = RandomNormal(1, "b", {kSize, kSize});
-  HostTensor<float> c({threads, kSize, kSize});
-  const double seconds = BestSeconds([&] {
-    ParallelFor(threads, 1, [&](int64_t begin, int64_t) {
-      Sgemm(false, false, kSize, kSize, kSize, 1.0f, a.values().data(), kSize,
-            b.values().data(), kSize, 0.0f,
-            c.values().data() + begin * kSize * kSize, kSize);
-    });
-  });
-  return static_cast<double>(threads * 2 * kSize * kSize * kSize) / seconds;
-}
+double Seconds() { return absl::GetFlag(FLAGS_seconds); }
 
 // Tensors of a core, [B, T, H, K] each.
 class Core {
@@ -171,8 +133,8 @@ constexpr Pass kPasses[] = {
 
 nlohmann::json Measure(Size size, const Pass& pass, Core* core) {
   // Beside every measurement, because a shared machine's rate drifts.
-  const double peak = SgemmRate();
-  const double seconds = BestSeconds([&] { (core->*pass.run)(); });
+  const double peak = SgemmRate(Seconds());
+  const double seconds = BestSeconds(Seconds(), [&] { (core->*pass.run)(); });
   const double flops =
       static_cast<double>(pass.products * size.batch * size.num_heads *
                           size.seq_len * (size.seq_len + 1) * size.head_dim);
@@ -197,7 +159,7 @@ int Main(int argc, char** argv) {
   ParseCommandLine(argc, argv, kUsage);
   const DeviceInfo device = QueryDevice();
   std::printf("%s; shares are of sgemm %.1f GFLOP/s, measured again for each\n",
-              device.name.c_str(), SgemmRate() * 1e-9);
+              device.name.c_str(), SgemmRate(Seconds()) * 1e-9);
   std::printf("( B, H,    T,   K)  pass\n");
   nlohmann::json results = nlohmann::json::array();
   for (const Size size : {Size{8, 4, 256, 32}, Size{4, 12, 1024, 64},
@@ -207,12 +169,8 @@ int Main(int argc, char** argv) {
       results.push_back(Measure(size, pass, &core));
     }
   }
-  const std::string path = absl::GetFlag(FLAGS_json);
-  if (path.empty()) return kExitDone;
-  const nlohmann::json document = {{"device", device.name},
-                                   {"results", results}};
-  return ExitStatus(
-      WriteFileAtomically(FileSystem::Posix(), path, document.dump(2) + "\n"));
+  return ExitStatus(WriteJson(absl::GetFlag(FLAGS_json),
+                              {{"device", device.name}, {"results", results}}));
 }
 
 }  // namespace
