@@ -1,6 +1,8 @@
 """Macros of the project: one place for compiler flags and for the rule that
 an op is a header, a reference and one implementation per back end."""
 
+load("//runtime/bazel:cuda.bzl", "cuda_library")
+
 _WARNINGS = [
     "-Wall",
     "-Wextra",
@@ -62,11 +64,12 @@ def cubit_test(name, size, srcs = None, deps = [], copts = [], **kwargs):
         **kwargs
     )
 
-def cubit_op(name, deps = [], cpu_srcs = None, cpu_deps = [], reference_deps = [], reference = True):
-    """An op: NAME (header), NAME_reference and NAME_cpu (linked by //ops:cpu).
+def cubit_op(name, deps = [], cpu_srcs = None, cpu_deps = [], cuda_srcs = None, cuda_deps = [], cuda_libraries = [], reference_deps = [], reference = True):
+    """An op: NAME (header), NAME_reference, NAME_cpu and NAME_cuda.
 
-    The implementation is chosen when a program is linked, so callers depend on
-    NAME alone. `cpu_srcs` defaults to NAME_cpu.cc.
+    The implementation is chosen when a program is linked (//ops:cpu or
+    //ops:cuda), so callers depend on NAME alone. `cpu_srcs` defaults to
+    NAME_cpu.cc; NAME_cuda exists where `cuda_srcs` are given.
     """
     cubit_library(
         name = name,
@@ -86,6 +89,13 @@ def cubit_op(name, deps = [], cpu_srcs = None, cpu_deps = [], reference_deps = [
         copts = KERNEL_COPTS,
         alwayslink = True,
     )
+    if cuda_srcs:
+        cuda_library(
+            name = name + "_cuda",
+            srcs = cuda_srcs,
+            deps = [":" + name, "//runtime:device_cuda"] + cuda_deps,
+            cuda_libraries = cuda_libraries,
+        )
 
 def cubit_proto_library(name, src, deps = []):
     """C++ classes of one .proto file, made by the system's protoc."""

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include <cuda_runtime.h>
+
+#include "runtime/check.h"
+#include "runtime/command_line.h"
+#include "runtime/cuda_check.h"
+#include "runtime/device.h"
+#include "runtime/memory.h"
+
+namespace cubit {
+namespace {
+
+// Dense bf16 products of one multiprocessor and clock, in FLOP: four tensor
+// cores, from the vendor's tables of each architecture.
+double FlopsPerClock(int major, int minor) {
+  if (major == 8 && minor == 0) return 2048;
+  if (major == 8) return 1024;
+  if (major == 9) return 4096;
+  return 0;
+}
+
+cudaStream_t NewStream() {
+  cudaStream_t stream = nullptr;
+  CUBIT_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  return stream;
+}
+
+int CurrentDevice() {
+  int device = 0;
+  CUBIT_CUDA_CHECK(cudaGetDevice(&device));
+  return device;
+}
+
+int Attribute(cudaDeviceAttr attribute) {
+  int value = 0;
+  CUBIT_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, CurrentDevice()));
+  return value;
+}
+
+std::string NoMemoryMessage(int64_t bytes) {
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+  CUBIT_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
+  constexpr double kGiB = 1 << 30;
+  return absl::StrFormat(
+      "%.2f GiB of GPU memory could not be had; %.2f of %.2f GiB are free. Use "
+      "a smaller batch.micro_batch_size or model, or recompute activations; "
+      "--dry_run shows what needs how much.",
+      static_cast<double>(bytes) / kGiB, static_cast<double>(free_bytes) / kGiB,
+      static_cast<double>(total_bytes) / kGiB);
+}
+
+}  // namespace
+
+void CudaFailure(const char* expression, cudaError_t error, const char* file,
+                 int line) {
+  std::fprintf(
+      stderr,
+      "%s:%d: %s failed: %s (%s). The GPU's state is lost; resume from "
+      "the last checkpoint with --resume.\n",
+      file, line, expression, cudaGetErrorString(error),
+      cudaGetErrorName(error));
+  if (error == cudaErrorNoKernelImageForDevice) {
+    std::fprintf(stderr,
+                 "This program was built for another GPU. Build it on the "
+                 "machine with the GPU, or set CUBIT_CUDA_ARCHS (for example "
+                 "CUBIT_CUDA_ARCHS=\"80 90a\").\n");
+    std::_Exit(kExitOtherHardware);
+  }
+  std::_Exit(kExitFailed);
+}
+
+int NumMultiprocessors() {
+  static const int count = Attribute(cudaDevAttrMultiProcessorCount);
+  return count;
+}
+
+void* CudaWorkspace(int64_t bytes, Stream& stream) {
+  static Buffer* const buffer = new Buffer;  // outlives every stream
+  if (bytes > buffer->size_bytes()) {
+    stream.Synchronize();
+    *buffer = Buffer();
+    absl::StatusOr<Buffer> grown =
+        Buffer::Allocate(bytes, MemoryCategory::kWorkspace);
+    if (!grown.ok()) {
+      std::fprintf(stderr, "%s\n",
+                   std::string(grown.status().message()).c_str());
+      std::_Exit(kExitFailed);
+    }
+    *buffer = *std::move(grown);
+  }
+  return buffer->data();
+}
+
+Stream::Stream() : native_(NewStream()) {}
+
+Stream::~Stream() {
+  if (native_ == nullptr) return;
+  Synchronize();
+  CUBIT_CUDA_CHECK(cudaStreamDestroy(CudaStream(*this)));
+}
+
+Stream::Stream(Stream&& other) noexcept : native_(other.native_) {
+  other.native_ = nullptr;
+}
+
+Stream& Stream::operator=(Stream&& other) noexcept {
+  std::swap(native_, other.native_);
+  return *this;
+}
+
+void Stream::Synchronize() {
+  CUBIT_CUDA_CHECK(cudaStreamSynchronize(CudaStream(*this)));
+}
+
+DeviceInfo QueryDevice() {
+  cudaDeviceProp properties;
+  CUBIT_CUDA_CHECK(cudaGetDeviceProperties(&properties, CurrentDevice()));
+  DeviceInfo info;
+  info.name = properties.name;
+  info.kind = "cuda";
+  info.memory_bytes = static_cast<int64_t>(properties.totalGlobalMem);
+  // kHz.
+  const double clock = 1e3 * Attribute(cudaDevAttrClockRate);
+  info.peak_flops = FlopsPerClock(properties.major, properties.minor) * clock *
+                    properties.multiProcessorCount;
+  return info;
+}
+
+absl::StatusOr<void*> AllocateDeviceBytes(int64_t bytes) {
+  if (bytes == 0) return nullptr;
+  void* data = nullptr;
+  const cudaError_t error = cudaMalloc(&data, static_cast<size_t>(bytes));
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // the next check is to see its own error
+    return absl::ResourceExhaustedError(NoMemoryMessage(bytes));
+  }
+  CUBIT_CUDA_CHECK(error);
+  CUBIT_CUDA_CHECK(cudaMemset(data, 0, static_cast<size_t>(bytes)));
+  // The memset is on the null stream, for which our streams do not wait.
+  CUBIT_CUDA_CHECK(cudaDeviceSynchronize());
+  return data;
+}
+
+void FreeDeviceBytes(void* data, int64_t) {
+  if (data != nullptr) CUBIT_CUDA_CHECK(cudaFree(data));
+}
+
+void CopyToDevice(void* device, const void* host, int64_t bytes,
+                  Stream& stream) {
+  CUBIT_CUDA_CHECK(cudaMemcpyAsync(device, host, static_cast<size_t>(bytes),
+                                   cudaMemcpyHostToDevice, CudaStream(stream)));
+}
+
+void CopyToHost(void* host, const void* device, int64_t bytes, Stream& stream) {
+  CUBIT_CUDA_CHECK(cudaMemcpyAsync(host, device, static_cast<size_t>(bytes),
+                                   cudaMemcpyDeviceToHost, CudaStream(stream)));
+}
+
+void CopyOnDevice(void* target, const void* source, int64_t bytes,
+                  Stream& stream) {
+  CUBIT_CUDA_CHECK(cudaMemcpyAsync(target, source, static_cast<size_t>(bytes),
+                                   cudaMemcpyDeviceToDevice,
+                                   CudaStream(stream)));
+}
+
+void SetZero(void* device, int64_t bytes, Stream& stream) {
+  CUBIT_CUDA_CHECK(cudaMemsetAsync(device, 0, static_cast<size_t>(bytes),
+                                   CudaStream(stream)));
+}
+
+}  // namespace cubit
