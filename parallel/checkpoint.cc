@@ -17,6 +17,7 @@
 #include "parallel/checkpoint_manifest.h"
 #include "parallel/safetensors.h"
 #include "runtime/check.h"
+#include "runtime/device.h"
 #include "runtime/digest.h"
 #include "runtime/status_macros.h"
 
@@ -134,14 +135,20 @@ absl::Status WriteDataFile(FileSystem& files, const std::string& folder,
   CUBIT_ASSIGN_OR_RETURN(
       SafetensorsWriter writer,
       SafetensorsWriter::Create(files, JoinPath(folder, name), entries, {}));
+  Stream stream;
+  std::vector<char> host;
   for (size_t i = 0; i < plan->files[index].size(); ++i) {
     const CheckpointTensor& tensor = *plan->files[index][i];
     const auto [entry, slice] = plan->places[index][i];
     ManifestSlice& place = plan->manifest.tensors[entry].slices[slice];
     place.file = name;
-    place.xxh3_128 = Xxh3_128Hex(tensor.data.raw(),
-                                 static_cast<size_t>(tensor.data.size_bytes()));
-    CUBIT_RETURN_IF_ERROR(writer.Append(tensor.data));
+    const int64_t bytes = tensor.data.size_bytes();
+    host.resize(static_cast<size_t>(bytes));
+    CopyToHost(host.data(), tensor.data.raw(), bytes, stream);
+    stream.Synchronize();
+    place.xxh3_128 = Xxh3_128Hex(host.data(), host.size());
+    CUBIT_RETURN_IF_ERROR(writer.Append(ConstTensor(
+        host.data(), tensor.data.dtype(), tensor.data.shape())));
   }
   CUBIT_RETURN_IF_ERROR(writer.Finish());
   plan->manifest.data_files.push_back(

@@ -22,7 +22,8 @@
 
 namespace cubit {
 
-// One tensor to save or load, in host memory. Its name is its identity.
+// One tensor to save or load, in device memory, on which no work is pending.
+// Its name is its identity.
 struct CheckpointTensor {
   std::string name;  // "model.layers.0.mixer.q_proj.weight", "adamw.m/..."
   ShardSpec spec;

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
@@ -18,6 +19,7 @@
 #include "parallel/checkpoint_manifest.h"
 #include "parallel/safetensors.h"
 #include "runtime/check.h"
+#include "runtime/device.h"
 #include "runtime/digest.h"
 #include "runtime/logging.h"
 #include "runtime/status_macros.h"
@@ -196,6 +198,8 @@ class Reader {
     const ManifestTensor& saved = *tensors_.at(wanted.name);
     const Box target = BoxOf(wanted.spec.global_shape, wanted.spec.dim,
                              wanted.spec.begin, wanted.spec.count);
+    host_.resize(static_cast<size_t>(wanted.data.size_bytes()));
+    const Tensor host(host_.data(), wanted.data.dtype(), wanted.data.shape());
     for (const ManifestSlice& slice : saved.slices) {
       const Box source =
           BoxOf(saved.shape, slice.dim, slice.begin, slice.count);
@@ -207,12 +211,15 @@ class Reader {
       Xxh3_128Stream digest;
       const std::string path = PathOf(slice.file);
       CUBIT_RETURN_IF_ERROR(
-          equal ? ReadWhole(path, *entry, wanted.data, &digest)
-                : ReadPart(path, *entry, source, target, wanted.data, &digest));
+          equal ? ReadWhole(path, *entry, host, &digest)
+                : ReadPart(path, *entry, source, target, host, &digest));
       CUBIT_RETURN_IF_ERROR(
           CheckDigest(absl::StrCat(path, ": tensor ", wanted.name),
                       digest.Hex(), slice.xxh3_128));
     }
+    CopyToDevice(wanted.data.raw(), host_.data(), wanted.data.size_bytes(),
+                 stream_);
+    stream_.Synchronize();  // `host_` is used again
     return absl::OkStatus();
   }
 
@@ -332,6 +339,8 @@ class Reader {
   const CheckpointManifest manifest_;
   absl::flat_hash_map<std::string, const ManifestTensor*> tensors_;
   absl::flat_hash_map<std::string, std::unique_ptr<Entries>> headers_;
+  Stream stream_;
+  std::vector<char> host_;  // the tensor that is being read
 };
 
 absl::StatusOr<CheckpointInfo> LoadFolder(

@@ -12,8 +12,11 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 
 namespace cubit {
+
+class StepProfile;  // profile_range.h
 
 // An order of work. Move-only; destroying it waits for its work.
 class Stream {
@@ -30,9 +33,39 @@ class Stream {
   // The back end's handle (cudaStream_t); null on the CPU.
   void* native() const { return native_; }
 
+  // Where ranges of this stream's work are timed; null while nobody asks.
+  StepProfile* profile() const { return profile_; }
+  void set_profile(StepProfile* profile) { profile_ = profile; }
+
  private:
   void* native_ = nullptr;
+  StepProfile* profile_ = nullptr;
 };
+
+// A point in a stream's work. Move-only.
+class Event {
+ public:
+  Event();
+  ~Event();
+  Event(Event&& other) noexcept;
+  Event& operator=(Event&& other) noexcept;
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+
+  // The point is where `stream` stands now; an earlier one is forgotten.
+  void Record(Stream& stream);
+  // Blocks the host until the recorded point was reached.
+  void Synchronize();
+  // Seconds of the device between two points that were both reached.
+  static double SecondsBetween(const Event& begin, const Event& end);
+
+ private:
+  void* native_ = nullptr;
+  double seconds_ = 0;  // of the host's clock, where there is no handle
+};
+
+// "cpu" or "cuda": what this program was linked for. Needs no device.
+absl::string_view DeviceKind();
 
 // Facts about the device that this process computes on.
 struct DeviceInfo {
@@ -48,6 +81,11 @@ DeviceInfo QueryDevice();
 // asked for and how much is free. Use memory.h instead, which counts.
 absl::StatusOr<void*> AllocateDeviceBytes(int64_t bytes);
 void FreeDeviceBytes(void* data, int64_t bytes);
+
+// Host memory that copies to and from the device need not wait for. Errors as
+// above.
+absl::StatusOr<void*> AllocatePinnedBytes(int64_t bytes);
+void FreePinnedBytes(void* data, int64_t bytes);
 
 // Copies `bytes` between host and device memory, in stream order. Host memory
 // that is not pinned may make the call wait.

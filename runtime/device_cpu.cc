@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <fstream>
 #include <string>
@@ -47,11 +48,28 @@ Stream::Stream(Stream&&) noexcept = default;
 Stream& Stream::operator=(Stream&&) noexcept = default;
 void Stream::Synchronize() {}
 
+Event::Event() = default;
+Event::~Event() = default;
+Event::Event(Event&&) noexcept = default;
+Event& Event::operator=(Event&&) noexcept = default;
+// Work of a stream is done when its call returns.
+void Event::Record(Stream&) {
+  seconds_ = std::chrono::duration<double>(
+                 std::chrono::steady_clock::now().time_since_epoch())
+                 .count();
+}
+void Event::Synchronize() {}
+double Event::SecondsBetween(const Event& begin, const Event& end) {
+  return end.seconds_ - begin.seconds_;
+}
+
+absl::string_view DeviceKind() { return "cpu"; }
+
 DeviceInfo QueryDevice() {
   DeviceInfo info;
   info.name = absl::StrCat(ProcessorName(), " (", ThreadPool::Global().size(),
                            " threads)");
-  info.kind = "cpu";
+  info.kind = std::string(DeviceKind());
   info.memory_bytes = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) *
                       static_cast<int64_t>(sysconf(_SC_PAGESIZE));
   return info;
@@ -77,11 +95,19 @@ void FreeDeviceBytes(void* data, int64_t bytes) {
   if (data != nullptr) munmap(data, static_cast<size_t>(bytes));
 }
 
+absl::StatusOr<void*> AllocatePinnedBytes(int64_t bytes) {
+  return AllocateDeviceBytes(bytes);
+}
+
+void FreePinnedBytes(void* data, int64_t bytes) {
+  FreeDeviceBytes(data, bytes);
+}
+
 void CopyToDevice(void* device, const void* host, int64_t bytes, Stream&) {
-  std::memcpy(device, host, static_cast<size_t>(bytes));
+  if (bytes > 0) std::memcpy(device, host, static_cast<size_t>(bytes));
 }
 void CopyToHost(void* host, const void* device, int64_t bytes, Stream&) {
-  std::memcpy(host, device, static_cast<size_t>(bytes));
+  if (bytes > 0) std::memcpy(host, device, static_cast<size_t>(bytes));
 }
 void CopyOnDevice(void* target, const void* source, int64_t bytes, Stream&) {
   std::memmove(target, source, static_cast<size_t>(bytes));

@@ -3,6 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
@@ -107,12 +108,13 @@ Stream::~Stream() {
   CUBIT_CUDA_CHECK(cudaStreamDestroy(CudaStream(*this)));
 }
 
-Stream::Stream(Stream&& other) noexcept : native_(other.native_) {
-  other.native_ = nullptr;
-}
+Stream::Stream(Stream&& other) noexcept
+    : native_(std::exchange(other.native_, nullptr)),
+      profile_(other.profile_) {}
 
 Stream& Stream::operator=(Stream&& other) noexcept {
   std::swap(native_, other.native_);
+  std::swap(profile_, other.profile_);
   return *this;
 }
 
@@ -120,12 +122,50 @@ void Stream::Synchronize() {
   CUBIT_CUDA_CHECK(cudaStreamSynchronize(CudaStream(*this)));
 }
 
+Event::Event() {
+  cudaEvent_t event = nullptr;
+  CUBIT_CUDA_CHECK(cudaEventCreate(&event));
+  native_ = event;
+}
+
+Event::~Event() {
+  if (native_ == nullptr) return;
+  CUBIT_CUDA_CHECK(cudaEventDestroy(static_cast<cudaEvent_t>(native_)));
+}
+
+Event::Event(Event&& other) noexcept
+    : native_(std::exchange(other.native_, nullptr)) {}
+
+Event& Event::operator=(Event&& other) noexcept {
+  std::swap(native_, other.native_);
+  return *this;
+}
+
+void Event::Record(Stream& stream) {
+  CUBIT_CUDA_CHECK(
+      cudaEventRecord(static_cast<cudaEvent_t>(native_), CudaStream(stream)));
+}
+
+void Event::Synchronize() {
+  CUBIT_CUDA_CHECK(cudaEventSynchronize(static_cast<cudaEvent_t>(native_)));
+}
+
+double Event::SecondsBetween(const Event& begin, const Event& end) {
+  float milliseconds = 0;
+  CUBIT_CUDA_CHECK(cudaEventElapsedTime(&milliseconds,
+                                        static_cast<cudaEvent_t>(begin.native_),
+                                        static_cast<cudaEvent_t>(end.native_)));
+  return 1e-3 * milliseconds;
+}
+
+absl::string_view DeviceKind() { return "cuda"; }
+
 DeviceInfo QueryDevice() {
   cudaDeviceProp properties;
   CUBIT_CUDA_CHECK(cudaGetDeviceProperties(&properties, CurrentDevice()));
   DeviceInfo info;
   info.name = properties.name;
-  info.kind = "cuda";
+  info.kind = std::string(DeviceKind());
   info.memory_bytes = static_cast<int64_t>(properties.totalGlobalMem);
   // kHz.
   const double clock = 1e3 * Attribute(cudaDevAttrClockRate);
@@ -151,6 +191,25 @@ absl::StatusOr<void*> AllocateDeviceBytes(int64_t bytes) {
 
 void FreeDeviceBytes(void* data, int64_t) {
   if (data != nullptr) CUBIT_CUDA_CHECK(cudaFree(data));
+}
+
+absl::StatusOr<void*> AllocatePinnedBytes(int64_t bytes) {
+  if (bytes == 0) return nullptr;
+  void* data = nullptr;
+  const cudaError_t error = cudaMallocHost(&data, static_cast<size_t>(bytes));
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    return absl::ResourceExhaustedError(absl::StrFormat(
+        "%.1f MiB of pinned host memory could not be had; see ulimit -l and "
+        "the machine's free memory",
+        static_cast<double>(bytes) / (1 << 20)));
+  }
+  CUBIT_CUDA_CHECK(error);
+  return data;
+}
+
+void FreePinnedBytes(void* data, int64_t) {
+  if (data != nullptr) CUBIT_CUDA_CHECK(cudaFreeHost(data));
 }
 
 void CopyToDevice(void* device, const void* host, int64_t bytes,

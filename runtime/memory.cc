@@ -86,6 +86,25 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
   return *this;
 }
 
+absl::StatusOr<PinnedBuffer> PinnedBuffer::Allocate(int64_t bytes) {
+  PinnedBuffer buffer;
+  CUBIT_ASSIGN_OR_RETURN(buffer.data_, AllocatePinnedBytes(bytes));
+  buffer.bytes_ = bytes;
+  return buffer;
+}
+
+PinnedBuffer::~PinnedBuffer() { FreePinnedBytes(data_, bytes_); }
+
+PinnedBuffer::PinnedBuffer(PinnedBuffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)),
+      bytes_(std::exchange(other.bytes_, 0)) {}
+
+PinnedBuffer& PinnedBuffer::operator=(PinnedBuffer&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
 Arena Arena::Measuring() {
   Arena arena;
   arena.measuring_ = true;

@@ -69,6 +69,26 @@ class Buffer {
   MemoryCategory category_ = MemoryCategory::kWorkspace;
 };
 
+// Owned host memory that the device copies from and to without a wait
+// (device.h); not counted. Move-only.
+class PinnedBuffer {
+ public:
+  static absl::StatusOr<PinnedBuffer> Allocate(int64_t bytes);
+  PinnedBuffer() = default;
+  ~PinnedBuffer();
+  PinnedBuffer(PinnedBuffer&& other) noexcept;
+  PinnedBuffer& operator=(PinnedBuffer&& other) noexcept;
+  PinnedBuffer(const PinnedBuffer&) = delete;
+  PinnedBuffer& operator=(const PinnedBuffer&) = delete;
+
+  void* data() const { return data_; }
+  int64_t size_bytes() const { return bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
 // Hands out tensors from one Buffer, one after the other, each aligned to 256
 // bytes; nothing is given back before the arena dies. Usage:
 //
