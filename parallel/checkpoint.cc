@@ -147,8 +147,8 @@ absl::Status WriteDataFile(FileSystem& files, const std::string& folder,
     CopyToHost(host.data(), tensor.data.raw(), bytes, stream);
     stream.Synchronize();
     place.xxh3_128 = Xxh3_128Hex(host.data(), host.size());
-    CUBIT_RETURN_IF_ERROR(writer.Append(ConstTensor(
-        host.data(), tensor.data.dtype(), tensor.data.shape())));
+    CUBIT_RETURN_IF_ERROR(writer.Append(
+        ConstTensor(host.data(), tensor.data.dtype(), tensor.data.shape())));
   }
   CUBIT_RETURN_IF_ERROR(writer.Finish());
   plan->manifest.data_files.push_back(

@@ -28,8 +28,8 @@ void StepProfile::End() {
   Mark(kOther);
   events_[points_.back().event].Synchronize();
   for (size_t i = 0; i + 1 < points_.size(); ++i) {
-    const double seconds = Event::SecondsBetween(
-        events_[points_[i].event], events_[points_[i + 1].event]);
+    const double seconds = Event::SecondsBetween(events_[points_[i].event],
+                                                 events_[points_[i + 1].event]);
     seconds_[points_[i].category] += seconds;
     total_seconds_ += seconds;
   }
@@ -67,9 +67,9 @@ std::string StepProfile::ToString() const {
         &text, absl::StrFormat("%-16s %10.3f ms %5.1f%%\n", category,
                                1e3 * seconds / steps, 100 * seconds / total));
   }
-  absl::StrAppend(&text, absl::StrFormat("%-16s %10.3f ms of %d steps\n",
-                                         "step", 1e3 * total_seconds_ / steps,
-                                         num_steps_));
+  absl::StrAppend(&text,
+                  absl::StrFormat("%-16s %10.3f ms of %d steps\n", "step",
+                                  1e3 * total_seconds_ / steps, num_steps_));
   return text;
 }
 

@@ -1,6 +1,7 @@
 """Macros of the project: one place for compiler flags and for the rule that
 an op is a header, a reference and one implementation per back end."""
 
+load("@cuda//:defs.bzl", "CUDA_FOUND")
 load("//runtime/bazel:cuda.bzl", "cuda_library")
 
 _WARNINGS = [
@@ -44,12 +45,51 @@ def cubit_library(name, srcs = [], hdrs = [], deps = [], copts = [], **kwargs):
         **kwargs
     )
 
-def cubit_binary(name, srcs, deps = [], copts = [], **kwargs):
+def cubit_binary(name, srcs = [], deps = [], copts = [], **kwargs):
     native.cc_binary(
         name = name,
         srcs = srcs,
         deps = deps,
         copts = _copts(copts),
+        **kwargs
+    )
+
+def cubit_worker_binary(name, srcs, deps = [], **kwargs):
+    """A program with a worker for each back end, of the same objects.
+
+    NAME is what a user runs: it looks for GPUs and becomes NAME_cpu or
+    NAME_cuda (launch/worker_choice.h). NAME_cuda exists where nvcc is found.
+    """
+    cubit_library(
+        name = name + "_main",
+        srcs = srcs,
+        deps = deps,
+        alwayslink = True,
+        **kwargs
+    )
+    workers = [name + "_cpu"]
+    cubit_binary(
+        name = name + "_cpu",
+        deps = [
+            ":" + name + "_main",
+            "//ops:cpu",
+        ],
+        **kwargs
+    )
+    if CUDA_FOUND:
+        workers.append(name + "_cuda")
+        cubit_binary(
+            name = name + "_cuda",
+            deps = [
+                ":" + name + "_main",
+                "//ops:cuda",
+            ],
+            **kwargs
+        )
+    cubit_binary(
+        name = name,
+        data = workers,
+        deps = ["//launch:worker_start"],
         **kwargs
     )
 
