@@ -315,9 +315,11 @@ absl::Status Trainer::Sample() {
   SamplingOptions options;
   options.temperature = kSampleTemperature;
   options.seed = config_.seed();
-  CUBIT_ASSIGN_OR_RETURN(const std::string text,
-                         GenerateText(state_->model(), *data_.tokenizer, "",
-                                      options, state_->stream(), nullptr));
+  CUBIT_ASSIGN_OR_RETURN(
+      const std::vector<GeneratedText> texts,
+      GenerateTexts(state_->model(), *data_.tokenizer, {""}, options,
+                    state_->stream(), nullptr, nullptr));
+  const std::string& text = texts[0].text;
   LogInfo(absl::StrCat("sample at step ", step_, ":\n", text));
   return Event("sample", "text", text);
 }
