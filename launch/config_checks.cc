@@ -191,8 +191,8 @@ void CheckBatch(const RunConfig::Batch& batch, Checker* checker) {
       ", or batch.micro_batch_size=", NearestDivisor(global, micro)));
 }
 
-// Everything beyond one rank, and precisions beyond fp32, is not built yet: to
-// run something else than was asked would be worse than to refuse.
+// Everything beyond one rank is not built yet: to run something else than was
+// asked would be worse than to refuse.
 void CheckBuild(const RunConfig& config, Checker* checker) {
   const RunConfig::Parallel& parallel = config.parallel();
   const auto one = [checker](absl::string_view key, Int value, Int least) {
@@ -207,12 +207,6 @@ void CheckBuild(const RunConfig& config, Checker* checker) {
   one("nodes", parallel.nodes(), 1);
   one("gpus_per_node", parallel.gpus_per_node(), 0);
   checker->Range<Int>("parallel.zero_stage", parallel.zero_stage(), 0, 1);
-  if (config.precision().compute() != RunConfig::Compute::fp32) {
-    checker->Fail(absl::StrCat(
-        "precision.compute is ",
-        RunConfig::Compute::Word_Name(config.precision().compute()),
-        "; this build computes in fp32 only"));
-  }
   if (config.evaluation().tasks_size() > 0) {
     checker->Fail(
         "evaluation.tasks: this build evaluates the validation loss only; "
@@ -242,7 +236,7 @@ ChangeKind KindOf(absl::string_view key) {
   if (absl::StartsWith(key, "model.")) return ChangeKind::kRefused;
   if (key == "batch.micro_batch_size") return ChangeKind::kFree;
   for (absl::string_view group :
-       {"parallel.", "checkpoint.", "evaluation.", "log."}) {
+       {"parallel.", "checkpoint.", "evaluation.", "log.", "memory."}) {
     if (absl::StartsWith(key, group)) return ChangeKind::kFree;
   }
   return ChangeKind::kNeedsFlag;
@@ -259,6 +253,34 @@ absl::Status ValidateConfig(const RunConfig& config) {
   CheckBatch(config.batch(), &checker);
   CheckHabits(config, &checker);
   CheckBuild(config, &checker);
+  return checker.status();
+}
+
+absl::Status SettlePrecision(absl::string_view device_kind, RunConfig* config) {
+  RunConfig::Precision* precision = config->mutable_precision();
+  const bool gpu = device_kind == "cuda";
+  if (precision->compute() == RunConfig::Compute::auto_) {
+    precision->set_compute(gpu ? RunConfig::Compute::bf16
+                               : RunConfig::Compute::fp32);
+  }
+  Checker checker;
+  const std::string krr =
+      RunConfig::KrrPrecision::Word_Name(precision->krr_precision());
+  const bool bf16 = precision->compute() == RunConfig::Compute::bf16;
+  if (!gpu && bf16) {
+    checker.Fail(
+        "precision.compute is bf16, and the CPU computes in fp32 only; set it "
+        "to fp32 or auto, or train on a GPU");
+  }
+  if (!gpu && krr != "auto") {
+    checker.Fail(absl::StrCat(
+        "precision.krr_precision is ", krr,
+        ", and the CPU solves in fp32; set it to auto, or train on a GPU"));
+  } else if (gpu && !bf16 && krr == "bf16") {
+    checker.Fail(
+        "precision.krr_precision is bf16, and precision.compute fp32; set the "
+        "first to tf32, bf16x3 or auto, or the second to bf16");
+  }
   return checker.status();
 }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 
 #include "launch/run.pb.h"
 
@@ -19,6 +20,10 @@ namespace cubit {
 // lists everything that is wrong, a line each, with the numbers and the nearest
 // values that work.
 absl::Status ValidateConfig(const RunConfig& config);
+
+// Settles precision.compute=auto for a device ("cpu" or "cuda"), and refuses
+// precisions that it does not have (InvalidArgument).
+absl::Status SettlePrecision(absl::string_view device_kind, RunConfig* config);
 
 // What a difference means to a run that continues.
 enum class ChangeKind {

@@ -5,9 +5,18 @@
 #include "absl/strings/str_cat.h"
 
 #include "launch/config.h"
+#include "runtime/device.h"
+#include "runtime/dtype.h"
 
 namespace cubit {
 namespace {
+
+// Logits that exist at once. Every chunk of rows reads and writes the whole
+// gradient of the vocabulary's weights (fp32, 155 MB at 125M): on a GPU, a few
+// large chunks keep that far below the products, 64 MiB would cost as much as
+// they. A CPU's caches want small chunks, and its products are full at once.
+constexpr int64_t kGpuLogitsBytes = int64_t{1} << 30;
+constexpr int64_t kCpuLogitsBytes = int64_t{64} << 20;
 
 DeltaWeights DeltaWeightsFrom(RunConfig::DeltaWeight::Word word) {
   switch (word) {
@@ -19,6 +28,19 @@ DeltaWeights DeltaWeightsFrom(RunConfig::DeltaWeight::Word word) {
       return DeltaWeights::kQuery;
   }
   return DeltaWeights::kOwn;
+}
+
+KrrPrecision KrrPrecisionFrom(const RunConfig::Precision& precision) {
+  switch (precision.krr_precision()) {
+    case RunConfig::KrrPrecision::tf32:
+      return KrrPrecision::kTFloat32;
+    case RunConfig::KrrPrecision::bf16x3:
+      return KrrPrecision::kBFloat16x3;
+    case RunConfig::KrrPrecision::bf16:
+    case RunConfig::KrrPrecision::auto_:
+      return KrrPrecision::kActivations;
+  }
+  return KrrPrecision::kActivations;
 }
 
 void CopyMixer(const RunConfig::Model& model, ModelConfig* out) {
@@ -71,6 +93,12 @@ absl::StatusOr<ModelConfig> MakeModelConfig(const RunConfig& config,
   out.z_loss = model.z_loss();
   out.init_std = model.init_std();
   out.document_mask = config.data().document_mask();
+  out.activation_dtype = config.precision().compute() == RunConfig::Compute::bf16
+                             ? DType::kBFloat16
+                             : DType::kFloat32;
+  out.krr_precision = KrrPrecisionFrom(config.precision());
+  out.logits_chunk_bytes =
+      DeviceKind() == "cuda" ? kGpuLogitsBytes : kCpuLogitsBytes;
   return out;
 }
 

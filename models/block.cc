@@ -7,21 +7,33 @@ namespace cubit {
 Block::Block(ParameterStore* store, const std::string& name,
              const ModelConfig& config, const TokenMixer* mixer)
     : hidden_size_(config.hidden_size),
+      dtype_(config.activation_dtype),
       mixer_norm_(store, name + ".mixer_norm", config),
       mixer_(store, name + ".mixer", config, mixer),
       mlp_norm_(store, name + ".mlp_norm", config),
       mlp_(store, name + ".mlp", config) {}
 
-BlockSaved Block::AllocateSaved(int64_t batch, int64_t seq_len,
-                                Arena& arena) const {
+BlockSaved Block::AllocateSaved(int64_t batch, int64_t seq_len, Arena& arena,
+                                Recompute recompute,
+                                const BlockSaved* shared) const {
   const int64_t rows = batch * seq_len;
+  const Shape hidden = {rows, hidden_size_};
   BlockSaved saved;
-  saved.mixer_norm = mixer_norm_.AllocateSaved(rows, arena);
+  if (shared != nullptr && recompute == Recompute::kFull) {
+    saved = *shared;
+    saved.out = arena.Allocate(dtype_, hidden);
+    return saved;
+  }
+  const bool share = shared != nullptr && recompute == Recompute::kSelective;
+  saved.mixer_norm = mixer_norm_.AllocateSaved(
+      rows, arena, share ? &shared->mixer_norm.y : nullptr);
   saved.mixer = mixer_.AllocateSaved(batch, seq_len, arena);
-  saved.residual = arena.Allocate(DType::kFloat32, {rows, hidden_size_});
-  saved.mlp_norm = mlp_norm_.AllocateSaved(rows, arena);
-  saved.mlp = mlp_.AllocateSaved(rows, arena);
-  saved.out = arena.Allocate(DType::kFloat32, {rows, hidden_size_});
+  saved.residual = arena.Allocate(dtype_, hidden);
+  saved.mlp_norm = mlp_norm_.AllocateSaved(
+      rows, arena, share ? &shared->mlp_norm.y : nullptr);
+  saved.mlp = mlp_.AllocateSaved(rows, arena,
+                                 share ? &shared->mlp.activation : nullptr);
+  saved.out = arena.Allocate(dtype_, hidden);
   return saved;
 }
 
@@ -29,7 +41,7 @@ BlockScratch Block::AllocateScratch(int64_t batch, int64_t seq_len,
                                     Arena& arena) const {
   const int64_t rows = batch * seq_len;
   BlockScratch scratch;
-  scratch.d_branch = arena.Allocate(DType::kFloat32, {rows, hidden_size_});
+  scratch.d_branch = arena.Allocate(dtype_, {rows, hidden_size_});
   scratch.mixer = mixer_.AllocateScratch(batch, seq_len, arena);
   scratch.mlp = mlp_.AllocateScratch(rows, arena);
   return scratch;
@@ -47,6 +59,22 @@ void Block::ForwardMlp(const LayerContext& context, BlockSaved* saved) const {
   mlp_norm_.Forward(context, saved->residual, &saved->mlp_norm);
   mlp_.Forward(context, saved->mlp_norm.y, saved->residual, &saved->mlp,
                saved->out);
+}
+
+void Block::RecomputeForward(const LayerContext& context, ConstTensor x,
+                             Recompute recompute, BlockSaved* saved) const {
+  if (recompute == Recompute::kNone) return;
+  mixer_norm_.Forward(context, x, &saved->mixer_norm);
+  if (recompute == Recompute::kFull) {
+    mixer_.Forward(context, saved->mixer_norm.y, x, &saved->mixer,
+                   saved->residual);
+  }
+  mlp_norm_.Forward(context, saved->residual, &saved->mlp_norm);
+  if (recompute == Recompute::kFull) {
+    mlp_.Recompute(context, saved->mlp_norm.y, &saved->mlp);
+  } else {
+    mlp_.RecomputeActivation(context, &saved->mlp);
+  }
 }
 
 void Block::Backward(const LayerContext& context, ConstTensor x,

@@ -14,6 +14,7 @@
 #include "models/mlp.h"
 #include "models/model_config.h"
 #include "models/norm.h"
+#include "models/recompute.h"
 #include "runtime/memory.h"
 
 namespace cubit {
@@ -38,7 +39,11 @@ class Block {
   Block(ParameterStore* store, const std::string& name,
         const ModelConfig& config, const TokenMixer* mixer);
 
-  BlockSaved AllocateSaved(int64_t batch, int64_t seq_len, Arena& arena) const;
+  // `shared`, if any, is what another block of the same micro-batch got: what
+  // `recompute` does not keep is then that block's memory.
+  BlockSaved AllocateSaved(int64_t batch, int64_t seq_len, Arena& arena,
+                           Recompute recompute = Recompute::kNone,
+                           const BlockSaved* shared = nullptr) const;
   // Shared by all blocks: nothing in it outlives a Backward.
   BlockScratch AllocateScratch(int64_t batch, int64_t seq_len,
                                Arena& arena) const;
@@ -46,6 +51,10 @@ class Block {
   // x [N, D] to saved->out.
   void Forward(const LayerContext& context, ConstTensor x,
                BlockSaved* saved) const;
+  // Computes anew what `recompute` does not keep, in `saved`; x as in Forward.
+  // Afterwards Backward finds what Forward left, saved.out aside.
+  void RecomputeForward(const LayerContext& context, ConstTensor x,
+                        Recompute recompute, BlockSaved* saved) const;
   // `d` [N, D] holds the gradient of the block's result on entry and that of x
   // on return.
   void Backward(const LayerContext& context, ConstTensor x,
@@ -64,6 +73,7 @@ class Block {
   void ForwardMlp(const LayerContext& context, BlockSaved* saved) const;
 
   int64_t hidden_size_;
+  DType dtype_;
   Norm mixer_norm_;
   MixerLayer mixer_;
   Norm mlp_norm_;

@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "ops/elementwise.h"
 #include "ops/embedding.h"
 #include "runtime/status_macros.h"
 
@@ -33,8 +34,11 @@ absl::Status Decoder::Allocate() {
             block.mixer().AllocateCache(max_tokens_, arena));
       }
     }
-    logits_ = arena.Allocate(DType::kFloat32,
+    logits_ = arena.Allocate(config.activation_dtype,
                              {kMaxTexts, model_->head_->num_logits()});
+    if (config.activation_dtype != DType::kFloat32) {
+      logits32_ = arena.Allocate(DType::kFloat32, logits_.shape());
+    }
     if (config.positional_encoding == PositionKind::kRope) {
       scratch_.rotary_table =
           arena.Allocate(DType::kFloat32, {max_tokens_, config.head_dim()});
@@ -109,8 +113,8 @@ std::vector<std::vector<float>> Decoder::Append(absl::Span<const Next> next) {
   CopyToDevice(step_.inputs.raw(), tokens.data(), step_.inputs.size_bytes(),
                *stream_);
   const LayerContext context = model_->ContextFor(step_, scratch_, *stream_);
-  EmbeddingForward(step_.inputs.Reshape({kMaxTexts}), model_->embedding_->value,
-                   step_.embedded, *stream_);
+  EmbeddingForward(step_.inputs.Reshape({kMaxTexts}),
+                   model_->embedding_->compute, step_.embedded, *stream_);
   for (size_t layer = 0; layer < model_->blocks_.size(); ++layer) {
     model_->blocks_[layer].Decode(context, RowsOf(next, layer),
                                   LanguageModel::BlockInput(step_, layer),
@@ -132,8 +136,13 @@ std::vector<std::vector<float>> Decoder::Append(absl::Span<const Next> next) {
 void Decoder::CopyLogits(int64_t row, std::vector<float>* logits) {
   const int64_t valid = model_->config().valid_vocab;
   logits->resize(static_cast<size_t>(valid));
-  CopyToHost(logits->data(), logits_.Slice(row, 1).raw(),
-             valid * SizeOf(DType::kFloat32), *stream_);
+  Tensor fp32 = logits_.Slice(row, 1);
+  if (!logits32_.empty()) {
+    Convert(fp32, logits32_.Slice(row, 1), *stream_);
+    fp32 = logits32_.Slice(row, 1);
+  }
+  CopyToHost(logits->data(), fp32.raw(), valid * SizeOf(DType::kFloat32),
+             *stream_);
 }
 
 }  // namespace cubit

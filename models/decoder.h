@@ -77,7 +77,8 @@ class Decoder {
   std::unique_ptr<Arena> arena_;
   Activations step_;  // B = kMaxTexts, T = 1
   ModelScratch scratch_;
-  Tensor logits_;  // [kMaxTexts, logits of the head]
+  Tensor logits_;    // [kMaxTexts, logits of the head]
+  Tensor logits32_;  // the same in fp32, where they are not
   // [text][layer]
   std::vector<std::vector<MixerLayerCache>> caches_;
 };

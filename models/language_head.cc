@@ -7,14 +7,15 @@
 #include "models/initialization.h"
 #include "ops/cross_entropy.h"
 #include "ops/matmul.h"
+#include "runtime/profile_range.h"
 
 namespace cubit {
 namespace {
 
-// Logits of a chunk: large enough for the products to run at full rate, small
-// beside everything else.
-constexpr int64_t kChunkBytes = 64 << 20;
 constexpr int64_t kMinChunkRows = 64;
+
+constexpr char kHead[] = "head";
+constexpr char kLoss[] = "loss";
 
 // What matrix units like.
 constexpr int64_t kLogitMultiple = 64;
@@ -25,8 +26,8 @@ int64_t NumLogits(const ModelConfig& config) {
   return std::min(config.vocab_size, padded);
 }
 
-int64_t ChunkRows(int64_t rows, int64_t num_logits) {
-  const int64_t fitting = kChunkBytes / (num_logits * SizeOf(DType::kFloat32));
+int64_t ChunkRows(int64_t rows, int64_t row_bytes, int64_t chunk_bytes) {
+  const int64_t fitting = chunk_bytes / row_bytes;
   return std::min(rows, std::max(kMinChunkRows, fitting));
 }
 
@@ -37,6 +38,8 @@ LanguageHead::LanguageHead(ParameterStore* store, const std::string& name,
     : weight_(tied),
       num_logits_(NumLogits(config)),
       valid_vocab_(config.valid_vocab),
+      dtype_(config.activation_dtype),
+      chunk_bytes_(config.logits_chunk_bytes),
       z_loss_(static_cast<float>(config.z_loss)) {
   if (weight_ == nullptr) {
     weight_ =
@@ -48,8 +51,9 @@ LanguageHead::LanguageHead(ParameterStore* store, const std::string& name,
 
 LanguageHeadScratch LanguageHead::AllocateScratch(int64_t rows,
                                                   Arena& arena) const {
-  return {arena.Allocate(DType::kFloat32,
-                         {ChunkRows(rows, num_logits_), num_logits_})};
+  const int64_t row_bytes = num_logits_ * SizeOf(dtype_);
+  return {arena.Allocate(
+      dtype_, {ChunkRows(rows, row_bytes, chunk_bytes_), num_logits_})};
 }
 
 void LanguageHead::Loss(const LayerContext& context, ConstTensor x,
@@ -60,6 +64,7 @@ void LanguageHead::Loss(const LayerContext& context, ConstTensor x,
     const int64_t rows = std::min(chunk, x.dim(0) - begin);
     const Tensor logits = scratch.logits.Slice(0, rows);
     Logits(context, x.Slice(begin, rows), logits);
+    const ProfileRange range(kLoss, *context.stream);
     CrossEntropy(logits, targets.Slice(begin, rows), valid_vocab_, z_loss_,
                  /*grad_scale=*/0, losses.Slice(begin, rows), Tensor(),
                  *context.stream);
@@ -76,9 +81,13 @@ void LanguageHead::LossAndGradient(const LayerContext& context, ConstTensor x,
     const Tensor logits = scratch.logits.Slice(0, rows);
     const ConstTensor x_rows = x.Slice(begin, rows);
     Logits(context, x_rows, logits);
-    CrossEntropy(logits, targets.Slice(begin, rows), valid_vocab_, z_loss_,
-                 grad_scale, losses.Slice(begin, rows), logits,
-                 *context.stream);
+    {
+      const ProfileRange range(kLoss, *context.stream);
+      CrossEntropy(logits, targets.Slice(begin, rows), valid_vocab_, z_loss_,
+                   grad_scale, losses.Slice(begin, rows), logits,
+                   *context.stream);
+    }
+    const ProfileRange range(kHead, *context.stream);
     LinearBackwardWeight(logits, x_rows, Gradient(), Tensor(), *context.stream);
     LinearBackwardInput(logits, Value(), /*accumulate=*/false,
                         d_x.Slice(begin, rows), *context.stream);
@@ -87,6 +96,7 @@ void LanguageHead::LossAndGradient(const LayerContext& context, ConstTensor x,
 
 void LanguageHead::Logits(const LayerContext& context, ConstTensor x,
                           Tensor logits) const {
+  const ProfileRange range(kHead, *context.stream);
   LinearForward(x, Value(), ConstTensor(), ConstTensor(), logits,
                 *context.stream);
 }

@@ -50,12 +50,14 @@ class LanguageHead {
 
  private:
   // The rows of the weight that take part, [num_logits(), D].
-  Tensor Value() const { return weight_->value.Slice(0, num_logits_); }
+  Tensor Value() const { return weight_->compute.Slice(0, num_logits_); }
   Tensor Gradient() const { return weight_->gradient.Slice(0, num_logits_); }
 
   Parameter* weight_;  // [V, D]
   int64_t num_logits_;
   int64_t valid_vocab_;
+  DType dtype_;
+  int64_t chunk_bytes_;
   float z_loss_;
 };
 

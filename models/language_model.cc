@@ -11,10 +11,13 @@
 #include "models/mixers/registry.h"
 #include "ops/embedding.h"
 #include "ops/rotary.h"
+#include "runtime/profile_range.h"
 #include "runtime/status_macros.h"
 
 namespace cubit {
 namespace {
+
+constexpr char kEmbedding[] = "embedding";
 
 Tensor Flat(const Tensor& ids) { return ids.Reshape({ids.num_elements()}); }
 
@@ -45,17 +48,22 @@ LanguageModel::LanguageModel(const ModelConfig& config,
 }
 
 Activations LanguageModel::AllocateActivations(int64_t batch, int64_t seq_len,
-                                               Arena& arena) const {
+                                               Arena& arena,
+                                               Recompute recompute) const {
   Activations a;
+  a.recompute = recompute;
   const int64_t rows = batch * seq_len;
   a.inputs = arena.Allocate(DType::kInt32, {batch, seq_len});
   a.targets = arena.Allocate(DType::kInt32, {batch, seq_len});
   if (config_.document_mask) {
     a.segment_ids = arena.Allocate(DType::kInt32, {batch, seq_len});
   }
-  a.embedded = arena.Allocate(DType::kFloat32, {rows, config_.hidden_size});
+  a.embedded =
+      arena.Allocate(config_.activation_dtype, {rows, config_.hidden_size});
   for (const Block& block : blocks_) {
-    a.blocks.push_back(block.AllocateSaved(batch, seq_len, arena));
+    const BlockSaved* first = a.blocks.empty() ? nullptr : &a.blocks[0];
+    a.blocks.push_back(
+        block.AllocateSaved(batch, seq_len, arena, recompute, first));
   }
   a.final_norm = final_norm_->AllocateSaved(rows, arena);
   a.losses = arena.Allocate(DType::kFloat32, {rows});
@@ -66,8 +74,8 @@ ModelScratch LanguageModel::AllocateScratch(int64_t batch, int64_t seq_len,
                                             Arena& arena) const {
   ModelScratch scratch;
   const Shape rows = {batch * seq_len, config_.hidden_size};
-  scratch.d = arena.Allocate(DType::kFloat32, rows);
-  scratch.d_final = arena.Allocate(DType::kFloat32, rows);
+  scratch.d = arena.Allocate(config_.activation_dtype, rows);
+  scratch.d_final = arena.Allocate(config_.activation_dtype, rows);
   if (config_.positional_encoding == PositionKind::kRope) {
     scratch.rotary_table =
         arena.Allocate(DType::kFloat32, {seq_len, config_.head_dim()});
@@ -102,9 +110,13 @@ ConstTensor LanguageModel::BlockInput(const Activations& activations,
 
 void LanguageModel::ForwardTrunk(const LayerContext& context,
                                  Activations* activations) const {
-  EmbeddingForward(Flat(activations->inputs), embedding_->value,
-                   activations->embedded, *context.stream);
+  {
+    const ProfileRange range(kEmbedding, *context.stream);
+    EmbeddingForward(Flat(activations->inputs), embedding_->compute,
+                     activations->embedded, *context.stream);
+  }
   for (size_t layer = 0; layer < blocks_.size(); ++layer) {
+    const ProfileLabel label("forward", static_cast<int64_t>(layer));
     blocks_[layer].Forward(context, BlockInput(*activations, layer),
                            &activations->blocks[layer]);
   }
@@ -121,8 +133,8 @@ void LanguageModel::Forward(Activations* activations, ModelScratch* scratch,
 }
 
 void LanguageModel::ForwardBackward(float grad_scale, Activations* activations,
-                                    ModelScratch* scratch,
-                                    Stream& stream) const {
+                                    ModelScratch* scratch, Stream& stream,
+                                    Tensor health) const {
   const LayerContext context = ContextFor(*activations, *scratch, stream);
   ForwardTrunk(context, activations);
   head_->LossAndGradient(context, activations->final_norm.y,
@@ -134,27 +146,24 @@ void LanguageModel::ForwardBackward(float grad_scale, Activations* activations,
                         BlockInput(*activations, blocks_.size()),
                         activations->final_norm, d);
   for (size_t layer = blocks_.size(); layer-- > 0;) {
-    blocks_[layer].Backward(context, BlockInput(*activations, layer),
-                            activations->blocks[layer], scratch->block, d);
+    const ProfileLabel label("backward", static_cast<int64_t>(layer));
+    const Block& block = blocks_[layer];
+    const ConstTensor x = BlockInput(*activations, layer);
+    BlockSaved& saved = activations->blocks[layer];
+    // The common memory still holds what the last block left there.
+    if (layer + 1 < blocks_.size()) {
+      block.RecomputeForward(context, x, activations->recompute, &saved);
+    }
+    if (!health.empty()) {
+      const ProfileRange range("health", stream);
+      block.mixer().Health(
+          context, saved.mixer,
+          health.Slice(static_cast<int64_t>(layer), 1).Reshape({3}));
+    }
+    block.Backward(context, x, saved, scratch->block, d);
   }
+  const ProfileRange range(kEmbedding, stream);
   EmbeddingBackward(Flat(activations->inputs), d, embedding_->gradient, stream);
-}
-
-MixerHealth LanguageModel::Health(const Activations& activations,
-                                  const ModelScratch& scratch,
-                                  Stream& stream) const {
-  const LayerContext context = ContextFor(activations, scratch, stream);
-  MixerHealth worst;
-  for (size_t layer = 0; layer < blocks_.size(); ++layer) {
-    const MixerHealth health = blocks_[layer].mixer().Health(
-        context, activations.blocks[layer].mixer, scratch.block.mixer);
-    worst.min_diagonal =
-        layer == 0 ? health.min_diagonal
-                   : std::min(worst.min_diagonal, health.min_diagonal);
-    worst.max_gain = std::max(worst.max_gain, health.max_gain);
-    worst.lambda_max = std::max(worst.lambda_max, health.lambda_max);
-  }
-  return worst;
 }
 
 double LanguageModel::TrainFlops(int64_t batch, int64_t seq_len) const {

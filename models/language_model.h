@@ -18,6 +18,7 @@
 #include "models/mixers/token_mixer.h"
 #include "models/model_config.h"
 #include "models/norm.h"
+#include "models/recompute.h"
 #include "parallel/parameter.h"
 #include "runtime/memory.h"
 
@@ -29,7 +30,8 @@ struct Activations {
   Tensor targets;      // [B, T] int32
   Tensor segment_ids;  // [B, T] int32; absent without document_mask
   Tensor embedded;     // [N, D]
-  std::vector<BlockSaved> blocks;
+  Recompute recompute = Recompute::kNone;
+  std::vector<BlockSaved> blocks;  // what is not kept is in common memory
   NormSaved final_norm;
   Tensor losses;  // [N]
 };
@@ -54,8 +56,10 @@ class LanguageModel {
   ParameterStore& parameters() { return parameters_; }
   const ParameterStore& parameters() const { return parameters_; }
 
-  Activations AllocateActivations(int64_t batch, int64_t seq_len,
-                                  Arena& arena) const;
+  // With a `recompute` other than kNone, only a ForwardBackward finds in each
+  // block what its forward left.
+  Activations AllocateActivations(int64_t batch, int64_t seq_len, Arena& arena,
+                                  Recompute recompute = Recompute::kNone) const;
   ModelScratch AllocateScratch(int64_t batch, int64_t seq_len,
                                Arena& arena) const;
   // Fills what of the scratch is constant; once, before the first use.
@@ -66,14 +70,14 @@ class LanguageModel {
                Stream& stream) const;
 
   // The same, and the gradients of grad_scale times the sum of the losses,
-  // added to the parameters' gradients.
+  // added to the parameters' gradients. `health` [layers, 3] fp32, if not
+  // absent, receives what TokenMixer::Health says of each layer; only where
+  // has_health().
   void ForwardBackward(float grad_scale, Activations* activations,
-                       ModelScratch* scratch, Stream& stream) const;
+                       ModelScratch* scratch, Stream& stream,
+                       Tensor health = Tensor()) const;
 
-  // Worst health over the layers after a forward; zeros if the mixer solves no
-  // system.
-  MixerHealth Health(const Activations& activations,
-                     const ModelScratch& scratch, Stream& stream) const;
+  bool has_health() const { return mixer_->has_health(); }
 
   // Model FLOPs of forward and backward for `batch` sequences of `seq_len`: six
   // per weight of a product and token, three times the mixers' forward. What a

@@ -3,8 +3,14 @@
 #include "models/linear.h"
 
 #include "ops/matmul.h"
+#include "runtime/profile_range.h"
 
 namespace cubit {
+namespace {
+
+constexpr char kLinear[] = "linear";
+
+}  // namespace
 
 Linear::Linear(ParameterStore* store, const std::vector<LinearPart>& parts,
                int64_t in_features, bool bias, double stddev)
@@ -26,29 +32,33 @@ Linear::Linear(ParameterStore* store, const std::vector<LinearPart>& parts,
 
 void Linear::Forward(const LayerContext& context, ConstTensor x,
                      ConstTensor residual, Tensor y) const {
-  LinearForward(x, FusedValue(weights_), FusedValue(biases_), residual, y,
+  const ProfileRange range(kLinear, *context.stream);
+  LinearForward(x, FusedCompute(weights_), FusedCompute(biases_), residual, y,
                 *context.stream);
 }
 
 void Linear::ForwardGelu(const LayerContext& context, ConstTensor x, Tensor pre,
                          Tensor y) const {
-  LinearGeluForward(x, FusedValue(weights_), FusedValue(biases_), pre, y,
+  const ProfileRange range(kLinear, *context.stream);
+  LinearGeluForward(x, FusedCompute(weights_), FusedCompute(biases_), pre, y,
                     *context.stream);
 }
 
 void Linear::Backward(const LayerContext& context, ConstTensor d_y,
                       ConstTensor x, Tensor d_x) const {
+  const ProfileRange range(kLinear, *context.stream);
   LinearBackwardWeight(d_y, x, FusedGradient(weights_), FusedGradient(biases_),
                        *context.stream);
-  LinearBackwardInput(d_y, FusedValue(weights_), /*accumulate=*/false, d_x,
+  LinearBackwardInput(d_y, FusedCompute(weights_), /*accumulate=*/false, d_x,
                       *context.stream);
 }
 
 void Linear::BackwardGelu(const LayerContext& context, ConstTensor d_y,
                           ConstTensor x, ConstTensor pre, Tensor d_pre) const {
+  const ProfileRange range(kLinear, *context.stream);
   LinearBackwardWeight(d_y, x, FusedGradient(weights_), FusedGradient(biases_),
                        *context.stream);
-  LinearGeluBackwardInput(d_y, FusedValue(weights_), pre, d_pre,
+  LinearGeluBackwardInput(d_y, FusedCompute(weights_), pre, d_pre,
                           *context.stream);
 }
 

@@ -25,6 +25,7 @@ std::vector<LinearPart> InParts(const std::string& name,
 MixerLayer::MixerLayer(ParameterStore* store, const std::string& name,
                        const ModelConfig& config, const TokenMixer* mixer)
     : mixer_(mixer),
+      dtype_(config.activation_dtype),
       num_heads_(config.num_heads),
       head_dim_(config.head_dim()),
       in_(store, InParts(name, config, *mixer), config.hidden_size, config.bias,
@@ -41,7 +42,7 @@ MixerLayer::MixerLayer(ParameterStore* store, const std::string& name,
 }
 
 MixerShape MixerLayer::ShapeOf(int64_t batch, int64_t seq_len) const {
-  return {batch, seq_len, num_heads_, head_dim_};
+  return {batch, seq_len, num_heads_, head_dim_, dtype_};
 }
 
 MixerContext MixerLayer::ContextFor(const LayerContext& context) const {
@@ -62,10 +63,8 @@ Tensor MixerLayer::Rows(const Tensor& tensor) {
 MixerLayerSaved MixerLayer::AllocateSaved(int64_t batch, int64_t seq_len,
                                           Arena& arena) const {
   MixerLayerSaved saved;
-  saved.columns =
-      arena.Allocate(DType::kFloat32, {batch, seq_len, in_.out_features()});
-  saved.out =
-      arena.Allocate(DType::kFloat32, {batch, seq_len, num_heads_ * head_dim_});
+  saved.columns = arena.Allocate(dtype_, {batch, seq_len, in_.out_features()});
+  saved.out = arena.Allocate(dtype_, {batch, seq_len, num_heads_ * head_dim_});
   saved.mixer = mixer_->AllocateSaved(ShapeOf(batch, seq_len), arena);
   return saved;
 }
@@ -74,10 +73,9 @@ MixerLayerScratch MixerLayer::AllocateScratch(int64_t batch, int64_t seq_len,
                                               Arena& arena) const {
   MixerLayerScratch scratch;
   scratch.d_columns =
-      arena.Allocate(DType::kFloat32, {batch, seq_len, in_.out_features()});
+      arena.Allocate(dtype_, {batch, seq_len, in_.out_features()});
   scratch.d_out =
-      arena.Allocate(DType::kFloat32, {batch, seq_len, num_heads_ * head_dim_});
-  scratch.health = arena.Allocate(DType::kFloat32, {3});
+      arena.Allocate(dtype_, {batch, seq_len, num_heads_ * head_dim_});
   scratch.mixer = mixer_->AllocateScratch(ShapeOf(batch, seq_len), arena);
   return scratch;
 }
@@ -105,11 +103,9 @@ void MixerLayer::Backward(const LayerContext& context, ConstTensor d_y,
   in_.Backward(context, Rows(scratch.d_columns), x, d_x);
 }
 
-MixerHealth MixerLayer::Health(const LayerContext& context,
-                               const MixerLayerSaved& saved,
-                               const MixerLayerScratch& scratch) const {
-  return mixer_->Health(ContextFor(context), saved.columns, *saved.mixer,
-                        scratch.health);
+void MixerLayer::Health(const LayerContext& context,
+                        const MixerLayerSaved& saved, Tensor result) const {
+  mixer_->Health(ContextFor(context), saved.columns, *saved.mixer, result);
 }
 
 MixerLayerCache MixerLayer::AllocateCache(int64_t seq_len, Arena& arena) const {

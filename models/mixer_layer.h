@@ -23,13 +23,12 @@ namespace cubit {
 struct MixerLayerSaved {
   Tensor columns;  // [B, T, C]: the fused projections, rotated
   Tensor out;      // [B, T, H * K]: the mixer's result
-  std::unique_ptr<MixerSaved> mixer;
+  std::shared_ptr<MixerSaved> mixer;  // by all copies of the struct
 };
 
 struct MixerLayerScratch {
   Tensor d_columns;  // [B, T, C]
   Tensor d_out;      // [B, T, H * K]
-  Tensor health;     // [3]
   std::unique_ptr<MixerScratch> mixer;
 };
 
@@ -63,8 +62,9 @@ class MixerLayer {
                 const MixerLayerSaved& saved, const MixerLayerScratch& scratch,
                 Tensor d_x) const;
 
-  MixerHealth Health(const LayerContext& context, const MixerLayerSaved& saved,
-                     const MixerLayerScratch& scratch) const;
+  // Health of what `saved` holds (TokenMixer::Health): result [3] fp32.
+  void Health(const LayerContext& context, const MixerLayerSaved& saved,
+              Tensor result) const;
 
   MixerLayerCache AllocateCache(int64_t seq_len, Arena& arena) const;
   void FillCache(const LayerContext& context, const MixerLayerSaved& saved,
@@ -84,6 +84,7 @@ class MixerLayer {
   static Tensor Rows(const Tensor& tensor);
 
   const TokenMixer* mixer_;
+  DType dtype_;
   int64_t num_heads_;
   int64_t head_dim_;
   Linear in_;

@@ -4,9 +4,12 @@
 
 #include "models/initialization.h"
 #include "ops/activations.h"
+#include "runtime/profile_range.h"
 
 namespace cubit {
 namespace {
+
+constexpr char kActivation[] = "activation";
 
 std::vector<LinearPart> UpParts(const std::string& name,
                                 const ModelConfig& config) {
@@ -20,38 +23,55 @@ std::vector<LinearPart> UpParts(const std::string& name,
 Mlp::Mlp(ParameterStore* store, const std::string& name,
          const ModelConfig& config)
     : kind_(config.mlp),
+      dtype_(config.activation_dtype),
       up_(store, UpParts(name, config), config.hidden_size, config.bias,
           InputStddev(config)),
       down_(store, {{name + ".down_proj", config.hidden_size}},
             config.ffn_hidden_size, config.bias, OutputStddev(config)) {}
 
-MlpSaved Mlp::AllocateSaved(int64_t rows, Arena& arena) const {
+MlpSaved Mlp::AllocateSaved(int64_t rows, Arena& arena,
+                            const Tensor* shared_activation) const {
   MlpSaved saved;
-  saved.pre = arena.Allocate(DType::kFloat32, {rows, up_.out_features()});
-  saved.activation =
-      arena.Allocate(DType::kFloat32, {rows, down_.in_features()});
+  saved.pre = arena.Allocate(dtype_, {rows, up_.out_features()});
+  saved.activation = shared_activation != nullptr
+                         ? *shared_activation
+                         : arena.Allocate(dtype_, {rows, down_.in_features()});
   return saved;
 }
 
 MlpScratch Mlp::AllocateScratch(int64_t rows, Arena& arena) const {
   MlpScratch scratch;
   if (kind_ == MlpKind::kSwiGlu) {
-    scratch.d_activation =
-        arena.Allocate(DType::kFloat32, {rows, down_.in_features()});
+    scratch.d_activation = arena.Allocate(dtype_, {rows, down_.in_features()});
   }
-  scratch.d_pre = arena.Allocate(DType::kFloat32, {rows, up_.out_features()});
+  scratch.d_pre = arena.Allocate(dtype_, {rows, up_.out_features()});
   return scratch;
 }
 
 void Mlp::Forward(const LayerContext& context, ConstTensor x,
                   ConstTensor residual, MlpSaved* saved, Tensor y) const {
+  Recompute(context, x, saved);
+  down_.Forward(context, saved->activation, residual, y);
+}
+
+void Mlp::Recompute(const LayerContext& context, ConstTensor x,
+                    MlpSaved* saved) const {
   if (kind_ == MlpKind::kGelu) {
     up_.ForwardGelu(context, x, saved->pre, saved->activation);
+    return;
+  }
+  up_.Forward(context, x, ConstTensor(), saved->pre);
+  RecomputeActivation(context, saved);
+}
+
+void Mlp::RecomputeActivation(const LayerContext& context,
+                              MlpSaved* saved) const {
+  const ProfileRange range(kActivation, *context.stream);
+  if (kind_ == MlpKind::kGelu) {
+    GeluForward(saved->pre, saved->activation, *context.stream);
   } else {
-    up_.Forward(context, x, ConstTensor(), saved->pre);
     SwiGluForward(saved->pre, saved->activation, *context.stream);
   }
-  down_.Forward(context, saved->activation, residual, y);
 }
 
 void Mlp::Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
@@ -62,6 +82,7 @@ void Mlp::Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
                        scratch.d_pre);
   } else {
     down_.Backward(context, d_y, saved.activation, scratch.d_activation);
+    const ProfileRange range(kActivation, *context.stream);
     SwiGluBackward(scratch.d_activation, saved.pre, scratch.d_pre,
                    *context.stream);
   }

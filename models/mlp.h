@@ -29,11 +29,17 @@ class Mlp {
   Mlp(ParameterStore* store, const std::string& name,
       const ModelConfig& config);
 
-  MlpSaved AllocateSaved(int64_t rows, Arena& arena) const;
+  // With `shared_activation`, the activation is that tensor.
+  MlpSaved AllocateSaved(int64_t rows, Arena& arena,
+                         const Tensor* shared_activation = nullptr) const;
   MlpScratch AllocateScratch(int64_t rows, Arena& arena) const;
   // y = residual + the branch; x, residual, y [N, D].
   void Forward(const LayerContext& context, ConstTensor x, ConstTensor residual,
                MlpSaved* saved, Tensor y) const;
+  // What the backward needs besides saved->pre: made anew, from it or from x.
+  void RecomputeActivation(const LayerContext& context, MlpSaved* saved) const;
+  void Recompute(const LayerContext& context, ConstTensor x,
+                 MlpSaved* saved) const;
   // d_x [N, D] is written.
   void Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
                 const MlpSaved& saved, const MlpScratch& scratch,
@@ -41,6 +47,7 @@ class Mlp {
 
  private:
   MlpKind kind_;
+  DType dtype_;
   Linear up_;
   Linear down_;
 };

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <string>
 
+#include "runtime/dtype.h"
+
 namespace cubit {
 
 enum class NormKind { kLayerNorm, kRmsNorm };
@@ -17,6 +19,10 @@ enum class PositionKind { kRope, kNone };
 // Which projection takes the place of w in DeltaFormer's system.
 enum class DeltaWeights { kOwn, kKey, kQuery };
 enum class DeltaBeta { kSigmoid, kLinear };
+
+// Products of the triangular solves (ops/solve_precision.h): of the activations
+// as they are, or of fp32 copies.
+enum class KrrPrecision { kActivations, kTFloat32, kBFloat16x3 };
 
 struct CubitOptions {
   bool share = false;  // r = k: no projection of its own
@@ -57,6 +63,13 @@ struct ModelConfig {
   double z_loss = 0;
   double init_std = 0;  // 0: the small initialisation (initialization.h)
   bool document_mask = false;
+
+  // Of activations and their gradients, and of the weights that products read:
+  // fp32 or bf16. Everything else is fp32 (ops/matmul.h).
+  DType activation_dtype = DType::kFloat32;
+  KrrPrecision krr_precision = KrrPrecision::kActivations;
+  // Logits that exist at once (language_head.h).
+  int64_t logits_chunk_bytes = 64 << 20;
 
   int64_t head_dim() const { return hidden_size / num_heads; }
 };

@@ -4,6 +4,7 @@
 
 #include "ops/layer_norm.h"
 #include "ops/rms_norm.h"
+#include "runtime/profile_range.h"
 
 namespace cubit {
 
@@ -11,7 +12,8 @@ Norm::Norm(ParameterStore* store, const std::string& name,
            const ModelConfig& config)
     : kind_(config.norm),
       epsilon_(static_cast<float>(config.norm_epsilon)),
-      hidden_size_(config.hidden_size) {
+      hidden_size_(config.hidden_size),
+      dtype_(config.activation_dtype) {
   const ShardSpec shard = ShardSpec::Whole({hidden_size_});
   weight_ = store->Add(name + ".weight", shard, Initializer::Constant(1),
                        /*decay=*/false);
@@ -21,9 +23,11 @@ Norm::Norm(ParameterStore* store, const std::string& name,
   }
 }
 
-NormSaved Norm::AllocateSaved(int64_t rows, Arena& arena) const {
+NormSaved Norm::AllocateSaved(int64_t rows, Arena& arena,
+                              const Tensor* shared_y) const {
   NormSaved saved;
-  saved.y = arena.Allocate(DType::kFloat32, {rows, hidden_size_});
+  saved.y = shared_y != nullptr ? *shared_y
+                                : arena.Allocate(dtype_, {rows, hidden_size_});
   if (kind_ == NormKind::kLayerNorm) {
     saved.mean = arena.Allocate(DType::kFloat32, {rows});
   }
@@ -33,6 +37,7 @@ NormSaved Norm::AllocateSaved(int64_t rows, Arena& arena) const {
 
 void Norm::Forward(const LayerContext& context, ConstTensor x,
                    NormSaved* saved) const {
+  const ProfileRange range("norm", *context.stream);
   if (kind_ == NormKind::kRmsNorm) {
     RmsNormForward(x, weight_->value, epsilon_, saved->y, saved->rstd,
                    *context.stream);
@@ -45,6 +50,7 @@ void Norm::Forward(const LayerContext& context, ConstTensor x,
 
 void Norm::Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
                     const NormSaved& saved, Tensor d_x) const {
+  const ProfileRange range("norm", *context.stream);
   if (kind_ == NormKind::kRmsNorm) {
     RmsNormBackward(d_y, x, weight_->value, saved.rstd, d_x, weight_->gradient,
                     *context.stream);

@@ -25,7 +25,9 @@ class Norm {
   Norm(ParameterStore* store, const std::string& name,
        const ModelConfig& config);
 
-  NormSaved AllocateSaved(int64_t rows, Arena& arena) const;
+  // With `shared_y`, y is that tensor.
+  NormSaved AllocateSaved(int64_t rows, Arena& arena,
+                          const Tensor* shared_y = nullptr) const;
   // x [N, D] to saved->y.
   void Forward(const LayerContext& context, ConstTensor x,
                NormSaved* saved) const;
@@ -37,6 +39,7 @@ class Norm {
   NormKind kind_;
   float epsilon_;
   int64_t hidden_size_;
+  DType dtype_;  // of x and y
   Parameter* weight_;
   Parameter* bias_ = nullptr;
 };

@@ -20,7 +20,7 @@ SequenceScorer::Workspace SequenceScorer::Lay(int64_t batch_size,
   a.inputs = arena.Allocate(DType::kInt32, {batch_size, seq_len});
   a.targets = arena.Allocate(DType::kInt32, {rows});
   a.segment_ids = arena.Allocate(DType::kInt32, {batch_size, seq_len});
-  a.embedded = arena.Allocate(DType::kFloat32, hidden);
+  a.embedded = arena.Allocate(config.activation_dtype, hidden);
   // A block reads the result of the one before it and nothing else.
   for (size_t i = 0; i < model_->blocks_.size() && i < 2; ++i) {
     a.blocks.push_back(
@@ -34,7 +34,7 @@ SequenceScorer::Workspace SequenceScorer::Lay(int64_t batch_size,
   }
   space.scratch.head = model_->head_->AllocateScratch(rows, arena);
   space.positions = arena.Allocate(DType::kInt32, {rows});
-  space.hidden = arena.Allocate(DType::kFloat32, hidden);
+  space.hidden = arena.Allocate(config.activation_dtype, hidden);
   return space;
 }
 
@@ -89,7 +89,7 @@ absl::StatusOr<std::vector<float>> SequenceScorer::Score(
   LayerContext context = model_->ContextFor(a, workspace_.scratch, *stream_);
   if (batch.segment_ids.empty()) context.mask.segment_ids = ConstTensor();
   EmbeddingForward(a.inputs.Reshape({a.inputs.num_elements()}),
-                   model_->embedding_->value, a.embedded, *stream_);
+                   model_->embedding_->compute, a.embedded, *stream_);
   ConstTensor x = a.embedded;
   for (size_t layer = 0; layer < model_->blocks_.size(); ++layer) {
     BlockSaved& saved = a.blocks[layer % 2];

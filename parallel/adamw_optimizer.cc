@@ -9,6 +9,7 @@
 
 #include "ops/adamw.h"
 #include "ops/elementwise.h"
+#include "runtime/profile_range.h"
 #include "runtime/status_macros.h"
 
 namespace cubit {
@@ -77,6 +78,7 @@ absl::Status AdamWOptimizer::Allocate() {
 }
 
 void AdamWOptimizer::ComputeGradientNorm(Stream& stream) {
+  const ProfileRange range("gradient norm", stream);
   SumOfSquares(store_->flat_gradients(), sum_of_squares_, stream);
   ClipScale(sum_of_squares_, options_.grad_clip_norm, grad_scale_, stream);
 }
@@ -90,6 +92,7 @@ double AdamWOptimizer::GradientNorm(Stream& stream) {
 
 void AdamWOptimizer::Update(int64_t step, double learning_rate,
                             Stream& stream) {
+  const ProfileRange range("optimizer", stream);
   AdamWStep update;
   update.learning_rate = static_cast<float>(learning_rate);
   update.beta1 = static_cast<float>(options_.beta1);
@@ -98,7 +101,7 @@ void AdamWOptimizer::Update(int64_t step, double learning_rate,
   update.weight_decay = static_cast<float>(options_.weight_decay);
   update.step = step;
   AdamWUpdate(update, decay_, grad_scale_, store_->flat_gradients(), m_, v_,
-              store_->flat_values(), /*compute=*/Tensor(), stream);
+              store_->flat_values(), store_->flat_compute(), stream);
 }
 
 std::vector<CheckpointTensor> AdamWOptimizer::State() {

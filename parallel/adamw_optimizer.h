@@ -40,6 +40,8 @@ class AdamWOptimizer {
   void ComputeGradientNorm(Stream& stream);
   // What ComputeGradientNorm found, infinite or NaN if a gradient was. Waits.
   double GradientNorm(Stream& stream);
+  // The square of it, on the device: [1] fp64.
+  ConstTensor squared_norm() const { return sum_of_squares_; }
 
   // Update number `step` (1 for the first), with the gradients that
   // ComputeGradientNorm saw; nothing is changed if their norm was not finite.

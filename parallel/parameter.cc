@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "ops/elementwise.h"
 #include "runtime/philox.h"
 #include "runtime/status_macros.h"
 #include "runtime/thread_pool.h"
@@ -61,6 +62,7 @@ Parameter* ParameterStore::Add(std::string name, ShardSpec shard,
   parameter.offset = size_;
   parameter.value = Tensor(nullptr, DType::kFloat32, shard.local_shape());
   parameter.gradient = parameter.value;
+  parameter.compute = parameter.value;
   size_ += parameter.value.num_elements();
   parameters_.push_back(std::move(parameter));
   return &parameters_.back();
@@ -68,6 +70,10 @@ Parameter* ParameterStore::Add(std::string name, ShardSpec shard,
 
 int64_t ParameterStore::buffer_bytes() const {
   return size_ * SizeOf(DType::kFloat32);
+}
+
+int64_t ParameterStore::compute_bytes(DType compute_dtype) const {
+  return compute_dtype == DType::kFloat32 ? 0 : size_ * SizeOf(compute_dtype);
 }
 
 int64_t ParameterStore::num_elements() const {
@@ -78,7 +84,8 @@ int64_t ParameterStore::num_elements() const {
   return count;
 }
 
-absl::Status ParameterStore::Allocate(bool with_gradients) {
+absl::Status ParameterStore::Allocate(bool with_gradients,
+                                      DType compute_dtype) {
   CUBIT_ASSIGN_OR_RETURN(
       values_, Buffer::Allocate(buffer_bytes(), MemoryCategory::kParameters));
   flat_values_ = Tensor(values_.data(), DType::kFloat32, {size_});
@@ -88,15 +95,22 @@ absl::Status ParameterStore::Allocate(bool with_gradients) {
         Buffer::Allocate(buffer_bytes(), MemoryCategory::kGradients));
     flat_gradients_ = Tensor(gradients_.data(), DType::kFloat32, {size_});
   }
+  if (compute_dtype != DType::kFloat32) {
+    CUBIT_ASSIGN_OR_RETURN(compute_,
+                           Buffer::Allocate(compute_bytes(compute_dtype),
+                                            MemoryCategory::kParameters));
+    flat_compute_ = Tensor(compute_.data(), compute_dtype, {size_});
+  }
   for (Parameter& parameter : parameters_) {
     const int64_t count = parameter.value.num_elements();
     const Shape shape = parameter.value.shape();
-    parameter.value =
-        flat_values_.Slice(parameter.offset, count).Reshape(shape);
-    if (with_gradients) {
-      parameter.gradient =
-          flat_gradients_.Slice(parameter.offset, count).Reshape(shape);
-    }
+    const auto view = [&](const Tensor& flat) {
+      return flat.Slice(parameter.offset, count).Reshape(shape);
+    };
+    parameter.value = view(flat_values_);
+    if (with_gradients) parameter.gradient = view(flat_gradients_);
+    parameter.compute =
+        flat_compute_.empty() ? parameter.value : view(flat_compute_);
   }
   return absl::OkStatus();
 }
@@ -124,6 +138,12 @@ void ParameterStore::Initialize(uint64_t seed, Stream& stream) {
                  parameter.value.size_bytes(), stream);
     stream.Synchronize();  // `host` is used again
   }
+  RefreshCompute(stream);
+}
+
+void ParameterStore::RefreshCompute(Stream& stream) const {
+  if (flat_compute_.empty()) return;
+  Convert(flat_values_, flat_compute_, stream);
 }
 
 Tensor FusedValue(const std::vector<Parameter*>& parameters) {
@@ -131,6 +151,9 @@ Tensor FusedValue(const std::vector<Parameter*>& parameters) {
 }
 Tensor FusedGradient(const std::vector<Parameter*>& parameters) {
   return Fused(parameters, &Parameter::gradient);
+}
+Tensor FusedCompute(const std::vector<Parameter*>& parameters) {
+  return Fused(parameters, &Parameter::compute);
 }
 
 }  // namespace cubit

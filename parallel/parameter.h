@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The parameters of a model: what they are called, where their local part lies
-// in the global tensor, how they start, and two flat fp32 buffers (values,
-// gradients) that hold all of them. Rules (decay, reduction, sharding) read the
+// in the global tensor, how they start, and flat buffers that hold all of them:
+// fp32 values and gradients, and, where products read bf16, a bf16 copy of the
+// values. Rules (decay, reduction, sharding) read the
 // fields of a Parameter, never its position.
 
 #ifndef CUBIT_PARALLEL_PARAMETER_H_
@@ -41,6 +42,7 @@ struct Parameter {
   int64_t offset = 0;  // first element in the flat buffers
   Tensor value;        // local_shape() of the shard, fp32
   Tensor gradient;     // the same
+  Tensor compute;      // what products read: value, or its bf16 copy
 };
 
 // Owns the parameters. Usage: Add all, Allocate once, Initialize or load.
@@ -58,12 +60,19 @@ class ParameterStore {
 
   // Bytes of the value buffer (and of the gradient buffer).
   int64_t buffer_bytes() const;
+  // Bytes of the copy that products read: none if that is the values.
+  int64_t compute_bytes(DType compute_dtype) const;
   // Elements of all local parts, without padding.
   int64_t num_elements() const;
 
-  // Makes the values, and the gradients if asked, zeroed.
-  absl::Status Allocate(bool with_gradients);
+  // Makes the values, and the gradients if asked, zeroed; and the copy that
+  // products read, if `compute_dtype` is bf16.
+  absl::Status Allocate(bool with_gradients,
+                        DType compute_dtype = DType::kFloat32);
   void Initialize(uint64_t seed, Stream& stream);
+  // Makes the copy anew: after values were loaded or changed other than by
+  // AdamW, which writes both.
+  void RefreshCompute(Stream& stream) const;
 
   std::deque<Parameter>& parameters() { return parameters_; }
   const std::deque<Parameter>& parameters() const { return parameters_; }
@@ -71,20 +80,25 @@ class ParameterStore {
   // All values or gradients with the padding between them, which stays zero.
   Tensor flat_values() const { return flat_values_; }
   Tensor flat_gradients() const { return flat_gradients_; }
+  // The bf16 copy; absent where products read the values.
+  Tensor flat_compute() const { return flat_compute_; }
 
  private:
   std::deque<Parameter> parameters_;
   int64_t size_ = 0;  // elements, with padding
   Buffer values_;
   Buffer gradients_;
+  Buffer compute_;
   Tensor flat_values_;
   Tensor flat_gradients_;
+  Tensor flat_compute_;
 };
 
 // The values of adjacent parameters (declared with `follow`) as one tensor:
 // rows of all, columns of the first. Absent if the list is empty.
 Tensor FusedValue(const std::vector<Parameter*>& parameters);
 Tensor FusedGradient(const std::vector<Parameter*>& parameters);
+Tensor FusedCompute(const std::vector<Parameter*>& parameters);
 
 }  // namespace cubit
 

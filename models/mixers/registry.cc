@@ -20,7 +20,8 @@ const std::map<std::string, Factory>& Factories() {
   static const auto* const factories = new std::map<std::string, Factory>{
       {"cubit",
        [](const ModelConfig& c) -> std::unique_ptr<TokenMixer> {
-         return std::make_unique<CubitMixer>(c.cubit, c.head_dim());
+         return std::make_unique<CubitMixer>(c.cubit, c.krr_precision,
+                                             c.head_dim());
        }},
       {"softmax",
        [](const ModelConfig& c) -> std::unique_ptr<TokenMixer> {
@@ -28,7 +29,8 @@ const std::map<std::string, Factory>& Factories() {
        }},
       {"deltaformer",
        [](const ModelConfig& c) -> std::unique_ptr<TokenMixer> {
-         return std::make_unique<DeltaFormerMixer>(c.deltaformer, c.head_dim());
+         return std::make_unique<DeltaFormerMixer>(
+             c.deltaformer, c.krr_precision, c.head_dim());
        }},
   };
   return *factories;

@@ -39,6 +39,7 @@ struct MixerShape {
   int64_t seq_len = 0;
   int64_t num_heads = 0;
   int64_t head_dim = 0;
+  DType dtype = DType::kFloat32;  // of activations; statistics are fp32
 
   Shape per_token() const { return {batch, num_heads, seq_len}; }
   Shape rows() const { return {batch, seq_len, num_heads * head_dim}; }
@@ -67,7 +68,7 @@ struct MixerCache {
   virtual ~MixerCache() = default;
 };
 
-// Health of the last forward; zeros for mixers that solve no system.
+// Health of a solve (ops/krr.h, KrrHealth), in the order of its three numbers.
 struct MixerHealth {
   double min_diagonal = 0;
   double max_gain = 0;
@@ -108,9 +109,12 @@ class TokenMixer {
   // is two); the backward counts twice that.
   virtual double ForwardFlops(const MixerShape& shape) const = 0;
 
-  // Health of the solve from what Forward kept. `result` [3] fp32 is scratch.
-  virtual MixerHealth Health(const MixerContext& context, ConstTensor columns,
-                             const MixerSaved& saved, Tensor result) const;
+  // Whether it solves a system that may be ill-conditioned.
+  virtual bool has_health() const { return false; }
+  // Health of the solve, from what Forward kept: result [3] fp32 is written in
+  // stream order. Only where has_health() (CHECK).
+  virtual void Health(const MixerContext& context, ConstTensor columns,
+                      const MixerSaved& saved, Tensor result) const;
 
   // Decoding. `shape.seq_len` is the largest length. Cached bytes per token and
   // head are what the mixer's README says.

@@ -4,11 +4,14 @@
 
 #include <cmath>
 
+#include "models/mixers/solve_dtype.h"
 #include "ops/attention.h"
+#include "ops/convert_heads.h"
 #include "ops/decode.h"
 #include "ops/heads.h"
 #include "ops/krr.h"
 #include "ops/rotary.h"
+#include "runtime/profile_range.h"
 
 namespace cubit {
 namespace {
@@ -18,10 +21,17 @@ constexpr double kInitialScale = 1.0;
 constexpr double kInitialLower = 0.5;
 constexpr double kInitialUpperScale = 1.5;
 
+// Where the time goes.
+constexpr char kRotary[] = "rotary";
+constexpr char kSolve[] = "solve";
+constexpr char kAttention[] = "attention";
+
 }  // namespace
 
-CubitMixer::CubitMixer(const CubitOptions& options, int64_t head_dim)
+CubitMixer::CubitMixer(const CubitOptions& options, KrrPrecision precision,
+                       int64_t head_dim)
     : options_(options),
+      precision_(precision),
       head_dim_(head_dim),
       attention_scale_(
           static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)))) {}
@@ -66,6 +76,7 @@ void CubitMixer::Rotate(const MixerContext& context, int64_t position,
                         const Views<HeadTensor>& views) const {
   const ConstTensor& table = context.rotary_table;
   if (table.empty()) return;
+  const ProfileRange range(kRotary, *context.stream);
   RotaryForward(table, position, views.q, *context.stream);
   RotaryForward(table, position, views.k, *context.stream);
   if (!options_.share) {
@@ -93,16 +104,27 @@ std::unique_ptr<MixerSaved> CubitMixer::AllocateSaved(const MixerShape& shape,
                          &saved->lse_kernel, &saved->lse_attention}) {
     *tensor = arena.Allocate(DType::kFloat32, shape.per_token());
   }
-  saved->solution = arena.Allocate(DType::kFloat32, shape.rows());
+  saved->solution = arena.Allocate(shape.dtype, shape.rows());
+  if (SolvesInFloat32(precision_, shape.dtype)) {
+    for (Tensor* tensor : {&saved->r32, &saved->v32, &saved->solution32}) {
+      *tensor = arena.Allocate(DType::kFloat32, shape.rows());
+    }
+  }
   return saved;
 }
 
 std::unique_ptr<MixerScratch> CubitMixer::AllocateScratch(
     const MixerShape& shape, Arena& arena) const {
   auto scratch = std::make_unique<CubitScratch>();
-  scratch->d_solution = arena.Allocate(DType::kFloat32, shape.rows());
+  scratch->d_solution = arena.Allocate(shape.dtype, shape.rows());
   if (options_.share) {
-    scratch->d_r = arena.Allocate(DType::kFloat32, shape.rows());
+    scratch->d_r = arena.Allocate(shape.dtype, shape.rows());
+  }
+  if (SolvesInFloat32(precision_, shape.dtype)) {
+    for (Tensor* tensor :
+         {&scratch->d_r32, &scratch->d_v32, &scratch->d_solution32}) {
+      *tensor = arena.Allocate(DType::kFloat32, shape.rows());
+    }
   }
   for (Tensor* tensor :
        {&scratch->d_column_scale, &scratch->d_value_scale, &scratch->delta}) {
@@ -115,21 +137,44 @@ void CubitMixer::Forward(const MixerContext& context, Tensor columns,
                          MixerSaved* saved, Tensor out) const {
   auto& kept = *static_cast<CubitSaved*>(saved);
   const auto views = Split<HeadTensor>(columns);
-  const auto scalars = Named(context.scalars);
   Stream& stream = *context.stream;
   const int64_t heads = views.q.num_heads;
   Rotate(context, 0, views);
+  SolveForward(context, views, &kept);
+  const ProfileRange range(kAttention, stream);
+  AttentionForward(
+      views.q, views.k, HeadsOf(kept.solution, 0, heads, head_dim_),
+      attention_scale_, context.mask, HeadsOf(out, 0, heads, head_dim_),
+      kept.lse_attention, stream);
+}
+
+void CubitMixer::SolveForward(const MixerContext& context,
+                              const Views<HeadTensor>& views,
+                              CubitSaved* kept) const {
+  const ProfileRange range(kSolve, *context.stream);
+  const auto scalars = Named(context.scalars);
+  Stream& stream = *context.stream;
   // The rotation keeps |r|, so the factors may come after it.
   KrrFactorsForward(views.r, views.lrr, scalars.scale, scalars.lower,
-                    scalars.upper_scale, kept.column_scale, kept.value_scale,
+                    scalars.upper_scale, kept->column_scale, kept->value_scale,
                     stream);
-  const HeadTensor x = HeadsOf(kept.solution, 0, heads, head_dim_);
-  KrrSolveForward(views.r, views.v, kept.column_scale, kept.value_scale,
-                  scalars.log_lambda, context.mask, SolvePrecision::kBFloat16x3,
-                  0, x, kept.lse_kernel, stream);
-  AttentionForward(views.q, views.k, x, attention_scale_, context.mask,
-                   HeadsOf(out, 0, heads, head_dim_), kept.lse_attention,
-                   stream);
+  const int64_t heads = views.q.num_heads;
+  const HeadTensor solution = HeadsOf(kept->solution, 0, heads, head_dim_);
+  HeadTensor r = views.r;
+  HeadTensor v = views.v;
+  HeadTensor x = solution;
+  const bool converted = !kept->r32.empty();
+  if (converted) {
+    r = HeadsOf(kept->r32, 0, heads, head_dim_);
+    v = HeadsOf(kept->v32, 0, heads, head_dim_);
+    x = HeadsOf(kept->solution32, 0, heads, head_dim_);
+    ConvertHeads(views.r, r, stream);
+    ConvertHeads(views.v, v, stream);
+  }
+  KrrSolveForward(r, v, kept->column_scale, kept->value_scale,
+                  scalars.log_lambda, context.mask, SolveWith(precision_),
+                  /*first_row=*/0, x, kept->lse_kernel, stream);
+  if (converted) ConvertHeads(x, solution, stream);
 }
 
 void CubitMixer::Backward(const MixerContext& context, ConstTensor columns,
@@ -145,32 +190,72 @@ void CubitMixer::Backward(const MixerContext& context, ConstTensor columns,
   const auto gradients = Named(d_scalars);
   Stream& stream = *context.stream;
   const int64_t heads = views.q.num_heads;
-  const ConstHeadTensor x =
-      HeadsOf(ConstTensor(kept.solution), 0, heads, head_dim_);
-  const HeadTensor d_x = HeadsOf(work.d_solution, 0, heads, head_dim_);
   const HeadTensor d_r =
       options_.share ? HeadsOf(work.d_r, 0, heads, head_dim_) : d_views.r;
 
-  AttentionBackward(views.q, views.k, x, HeadsOf(out, 0, heads, head_dim_),
-                    kept.lse_attention, HeadsOf(d_out, 0, heads, head_dim_),
-                    attention_scale_, context.mask, AttentionAccumulate(),
-                    d_views.q, d_views.k, d_x, work.delta, stream);
-  KrrSolveBackward(views.r, views.v, kept.column_scale, kept.value_scale,
-                   scalars.log_lambda, context.mask,
-                   SolvePrecision::kBFloat16x3, x, kept.lse_kernel, d_x, d_x,
-                   d_r, d_views.v, work.d_column_scale, work.d_value_scale,
-                   gradients.log_lambda, stream);
-  KrrFactorsBackward(views.r, views.lrr, scalars.scale, scalars.upper_scale,
-                     kept.column_scale, work.d_column_scale, work.d_value_scale,
-                     d_r, d_views.lrr, gradients.scale, gradients.lower,
-                     gradients.upper_scale, stream);
-  if (options_.share) AddHeads(d_r, d_views.k, stream);
-  if (!context.rotary_table.empty()) {
-    RotaryBackward(context.rotary_table, 0, d_views.q, stream);
-    RotaryBackward(context.rotary_table, 0, d_views.k, stream);
-    if (!options_.share) {
-      RotaryBackward(context.rotary_table, 0, d_views.r, stream);
-    }
+  {
+    const ProfileRange range(kAttention, stream);
+    AttentionBackward(views.q, views.k,
+                      HeadsOf(ConstTensor(kept.solution), 0, heads, head_dim_),
+                      HeadsOf(out, 0, heads, head_dim_), kept.lse_attention,
+                      HeadsOf(d_out, 0, heads, head_dim_), attention_scale_,
+                      context.mask, AttentionAccumulate(), d_views.q, d_views.k,
+                      HeadsOf(work.d_solution, 0, heads, head_dim_), work.delta,
+                      stream);
+  }
+  {
+    const ProfileRange range(kSolve, stream);
+    SolveBackward(context, views, kept, work, d_r, d_views.v,
+                  gradients.log_lambda);
+    KrrFactorsBackward(views.r, views.lrr, scalars.scale, scalars.upper_scale,
+                       kept.column_scale, work.d_column_scale,
+                       work.d_value_scale, d_r, d_views.lrr, gradients.scale,
+                       gradients.lower, gradients.upper_scale, stream);
+    if (options_.share) AddHeads(d_r, d_views.k, stream);
+  }
+  if (context.rotary_table.empty()) return;
+  const ProfileRange range(kRotary, stream);
+  RotaryBackward(context.rotary_table, 0, d_views.q, stream);
+  RotaryBackward(context.rotary_table, 0, d_views.k, stream);
+  if (!options_.share) {
+    RotaryBackward(context.rotary_table, 0, d_views.r, stream);
+  }
+}
+
+void CubitMixer::SolveBackward(const MixerContext& context,
+                               const Views<ConstHeadTensor>& views,
+                               const CubitSaved& kept, const CubitScratch& work,
+                               HeadTensor d_r, HeadTensor d_v,
+                               Tensor d_log_lambda) const {
+  Stream& stream = *context.stream;
+  const int64_t heads = views.q.num_heads;
+  const auto whole = [&](const auto& tensor) {
+    return HeadsOf(tensor, 0, heads, head_dim_);
+  };
+  const bool converted = !kept.r32.empty();
+  ConstHeadTensor r = views.r;
+  ConstHeadTensor v = views.v;
+  ConstHeadTensor x = whole(ConstTensor(kept.solution));
+  HeadTensor d_x = whole(work.d_solution);
+  HeadTensor solve_d_r = d_r;
+  HeadTensor solve_d_v = d_v;
+  if (converted) {
+    r = whole(ConstTensor(kept.r32));
+    v = whole(ConstTensor(kept.v32));
+    x = whole(ConstTensor(kept.solution32));
+    d_x = whole(work.d_solution32);
+    solve_d_r = whole(work.d_r32);
+    solve_d_v = whole(work.d_v32);
+    ConvertHeads(whole(work.d_solution), d_x, stream);
+  }
+  KrrSolveBackward(r, v, kept.column_scale, kept.value_scale,
+                   Named(context.scalars).log_lambda, context.mask,
+                   SolveWith(precision_), x, kept.lse_kernel, d_x, /*y=*/d_x,
+                   solve_d_r, solve_d_v, work.d_column_scale,
+                   work.d_value_scale, d_log_lambda, stream);
+  if (converted) {
+    ConvertHeads(solve_d_r, d_r, stream);
+    ConvertHeads(solve_d_v, d_v, stream);
   }
 }
 
@@ -179,8 +264,8 @@ double CubitMixer::ForwardFlops(const MixerShape& shape) const {
   return 2 * CausalAttentionFlops(shape);
 }
 
-MixerHealth CubitMixer::Health(const MixerContext& context, ConstTensor columns,
-                               const MixerSaved& saved, Tensor result) const {
+void CubitMixer::Health(const MixerContext& context, ConstTensor columns,
+                        const MixerSaved& saved, Tensor result) const {
   const auto& kept = static_cast<const CubitSaved&>(saved);
   const auto views = Split<ConstHeadTensor>(columns);
   KrrHealth(
@@ -188,20 +273,16 @@ MixerHealth CubitMixer::Health(const MixerContext& context, ConstTensor columns,
       Named(context.scalars).log_lambda,
       HeadsOf(ConstTensor(kept.solution), 0, views.q.num_heads, head_dim_),
       kept.lse_kernel, result, *context.stream);
-  float values[3];
-  CopyToHost(values, result.raw(), sizeof(values), *context.stream);
-  context.stream->Synchronize();
-  return {values[0], values[1], values[2]};
 }
 
 std::unique_ptr<MixerCache> CubitMixer::AllocateCache(const MixerShape& shape,
                                                       Arena& arena) const {
   auto cache = std::make_unique<CubitCache>();
   if (!options_.share) {
-    cache->k = arena.Allocate(DType::kFloat32, shape.rows());
+    cache->k = arena.Allocate(shape.dtype, shape.rows());
   }
-  cache->r = arena.Allocate(DType::kFloat32, shape.rows());
-  cache->solution = arena.Allocate(DType::kFloat32, shape.rows());
+  cache->r = arena.Allocate(shape.dtype, shape.rows());
+  cache->solution = arena.Allocate(shape.dtype, shape.rows());
   cache->column_scale = arena.Allocate(DType::kFloat32, shape.per_token());
   const Shape one = {shape.batch, shape.num_heads, 1};
   cache->new_column_scale = arena.Allocate(DType::kFloat32, one);

@@ -20,6 +20,9 @@ struct CubitSaved : MixerSaved {
   Tensor lse_kernel;     // [B, H, T]
   Tensor lse_attention;  // [B, H, T]
   Tensor solution;       // [B, T, H * K]: X
+  // The same and what it is solved from, [B, T, H * K] in fp32; absent where
+  // the solve takes the activations as they are.
+  Tensor r32, v32, solution32;
 };
 
 struct CubitScratch : MixerScratch {
@@ -28,6 +31,8 @@ struct CubitScratch : MixerScratch {
   Tensor d_column_scale;  // [B, H, T]
   Tensor d_value_scale;   // [B, H, T]
   Tensor delta;           // [B, H, T]
+  // Gradients around a solve in fp32, [B, T, H * K]; likewise absent.
+  Tensor d_r32, d_v32, d_solution32;
 };
 
 struct CubitCache : MixerCache {
@@ -41,7 +46,8 @@ struct CubitCache : MixerCache {
 
 class CubitMixer : public TokenMixer {
  public:
-  CubitMixer(const CubitOptions& options, int64_t head_dim);
+  CubitMixer(const CubitOptions& options, KrrPrecision precision,
+             int64_t head_dim);
 
   std::vector<MixerProjection> projections() const override;
   std::vector<MixerScalar> scalars() const override;
@@ -56,8 +62,9 @@ class CubitMixer : public TokenMixer {
                 MixerScratch* scratch, Tensor d_columns,
                 const std::vector<Tensor>& d_scalars) const override;
   double ForwardFlops(const MixerShape& shape) const override;
-  MixerHealth Health(const MixerContext& context, ConstTensor columns,
-                     const MixerSaved& saved, Tensor result) const override;
+  bool has_health() const override { return true; }
+  void Health(const MixerContext& context, ConstTensor columns,
+              const MixerSaved& saved, Tensor result) const override;
   std::unique_ptr<MixerCache> AllocateCache(const MixerShape& shape,
                                             Arena& arena) const override;
   void FillCache(ConstTensor columns, const MixerSaved& saved,
@@ -78,6 +85,15 @@ class CubitMixer : public TokenMixer {
   void Rotate(const MixerContext& context, int64_t position,
               const Views<HeadTensor>& views) const;
 
+  // x from views.r and views.v, into kept.solution.
+  void SolveForward(const MixerContext& context, const Views<HeadTensor>& views,
+                    CubitSaved* kept) const;
+  // From d_x in work.d_solution to `d_r` and `d_v`.
+  void SolveBackward(const MixerContext& context,
+                     const Views<ConstHeadTensor>& views,
+                     const CubitSaved& kept, const CubitScratch& work,
+                     HeadTensor d_r, HeadTensor d_v, Tensor d_log_lambda) const;
+
   // Scalars in the order of scalars(); the last two are absent without LRR.
   template <typename T>
   struct Scalars {
@@ -87,6 +103,7 @@ class CubitMixer : public TokenMixer {
   Scalars<T> Named(const std::vector<T>& scalars) const;
 
   CubitOptions options_;
+  KrrPrecision precision_;
   int64_t head_dim_;
   float attention_scale_;
 };

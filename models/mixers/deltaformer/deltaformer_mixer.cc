@@ -4,17 +4,30 @@
 
 #include <cmath>
 
+#include "models/mixers/solve_dtype.h"
 #include "ops/attention.h"
+#include "ops/convert_heads.h"
 #include "ops/decode.h"
 #include "ops/delta_solve.h"
 #include "ops/heads.h"
 #include "ops/rotary.h"
+#include "runtime/profile_range.h"
 
 namespace cubit {
 
+namespace {
+
+// Where the time goes.
+constexpr char kRotary[] = "rotary";
+constexpr char kSolve[] = "solve";
+constexpr char kAttention[] = "attention";
+
+}  // namespace
+
 DeltaFormerMixer::DeltaFormerMixer(const DeltaFormerOptions& options,
-                                   int64_t head_dim)
+                                   KrrPrecision precision, int64_t head_dim)
     : options_(options),
+      precision_(precision),
       head_dim_(head_dim),
       scale_(
           static_cast<float>(1.0 / std::sqrt(static_cast<double>(head_dim)))) {}
@@ -53,6 +66,7 @@ void DeltaFormerMixer::Prepare(const MixerContext& context, int64_t position,
   const ConstTensor& table = context.rotary_table;
   Stream& stream = *context.stream;
   if (!table.empty()) {
+    const ProfileRange range(kRotary, stream);
     RotaryForward(table, position, views.q, stream);
     RotaryForward(table, position, views.k, stream);
     if (owns_w()) RotaryForward(table, position, views.w, stream);
@@ -67,17 +81,31 @@ std::unique_ptr<MixerSaved> DeltaFormerMixer::AllocateSaved(
   auto saved = std::make_unique<DeltaFormerSaved>();
   saved->lse_kernel = arena.Allocate(DType::kFloat32, shape.per_token());
   saved->lse_attention = arena.Allocate(DType::kFloat32, shape.per_token());
-  saved->solution = arena.Allocate(DType::kFloat32, shape.rows());
+  saved->solution = arena.Allocate(shape.dtype, shape.rows());
+  if (SolvesInFloat32(precision_, shape.dtype)) {
+    for (Tensor* tensor :
+         {&saved->w32, &saved->k32, &saved->v32, &saved->solution32}) {
+      *tensor = arena.Allocate(DType::kFloat32, shape.rows());
+    }
+    saved->beta32 = arena.Allocate(
+        DType::kFloat32, {shape.batch, shape.seq_len, shape.num_heads});
+  }
   return saved;
 }
 
 std::unique_ptr<MixerScratch> DeltaFormerMixer::AllocateScratch(
     const MixerShape& shape, Arena& arena) const {
   auto scratch = std::make_unique<DeltaFormerScratch>();
-  scratch->d_solution = arena.Allocate(DType::kFloat32, shape.rows());
-  scratch->d_k = arena.Allocate(DType::kFloat32, shape.rows());
-  if (!owns_w()) {
-    scratch->d_w = arena.Allocate(DType::kFloat32, shape.rows());
+  scratch->d_solution = arena.Allocate(shape.dtype, shape.rows());
+  scratch->d_k = arena.Allocate(shape.dtype, shape.rows());
+  if (!owns_w()) scratch->d_w = arena.Allocate(shape.dtype, shape.rows());
+  if (SolvesInFloat32(precision_, shape.dtype)) {
+    for (Tensor* tensor : {&scratch->d_w32, &scratch->d_k32, &scratch->d_v32,
+                           &scratch->d_solution32}) {
+      *tensor = arena.Allocate(DType::kFloat32, shape.rows());
+    }
+    scratch->d_beta32 = arena.Allocate(
+        DType::kFloat32, {shape.batch, shape.seq_len, shape.num_heads});
   }
   scratch->delta = arena.Allocate(DType::kFloat32, shape.per_token());
   return scratch;
@@ -89,13 +117,39 @@ void DeltaFormerMixer::Forward(const MixerContext& context, Tensor columns,
   const auto views = Split<HeadTensor>(columns);
   const int64_t heads = views.q.num_heads;
   Prepare(context, 0, views);
-  const HeadTensor x = HeadsOf(kept.solution, 0, heads, head_dim_);
-  DeltaSolveForward(views.w, views.k, views.v, views.beta, scale_, context.mask,
-                    SolvePrecision::kBFloat16x3, 0, x, kept.lse_kernel,
-                    *context.stream);
-  AttentionForward(views.q, views.k, x, scale_, context.mask,
-                   HeadsOf(out, 0, heads, head_dim_), kept.lse_attention,
-                   *context.stream);
+  SolveForward(context, views, &kept);
+  const ProfileRange range(kAttention, *context.stream);
+  AttentionForward(views.q, views.k,
+                   HeadsOf(kept.solution, 0, heads, head_dim_), scale_,
+                   context.mask, HeadsOf(out, 0, heads, head_dim_),
+                   kept.lse_attention, *context.stream);
+}
+
+void DeltaFormerMixer::SolveForward(const MixerContext& context,
+                                    const Views<HeadTensor>& views,
+                                    DeltaFormerSaved* kept) const {
+  Stream& stream = *context.stream;
+  const ProfileRange range(kSolve, stream);
+  const int64_t heads = views.q.num_heads;
+  const HeadTensor solution = HeadsOf(kept->solution, 0, heads, head_dim_);
+  Views<HeadTensor> solve = views;
+  HeadTensor x = solution;
+  const bool converted = !kept->w32.empty();
+  if (converted) {
+    solve.w = HeadsOf(kept->w32, 0, heads, head_dim_);
+    solve.k = HeadsOf(kept->k32, 0, heads, head_dim_);
+    solve.v = HeadsOf(kept->v32, 0, heads, head_dim_);
+    solve.beta = HeadsOf(kept->beta32, 0, heads, 1);
+    x = HeadsOf(kept->solution32, 0, heads, head_dim_);
+    ConvertHeads(views.w, solve.w, stream);
+    ConvertHeads(views.k, solve.k, stream);
+    ConvertHeads(views.v, solve.v, stream);
+    ConvertHeads(views.beta, solve.beta, stream);
+  }
+  DeltaSolveForward(solve.w, solve.k, solve.v, solve.beta, scale_, context.mask,
+                    SolveWith(precision_), /*first_row=*/0, x, kept->lse_kernel,
+                    stream);
+  if (converted) ConvertHeads(x, solution, stream);
 }
 
 void DeltaFormerMixer::Backward(const MixerContext& context,
@@ -109,24 +163,28 @@ void DeltaFormerMixer::Backward(const MixerContext& context,
   const auto d_views = Split<HeadTensor>(d_columns);
   Stream& stream = *context.stream;
   const int64_t heads = views.q.num_heads;
-  const ConstHeadTensor x =
-      HeadsOf(ConstTensor(kept.solution), 0, heads, head_dim_);
-  const HeadTensor d_x = HeadsOf(work.d_solution, 0, heads, head_dim_);
   const HeadTensor d_k = HeadsOf(work.d_k, 0, heads, head_dim_);
   const HeadTensor d_w =
       owns_w() ? d_views.w : HeadsOf(work.d_w, 0, heads, head_dim_);
 
-  AttentionBackward(views.q, views.k, x, HeadsOf(out, 0, heads, head_dim_),
-                    kept.lse_attention, HeadsOf(d_out, 0, heads, head_dim_),
-                    scale_, context.mask, AttentionAccumulate(), d_views.q,
-                    d_views.k, d_x, work.delta, stream);
-  DeltaSolveBackward(views.w, views.k, views.v, views.beta, scale_,
-                     context.mask, SolvePrecision::kBFloat16x3, x,
-                     kept.lse_kernel, d_x, d_x, d_w, d_k, d_views.v,
-                     d_views.beta, stream);
+  {
+    const ProfileRange range(kAttention, stream);
+    AttentionBackward(views.q, views.k,
+                      HeadsOf(ConstTensor(kept.solution), 0, heads, head_dim_),
+                      HeadsOf(out, 0, heads, head_dim_), kept.lse_attention,
+                      HeadsOf(d_out, 0, heads, head_dim_), scale_, context.mask,
+                      AttentionAccumulate(), d_views.q, d_views.k,
+                      HeadsOf(work.d_solution, 0, heads, head_dim_), work.delta,
+                      stream);
+  }
+  Views<HeadTensor> d_solve = d_views;
+  d_solve.k = d_k;
+  d_solve.w = d_w;
+  SolveBackward(context, views, kept, work, d_solve);
   AddHeads(d_k, d_views.k, stream);
   if (!owns_w()) AddHeads(d_w, d_views.w, stream);
   if (!context.rotary_table.empty()) {
+    const ProfileRange range(kRotary, stream);
     RotaryBackward(context.rotary_table, 0, d_views.q, stream);
     RotaryBackward(context.rotary_table, 0, d_views.k, stream);
     if (owns_w()) RotaryBackward(context.rotary_table, 0, d_views.w, stream);
@@ -134,6 +192,45 @@ void DeltaFormerMixer::Backward(const MixerContext& context,
   if (options_.beta == DeltaBeta::kSigmoid) {
     SigmoidHeadsBackward(d_views.beta, views.beta, d_views.beta, stream);
   }
+}
+
+void DeltaFormerMixer::SolveBackward(const MixerContext& context,
+                                     const Views<ConstHeadTensor>& views,
+                                     const DeltaFormerSaved& kept,
+                                     const DeltaFormerScratch& work,
+                                     const Views<HeadTensor>& gradients) const {
+  Stream& stream = *context.stream;
+  const ProfileRange range(kSolve, stream);
+  const int64_t heads = views.q.num_heads;
+  const auto whole = [&](const auto& tensor) {
+    return HeadsOf(tensor, 0, heads, head_dim_);
+  };
+  Views<ConstHeadTensor> solve = views;
+  Views<HeadTensor> d = gradients;
+  ConstHeadTensor x = whole(ConstTensor(kept.solution));
+  HeadTensor d_x = whole(work.d_solution);
+  const bool converted = !kept.w32.empty();
+  if (converted) {
+    solve.w = whole(ConstTensor(kept.w32));
+    solve.k = whole(ConstTensor(kept.k32));
+    solve.v = whole(ConstTensor(kept.v32));
+    solve.beta = HeadsOf(ConstTensor(kept.beta32), 0, heads, 1);
+    x = whole(ConstTensor(kept.solution32));
+    d.w = whole(work.d_w32);
+    d.k = whole(work.d_k32);
+    d.v = whole(work.d_v32);
+    d.beta = HeadsOf(work.d_beta32, 0, heads, 1);
+    d_x = whole(work.d_solution32);
+    ConvertHeads(whole(work.d_solution), d_x, stream);
+  }
+  DeltaSolveBackward(solve.w, solve.k, solve.v, solve.beta, scale_,
+                     context.mask, SolveWith(precision_), x, kept.lse_kernel,
+                     d_x, /*y=*/d_x, d.w, d.k, d.v, d.beta, stream);
+  if (!converted) return;
+  ConvertHeads(d.w, gradients.w, stream);
+  ConvertHeads(d.k, gradients.k, stream);
+  ConvertHeads(d.v, gradients.v, stream);
+  ConvertHeads(d.beta, gradients.beta, stream);
 }
 
 double DeltaFormerMixer::ForwardFlops(const MixerShape& shape) const {
@@ -144,8 +241,8 @@ double DeltaFormerMixer::ForwardFlops(const MixerShape& shape) const {
 std::unique_ptr<MixerCache> DeltaFormerMixer::AllocateCache(
     const MixerShape& shape, Arena& arena) const {
   auto cache = std::make_unique<DeltaFormerCache>();
-  cache->k = arena.Allocate(DType::kFloat32, shape.rows());
-  cache->solution = arena.Allocate(DType::kFloat32, shape.rows());
+  cache->k = arena.Allocate(shape.dtype, shape.rows());
+  cache->solution = arena.Allocate(shape.dtype, shape.rows());
   return cache;
 }
 

@@ -19,6 +19,10 @@ struct DeltaFormerSaved : MixerSaved {
   Tensor lse_kernel;     // [B, H, T]
   Tensor lse_attention;  // [B, H, T]
   Tensor solution;       // [B, T, H * K]
+  // The same and what it is solved from in fp32; absent where the solve takes
+  // the activations as they are.
+  Tensor w32, k32, v32, solution32;  // [B, T, H * K]
+  Tensor beta32;                     // [B, T, H]
 };
 
 struct DeltaFormerScratch : MixerScratch {
@@ -26,6 +30,9 @@ struct DeltaFormerScratch : MixerScratch {
   Tensor d_k;         // [B, T, H * K]: the solve's part of d_k
   Tensor d_w;         // [B, T, H * K]: where w has no projection of its own
   Tensor delta;       // [B, H, T]
+  // Gradients around a solve in fp32; likewise absent.
+  Tensor d_w32, d_k32, d_v32, d_solution32;  // [B, T, H * K]
+  Tensor d_beta32;                           // [B, T, H]
 };
 
 struct DeltaFormerCache : MixerCache {
@@ -34,7 +41,8 @@ struct DeltaFormerCache : MixerCache {
 
 class DeltaFormerMixer : public TokenMixer {
  public:
-  DeltaFormerMixer(const DeltaFormerOptions& options, int64_t head_dim);
+  DeltaFormerMixer(const DeltaFormerOptions& options, KrrPrecision precision,
+                   int64_t head_dim);
 
   std::vector<MixerProjection> projections() const override;
   std::vector<MixerScalar> scalars() const override { return {}; }
@@ -70,7 +78,18 @@ class DeltaFormerMixer : public TokenMixer {
   void Prepare(const MixerContext& context, int64_t position,
                const Views<HeadTensor>& views) const;
 
+  // x from w, k, v and beta, into kept.solution.
+  void SolveForward(const MixerContext& context, const Views<HeadTensor>& views,
+                    DeltaFormerSaved* kept) const;
+  // From d_x in work.d_solution to the gradients of w, k, v and beta.
+  void SolveBackward(const MixerContext& context,
+                     const Views<ConstHeadTensor>& views,
+                     const DeltaFormerSaved& kept,
+                     const DeltaFormerScratch& work,
+                     const Views<HeadTensor>& gradients) const;
+
   DeltaFormerOptions options_;
+  KrrPrecision precision_;
   int64_t head_dim_;
   float scale_;  // of both softmaxes
 };

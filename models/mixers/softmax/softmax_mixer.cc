@@ -9,6 +9,7 @@
 #include "ops/head_norm.h"
 #include "ops/heads.h"
 #include "ops/rotary.h"
+#include "runtime/profile_range.h"
 
 namespace cubit {
 namespace {
@@ -16,6 +17,11 @@ namespace {
 constexpr int64_t kQuery = 0;
 constexpr int64_t kKey = 1;
 constexpr int64_t kValue = 2;
+
+// Where the time goes.
+constexpr char kNorm[] = "norm";
+constexpr char kRotary[] = "rotary";
+constexpr char kAttention[] = "attention";
 
 }  // namespace
 
@@ -49,8 +55,8 @@ std::unique_ptr<MixerSaved> SoftmaxMixer::AllocateSaved(const MixerShape& shape,
   if (options_.qk_norm) {
     saved->q_norm = arena.Allocate(DType::kFloat32, shape.per_token());
     saved->k_norm = arena.Allocate(DType::kFloat32, shape.per_token());
-    saved->q_hat = arena.Allocate(DType::kFloat32, shape.rows());
-    saved->k_hat = arena.Allocate(DType::kFloat32, shape.rows());
+    saved->q_hat = arena.Allocate(shape.dtype, shape.rows());
+    saved->k_hat = arena.Allocate(shape.dtype, shape.rows());
   }
   return saved;
 }
@@ -69,15 +75,18 @@ void SoftmaxMixer::Forward(const MixerContext& context, Tensor columns,
   const auto k = Projection<HeadTensor>(columns, kKey);
   Stream& stream = *context.stream;
   if (options_.qk_norm) {
+    const ProfileRange range(kNorm, stream);
     HeadNormForward(context.scalars[0], q, kept.q_norm, stream);
     HeadNormForward(ConstTensor(), k, kept.k_norm, stream);
     CopyHeads(q, HeadsOf(kept.q_hat, 0, q.num_heads, head_dim_), stream);
     CopyHeads(k, HeadsOf(kept.k_hat, 0, k.num_heads, head_dim_), stream);
   }
   if (!context.rotary_table.empty()) {
+    const ProfileRange range(kRotary, stream);
     RotaryForward(context.rotary_table, 0, q, stream);
     RotaryForward(context.rotary_table, 0, k, stream);
   }
+  const ProfileRange range(kAttention, stream);
   AttentionForward(q, k, Projection<HeadTensor>(columns, kValue),
                    attention_scale_, context.mask,
                    HeadsOf(out, 0, q.num_heads, head_dim_), kept.lse, stream);
@@ -94,18 +103,23 @@ void SoftmaxMixer::Backward(const MixerContext& context, ConstTensor columns,
   const auto d_q = Projection<HeadTensor>(d_columns, kQuery);
   const auto d_k = Projection<HeadTensor>(d_columns, kKey);
   Stream& stream = *context.stream;
-  AttentionBackward(q, Projection<ConstHeadTensor>(columns, kKey),
-                    Projection<ConstHeadTensor>(columns, kValue),
-                    HeadsOf(out, 0, q.num_heads, head_dim_), kept.lse,
-                    HeadsOf(d_out, 0, q.num_heads, head_dim_), attention_scale_,
-                    context.mask, AttentionAccumulate(), d_q, d_k,
-                    Projection<HeadTensor>(d_columns, kValue), work.delta,
-                    stream);
+  {
+    const ProfileRange range(kAttention, stream);
+    AttentionBackward(q, Projection<ConstHeadTensor>(columns, kKey),
+                      Projection<ConstHeadTensor>(columns, kValue),
+                      HeadsOf(out, 0, q.num_heads, head_dim_), kept.lse,
+                      HeadsOf(d_out, 0, q.num_heads, head_dim_),
+                      attention_scale_, context.mask, AttentionAccumulate(),
+                      d_q, d_k, Projection<HeadTensor>(d_columns, kValue),
+                      work.delta, stream);
+  }
   if (!context.rotary_table.empty()) {
+    const ProfileRange range(kRotary, stream);
     RotaryBackward(context.rotary_table, 0, d_q, stream);
     RotaryBackward(context.rotary_table, 0, d_k, stream);
   }
   if (options_.qk_norm) {
+    const ProfileRange range(kNorm, stream);
     HeadNormBackward(
         HeadsOf(ConstTensor(kept.q_hat), 0, q.num_heads, head_dim_),
         context.scalars[0], kept.q_norm, d_q, d_scalars[0], stream);
@@ -122,8 +136,8 @@ double SoftmaxMixer::ForwardFlops(const MixerShape& shape) const {
 std::unique_ptr<MixerCache> SoftmaxMixer::AllocateCache(const MixerShape& shape,
                                                         Arena& arena) const {
   auto cache = std::make_unique<SoftmaxCache>();
-  cache->k = arena.Allocate(DType::kFloat32, shape.rows());
-  cache->v = arena.Allocate(DType::kFloat32, shape.rows());
+  cache->k = arena.Allocate(shape.dtype, shape.rows());
+  cache->v = arena.Allocate(shape.dtype, shape.rows());
   if (options_.qk_norm) {
     const Shape one = {shape.batch, shape.num_heads, 1};
     cache->new_q_norm = arena.Allocate(DType::kFloat32, one);
