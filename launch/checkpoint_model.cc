@@ -8,8 +8,10 @@
 #include "absl/strings/str_cat.h"
 
 #include "launch/config.h"
+#include "launch/config_checks.h"
 #include "launch/model_setup.h"
 #include "launch/train_state.h"
+#include "runtime/device.h"
 #include "runtime/file_system.h"
 #include "runtime/logging.h"
 #include "runtime/status_macros.h"
@@ -47,14 +49,21 @@ absl::StatusOr<CheckpointModel> LoadStep(const std::string& folder) {
                          LoadConfigFile(JoinPath(folder, "config.textproto")));
   CUBIT_ASSIGN_OR_RETURN(loaded.tokenizer,
                          LoadTokenizer(JoinPath(folder, "tokenizer")));
+  // The masters are fp32, so a device that has no bf16 reads them all the same.
+  if (!SettlePrecision(DeviceKind(), &loaded.config).ok()) {
+    loaded.config.clear_precision();
+    CUBIT_RETURN_IF_ERROR(SettlePrecision(DeviceKind(), &loaded.config));
+  }
   CUBIT_ASSIGN_OR_RETURN(
       const ModelConfig model_config,
       MakeModelConfig(loaded.config, loaded.tokenizer->vocab_size()));
   CUBIT_ASSIGN_OR_RETURN(loaded.model, LanguageModel::Create(model_config));
-  CUBIT_RETURN_IF_ERROR(
-      loaded.model->parameters().Allocate(/*with_gradients=*/false));
+  CUBIT_RETURN_IF_ERROR(loaded.model->parameters().Allocate(
+      /*with_gradients=*/false, model_config.activation_dtype));
   CUBIT_RETURN_IF_ERROR(
       LoadCheckpoint(files, folder, ModelTensors(*loaded.model)));
+  Stream stream;
+  loaded.model->parameters().RefreshCompute(stream);
   return loaded;
 }
 

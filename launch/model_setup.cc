@@ -93,9 +93,10 @@ absl::StatusOr<ModelConfig> MakeModelConfig(const RunConfig& config,
   out.z_loss = model.z_loss();
   out.init_std = model.init_std();
   out.document_mask = config.data().document_mask();
-  out.activation_dtype = config.precision().compute() == RunConfig::Compute::bf16
-                             ? DType::kBFloat16
-                             : DType::kFloat32;
+  out.activation_dtype =
+      config.precision().compute() == RunConfig::Compute::bf16
+          ? DType::kBFloat16
+          : DType::kFloat32;
   out.krr_precision = KrrPrecisionFrom(config.precision());
   out.logits_chunk_bytes =
       DeviceKind() == "cuda" ? kGpuLogitsBytes : kCpuLogitsBytes;

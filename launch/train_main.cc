@@ -11,6 +11,8 @@
 #include <vector>
 
 #include "absl/flags/flag.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
@@ -19,6 +21,7 @@
 #include "launch/config.h"
 #include "launch/config_checks.h"
 #include "launch/data_setup.h"
+#include "launch/gpu_probe.h"
 #include "launch/interrupt.h"
 #include "launch/model_setup.h"
 #include "launch/presets.h"
@@ -53,7 +56,13 @@ ABSL_FLAG(bool, allow_changes, false,
           "with --resume: accept another schedule, optimizer or data");
 ABSL_FLAG(bool, dry_run, false,
           "print parameters, memory and FLOPs per step, and train nothing");
-ABSL_FLAG(std::string, device, "auto", "auto, cpu or cuda");
+ABSL_FLAG(std::string, device, "auto",
+          "auto (a GPU if there is one), cpu or cuda");
+ABSL_FLAG(std::string, device_memory, "",
+          "with --dry_run: memory of the device that the run is planned for, "
+          "such as 80GiB or 141GB; empty: that of the device here");
+ABSL_FLAG(std::string, profile_steps, "",
+          "A-B: log the device time of these steps by kind of work");
 ABSL_FLAG(int32_t, nodes, 0, "parallel.nodes");
 ABSL_FLAG(int32_t, gpus_per_node, 0, "parallel.gpus_per_node");
 ABSL_FLAG(int32_t, tp, 0, "parallel.tp_size");
@@ -168,18 +177,17 @@ absl::StatusOr<RunConfig> ConfigFromFlags(
   MakePathsAbsolute(&config);
   ApplySizes(&config);
   CUBIT_RETURN_IF_ERROR(ValidateConfig(config));
+  CUBIT_RETURN_IF_ERROR(SettlePrecision(DeviceKind(), &config));
   return config;
 }
 
 absl::Status CheckDevice() {
   const std::string device = absl::GetFlag(FLAGS_device);
-  if (device == "auto" || device == QueryDevice().kind) {
-    return absl::OkStatus();
-  }
+  if (device == "auto" || device == DeviceKind()) return absl::OkStatus();
   if (device == "cpu" || device == "cuda") {
     return absl::FailedPreconditionError(
-        absl::StrCat("--device=", device, ", but this program was built for ",
-                     QueryDevice().kind, "; use --device=auto"));
+        absl::StrCat("--device=", device, ", but this is the worker for ",
+                     DeviceKind(), "; start //launch:train, which picks one"));
   }
   return absl::InvalidArgumentError(
       absl::StrCat("--device is \"", device, "\"; give auto, cpu or cuda"));
@@ -195,6 +203,32 @@ std::string FreeOutputDir(const std::string& name) {
   return folder;
 }
 
+// "80GiB", "141GB", "512MiB" or bytes.
+absl::StatusOr<int64_t> ParseBytes(absl::string_view text) {
+  constexpr std::pair<absl::string_view, double> kUnits[] = {
+      {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"GB", 1e9}, {"MB", 1e6}, {"", 1}};
+  for (const auto& [unit, factor] : kUnits) {
+    if (!absl::EndsWith(text, unit)) continue;
+    double number = 0;
+    if (absl::SimpleAtod(text.substr(0, text.size() - unit.size()), &number) &&
+        number > 0 && number * factor < 1e18) {
+      return static_cast<int64_t>(number * factor);
+    }
+    break;
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("--device_memory is \"", text,
+                   "\"; give a size such as 80GiB, 141GB or 512MiB"));
+}
+
+// Of the device that a dry run is for; 0 if nobody says.
+absl::StatusOr<int64_t> PlannedMemory() {
+  const std::string asked = absl::GetFlag(FLAGS_device_memory);
+  if (!asked.empty()) return ParseBytes(asked);
+  if (DeviceKind() == "cuda" && ProbeGpus().num_gpus == 0) return 0;
+  return QueryDevice().memory_bytes;
+}
+
 absl::Status DryRun(const RunConfig& config) {
   CUBIT_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
                          LoadRunTokenizer(config));
@@ -202,8 +236,34 @@ absl::Status DryRun(const RunConfig& config) {
                          MakeModelConfig(config, tokenizer->vocab_size()));
   CUBIT_ASSIGN_OR_RETURN(const std::unique_ptr<LanguageModel> model,
                          LanguageModel::Create(model_config));
-  std::fputs(MakePlan(config, *model).ToString().c_str(), stdout);
-  return absl::OkStatus();
+  const RunPlan plan = MakePlan(config, *model);
+  std::fputs(plan.ToString().c_str(), stdout);
+  CUBIT_ASSIGN_OR_RETURN(const int64_t memory, PlannedMemory());
+  if (memory == 0) return absl::OkStatus();
+  const int64_t largest = LargestMicroBatch(config, *model, memory);
+  std::fputs(absl::StrFormat("%-16s %d bytes; largest "
+                             "batch.micro_batch_size that fits: %s\n",
+                             "device memory", memory,
+                             largest == 0 ? "none" : absl::StrCat(largest))
+                 .c_str(),
+             stdout);
+  return CheckFits(config, *model, plan, memory);
+}
+
+// "A-B" or "A" into the options; "" is none.
+absl::Status ParseStepRange(const std::string& text, TrainerOptions* options) {
+  if (text.empty()) return absl::OkStatus();
+  const std::vector<std::string> ends = absl::StrSplit(text, '-');
+  if (ends.size() <= 2 &&
+      absl::SimpleAtoi(ends.front(), &options->profile_first) &&
+      absl::SimpleAtoi(ends.back(), &options->profile_last) &&
+      options->profile_first >= 1 &&
+      options->profile_first <= options->profile_last) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("--profile_steps is \"", text,
+                   "\"; give two steps, first to last, such as 10-19"));
 }
 
 absl::StatusOr<int> Train(const std::vector<std::string>& overrides) {
@@ -224,6 +284,8 @@ absl::StatusOr<int> Train(const std::vector<std::string>& overrides) {
         absl::StrCat("--stop_at_step is ", options.stop_at_step,
                      "; give the step to stop after, or leave it out"));
   }
+  CUBIT_RETURN_IF_ERROR(
+      ParseStepRange(absl::GetFlag(FLAGS_profile_steps), &options));
   std::string output_dir = absl::GetFlag(FLAGS_output_dir);
   if (output_dir.empty()) {
     if (options.resume) {

@@ -7,10 +7,13 @@
 #ifndef CUBIT_LAUNCH_TRAIN_STATE_H_
 #define CUBIT_LAUNCH_TRAIN_STATE_H_
 
+#include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/types/optional.h"
 
 #include "data/batch_loader.h"
 #include "launch/run.pb.h"
@@ -26,22 +29,44 @@ namespace cubit {
 struct RunPlan {
   int64_t num_parameters = 0;
   MemoryUse memory;
-  double step_flops = 0;    // forward and backward of one step
-  int64_t step_tokens = 0;  // targets of one step
+  int64_t process_bytes = 0;  // of the device, besides `memory`
+  double step_flops = 0;      // forward and backward of one step
+  int64_t step_tokens = 0;    // targets of one step
   int64_t num_micro_batches = 0;
 
+  int64_t total_bytes() const { return memory.total() + process_bytes; }
   // A table for people.
   std::string ToString() const;
 };
 
 RunPlan MakePlan(const RunConfig& config, const LanguageModel& model);
 
-// The sums that a micro-batch adds to its step's loss.
+// The largest batch.micro_batch_size that divides the global batch and whose
+// plan fits into `memory_bytes`; 0 if none does.
+int64_t LargestMicroBatch(const RunConfig& config, const LanguageModel& model,
+                          int64_t memory_bytes);
+
+// OK if the plan fits into a device's memory; else (ResourceExhausted) what is
+// needed, what there is, and the nearest plan that fits. A size of 0 is unknown
+// and fits.
+absl::Status CheckFits(const RunConfig& config, const LanguageModel& model,
+                       const RunPlan& plan, int64_t memory_bytes);
+
+// The sums that a batch adds to a loss.
 struct LossSum {
   double loss = 0;
   int64_t tokens = 0;
 };
 
+// What the host learns of a step, once, at its end.
+struct StepOutcome {
+  double loss = 0;       // summed over all tokens that count
+  double grad_norm = 0;  // before clipping; no update if it is not finite
+  absl::optional<MixerHealth> health;  // of the last micro-batch, worst layer
+};
+
+// A step is BeginStep, ForwardBackward for each of its micro-batches, Update
+// and FinishStep. Only the last waits for the device.
 class TrainState {
  public:
   // Allocates everything; on failure the error says what did not fit.
@@ -52,13 +77,20 @@ class TrainState {
   AdamWOptimizer& optimizer() { return *optimizer_; }
   Stream& stream() { return stream_; }
 
-  void ZeroGradients();
-  // Adds the gradients of grad_scale times the summed loss of `batch`.
-  LossSum ForwardBackward(const Batch& batch, float grad_scale);
-  // Loss of `batch` alone. `losses`, if given, receives every token's [N].
+  // Gradients become zero.
+  void BeginStep();
+  // Adds the gradients of grad_scale times the summed loss of `batch`, whose
+  // contents are copied before it returns. At most as many as the plan has
+  // micro-batches (CHECK).
+  void ForwardBackward(const Batch& batch, float grad_scale);
+  // Update number `step` of the optimizer (1 for the first). Gradients whose
+  // norm is not finite change nothing.
+  void Update(int64_t step, double learning_rate);
+  StepOutcome FinishStep();
+
+  // Loss of `batch` alone, at once. `losses`, if given, receives every token's
+  // [N].
   LossSum Forward(const Batch& batch, std::vector<float>* losses);
-  // Of the last forward.
-  MixerHealth Health();
 
   // Weights ("model.NAME") and, with `optimizer_state`, the moments.
   std::vector<CheckpointTensor> Tensors(bool optimizer_state);
@@ -69,8 +101,8 @@ class TrainState {
 
  private:
   TrainState() = default;
+  // Through pinned memory, so that the host goes on.
   void Upload(const Batch& batch);
-  LossSum ReadLosses(const Batch& batch, std::vector<float>* losses);
 
   std::unique_ptr<LanguageModel> model_;
   std::unique_ptr<AdamWOptimizer> optimizer_;
@@ -79,7 +111,14 @@ class TrainState {
   std::unique_ptr<Arena> workspace_arena_;
   Activations activations_;
   ModelScratch scratch_;
-  std::vector<float> host_losses_;
+  Tensor step_losses_;  // [micro-batches, N]
+  Tensor health_;       // [layers, 3]; absent if the mixer has none
+
+  int64_t num_micro_batches_ = 0;  // in a step
+  int64_t micro_batch_ = 0;        // next one of this step
+  PinnedBuffer uploads_;           // a step's ids
+  Event uploads_done_;             // of the step before
+  PinnedBuffer downloads_;         // losses, health, squared norm
 };
 
 // The weights of `model` as checkpoint tensors.

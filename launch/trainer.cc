@@ -23,6 +23,7 @@
 #include "runtime/command_line.h"
 #include "runtime/file_system.h"
 #include "runtime/logging.h"
+#include "runtime/profile_range.h"
 #include "runtime/status_macros.h"
 
 namespace cubit {
@@ -66,8 +67,11 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
   auto trainer = std::unique_ptr<Trainer>(
       new Trainer(config, options, std::move(data), std::move(directory)));
   trainer->plan_ = MakePlan(config, *model);
-  trainer->peak_flops_ = QueryDevice().peak_flops;
+  const DeviceInfo device = QueryDevice();
+  trainer->peak_flops_ = device.peak_flops;
   LogInfo(trainer->plan_.ToString());
+  CUBIT_RETURN_IF_ERROR(
+      CheckFits(config, *model, trainer->plan_, device.memory_bytes));
   CUBIT_ASSIGN_OR_RETURN(trainer->state_,
                          TrainState::Create(config, std::move(model)));
   if (options.resume) {
@@ -145,6 +149,7 @@ absl::Status Trainer::Resume() {
     return absl::DataLossError(absl::StrCat(
         info.folder, ": the manifest has no number ", kSkippedSteps));
   }
+  state_->model().parameters().RefreshCompute(state_->stream());
   LogInfo(absl::StrFormat("resumed at step %d from %s", step_, info.folder));
   return absl::OkStatus();
 }
@@ -155,6 +160,7 @@ absl::StatusOr<int> Trainer::Run() {
   while (step_ < total_steps) {
     CUBIT_ASSIGN_OR_RETURN(const StepResult result, TrainStep());
     CUBIT_RETURN_IF_ERROR(Report(result));
+    if (step_ == options_.profile_last && profile_ != nullptr) ReportProfile();
     CUBIT_RETURN_IF_ERROR(CheckFinite(result));
     const int signal = InterruptSignal();
     if (signal != 0) return StopEarly(signal);
@@ -172,36 +178,45 @@ absl::StatusOr<Trainer::StepResult> Trainer::TrainStep() {
   const absl::Time start = absl::Now();
   CUBIT_ASSIGN_OR_RETURN(const std::vector<Batch> batches, NextBatches());
   const int64_t tokens = ValidTokens(batches);
-  state_->ZeroGradients();
+  const bool profiled = BeginProfile();
+  state_->BeginStep();
 
   // The loss is a mean over all tokens of the step that count, so it is divided
   // once, by their number.
-  StepResult result;
   for (const Batch& batch : batches) {
-    const float grad_scale = 1.0f / static_cast<float>(tokens);
-    result.loss += state_->ForwardBackward(batch, grad_scale).loss;
+    state_->ForwardBackward(batch, 1.0f / static_cast<float>(tokens));
   }
-  result.loss /= static_cast<double>(tokens);
-  result.health = state_->Health();
-
   ++step_;
   tokens_ += tokens;
   position_ += config_.batch().global_batch_size();
+  StepResult result;
   result.learning_rate = LearningRate(
       config_.schedule(), config_.optimizer().learning_rate(), step_);
-  state_->optimizer().ComputeGradientNorm(state_->stream());
-  result.grad_norm = state_->optimizer().GradientNorm(state_->stream());
-  result.skipped =
-      !std::isfinite(result.loss) || !std::isfinite(result.grad_norm);
-  if (result.skipped) {
-    ++skipped_steps_;
-  } else {
-    state_->optimizer().Update(step_ - skipped_steps_, result.learning_rate,
-                               state_->stream());
-  }
-  state_->stream().Synchronize();
+  state_->Update(step_ - skipped_steps_, result.learning_rate);
+  const StepOutcome outcome = state_->FinishStep();
+  if (profiled) profile_->End();
+
+  result.loss = outcome.loss / static_cast<double>(tokens);
+  result.grad_norm = outcome.grad_norm;
+  result.health = outcome.health;
+  // The device saw the norm and changed nothing.
+  result.skipped = !std::isfinite(result.grad_norm);
+  if (result.skipped) ++skipped_steps_;
   result.seconds = SecondsSince(start);
   return result;
+}
+
+bool Trainer::BeginProfile() {
+  const int64_t step = step_ + 1;
+  if (step < options_.profile_first || step > options_.profile_last) {
+    return false;
+  }
+  if (profile_ == nullptr) {
+    profile_ = std::make_unique<StepProfile>(&state_->stream());
+  }
+  state_->stream().set_profile(profile_.get());
+  profile_->Begin();
+  return true;
 }
 
 absl::StatusOr<std::vector<Batch>> Trainer::NextBatches() {
@@ -221,6 +236,14 @@ absl::StatusOr<std::vector<Batch>> Trainer::NextBatches() {
 
 absl::Status Trainer::CheckFinite(const StepResult& result) {
   if (!result.skipped) {
+    if (!std::isfinite(result.loss)) {
+      return absl::DataLossError(absl::StrFormat(
+          "step %d: the loss is %g although every gradient is finite: a token "
+          "or target lies outside the vocabulary. Verify the data (bazel run "
+          "//data:inspect -- DIR --verify) and go on from the last checkpoint: "
+          "%s",
+          step_, result.loss, options_.resume_command));
+    }
     skipped_in_a_row_ = 0;
     return absl::OkStatus();
   }
@@ -254,9 +277,9 @@ absl::Status Trainer::Report(const StepResult& result) {
   }
   line.step_seconds = result.seconds;
   line.memory_bytes = PeakMemoryBytes();
-  if (result.health.min_diagonal > 0) {
-    line.krr = KrrMetrics{result.health.min_diagonal, result.health.max_gain,
-                          result.health.lambda_max};
+  if (result.health.has_value()) {
+    line.krr = KrrMetrics{result.health->min_diagonal, result.health->max_gain,
+                          result.health->lambda_max};
   }
   CUBIT_RETURN_IF_ERROR(metrics_->Write(line));
   const int64_t total = config_.schedule().total_steps();
@@ -273,6 +296,14 @@ absl::Status Trainer::Report(const StepResult& result) {
     ShowProgress(text);
   }
   return absl::OkStatus();
+}
+
+void Trainer::ReportProfile() {
+  state_->stream().set_profile(nullptr);
+  LogInfo(absl::StrFormat("device time of steps %d to %d:\n%s",
+                          options_.profile_first, options_.profile_last,
+                          profile_->ToString()));
+  profile_.reset();
 }
 
 absl::Status Trainer::AfterStep() {

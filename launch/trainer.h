@@ -22,6 +22,7 @@
 #include "launch/run_directory.h"
 #include "launch/train_state.h"
 #include "launch/validation.h"
+#include "runtime/profile_range.h"
 
 namespace cubit {
 
@@ -32,6 +33,9 @@ struct TrainerOptions {
   bool allow_changes = false;
   // Ends there as a time limit would: checkpoint, schedule unchanged. 0: never.
   int64_t stop_at_step = 0;
+  // Steps whose device time by kind of work is logged; none if the last is 0.
+  int64_t profile_first = 0;
+  int64_t profile_last = 0;
   // What a user types to go on; printed when the run stops early.
   std::string resume_command;
 };
@@ -53,8 +57,8 @@ class Trainer {
     double learning_rate = 0;
     double grad_norm = 0;
     double seconds = 0;
-    bool skipped = false;  // loss or gradient not finite: no update
-    MixerHealth health;
+    bool skipped = false;  // gradient not finite: no update
+    absl::optional<MixerHealth> health;
   };
 
   Trainer(const RunConfig& config, const TrainerOptions& options, RunData data,
@@ -65,6 +69,9 @@ class Trainer {
   absl::Status OpenMetrics();
   absl::StatusOr<StepResult> TrainStep();
   absl::StatusOr<std::vector<Batch>> NextBatches();
+  // Whether the next step is profiled; attaches the profile if it is.
+  bool BeginProfile();
+  void ReportProfile();
   // Counts a skipped update; an error once there were too many in a row.
   absl::Status CheckFinite(const StepResult& result);
   absl::Status Report(const StepResult& result);
@@ -88,6 +95,7 @@ class Trainer {
   std::unique_ptr<Validator> validator_;  // absent: too little held-out text
   absl::optional<MetricsWriter> metrics_;
 
+  std::unique_ptr<StepProfile> profile_;
   RunPlan plan_;
   double peak_flops_ = 0;
   int64_t step_ = 0;      // steps done

@@ -126,12 +126,12 @@ absl::Status Run() {
       ProductRate(model_config, micro_batch * model_config.seq_len, seconds);
   int64_t step = 0;
   const double step_seconds = BestSeconds(seconds, [&] {
-    state->ZeroGradients();
+    state->BeginStep();
     for (int64_t i = 0; i < plan.num_micro_batches; ++i) {
       state->ForwardBackward(batch, grad_scale);
     }
-    state->optimizer().ComputeGradientNorm(state->stream());
-    state->optimizer().Update(++step, 1e-4, state->stream());
+    state->Update(++step, 1e-4);
+    state->FinishStep();
   });
   const double rate = plan.step_flops / step_seconds;
   std::printf("%s on %s\n", absl::GetFlag(FLAGS_preset).c_str(),

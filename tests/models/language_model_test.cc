@@ -34,20 +34,23 @@ ModelConfig SmallConfig(const std::string& mixer) {
 // A model with memory for one micro-batch of random tokens.
 class Fixture {
  public:
-  Fixture(const ModelConfig& config, int64_t batch) : config_(config) {
+  Fixture(const ModelConfig& config, int64_t batch,
+          Recompute recompute = Recompute::kNone)
+      : config_(config) {
     auto model = LanguageModel::Create(config);
     CUBIT_CHECK_OK(model);
     model_ = *std::move(model);
     CUBIT_CHECK_OK(model_->parameters().Allocate(true));
     model_->parameters().Initialize(1, stream_);
     Arena measure = Arena::Measuring();
-    model_->AllocateActivations(batch, config.seq_len, measure);
+    model_->AllocateActivations(batch, config.seq_len, measure, recompute);
     model_->AllocateScratch(batch, config.seq_len, measure);
     auto arena =
         Arena::Create(measure.used_bytes(), MemoryCategory::kActivations);
     CUBIT_CHECK_OK(arena);
     arena_ = std::make_unique<Arena>(*std::move(arena));
-    activations_ = model_->AllocateActivations(batch, config.seq_len, *arena_);
+    activations_ =
+        model_->AllocateActivations(batch, config.seq_len, *arena_, recompute);
     scratch_ = model_->AllocateScratch(batch, config.seq_len, *arena_);
     EXPECT_EQ(arena_->used_bytes(), measure.used_bytes());
     model_->InitializeScratch(&scratch_, stream_);
@@ -76,8 +79,15 @@ class Fixture {
     model_->ForwardBackward(1.0f, &activations_, &scratch_, stream_);
     return SumLosses();
   }
+  int64_t arena_bytes() const { return arena_->used_bytes(); }
+  std::vector<float> Gradients() const {
+    const Tensor flat = model_->parameters().flat_gradients();
+    return std::vector<float>(flat.data<float>(),
+                              flat.data<float>() + flat.num_elements());
+  }
   LanguageModel& model() { return *model_; }
   Activations& activations() { return activations_; }
+  ModelScratch& scratch() { return scratch_; }
   Stream& stream() { return stream_; }
 
  private:
@@ -174,6 +184,51 @@ TEST_P(LanguageModelTest, GradientsAreTheSlopesOfTheLoss) {
     EXPECT_NEAR(slope, expected, kTolerance * std::abs(slope) + noise)
         << parameter.name;
   }
+}
+
+// What is computed anew is the same computation, so no bit changes.
+TEST_P(LanguageModelTest, RecomputingChangesNoBitAndSavesMemory) {
+  ModelConfig config = GetParam();
+  config.num_layers = 3;
+  Fixture kept(config, 2);
+  const double loss = kept.LossAndGradients();
+  int64_t bytes = kept.arena_bytes();
+  for (const Recompute recompute : {Recompute::kSelective, Recompute::kFull}) {
+    Fixture fixture(config, 2, recompute);
+    EXPECT_LT(fixture.arena_bytes(), bytes);
+    bytes = fixture.arena_bytes();
+    EXPECT_EQ(fixture.LossAndGradients(), loss);
+    EXPECT_EQ(fixture.Gradients(), kept.Gradients());
+    // And again, after a forward alone.
+    EXPECT_EQ(fixture.Loss(), loss);
+    EXPECT_EQ(fixture.LossAndGradients(), loss);
+    EXPECT_EQ(fixture.Gradients(), kept.Gradients());
+  }
+}
+
+TEST(LanguageModelHealth, IsThatOfEveryLayerWhateverIsKept) {
+  ModelConfig config = SmallConfig("cubit");
+  std::vector<float> results[2];
+  for (const Recompute recompute : {Recompute::kNone, Recompute::kFull}) {
+    Fixture fixture(config, 2, recompute);
+    testing::HostTensor<float> health({config.num_layers, 3});
+    fixture.model().ForwardBackward(1.0f, &fixture.activations(),
+                                    &fixture.scratch(), fixture.stream(),
+                                    health.view());
+    auto& result = results[recompute == Recompute::kNone ? 0 : 1];
+    for (int64_t i = 0; i < 3 * config.num_layers; ++i) {
+      result.push_back(health.view().data<float>()[i]);
+    }
+  }
+  EXPECT_EQ(results[0], results[1]);
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    const float* row = &results[0][static_cast<size_t>(3 * layer)];
+    EXPECT_GT(row[0], 0);
+    EXPECT_LE(row[0], 1);
+    EXPECT_GT(row[1], 0);
+    EXPECT_NEAR(row[2], 1e-10, 1e-12);
+  }
+  EXPECT_NE(results[0][0], results[0][3]) << "layers differ";
 }
 
 TEST_P(LanguageModelTest, IgnoredTargetsAddNothing) {
