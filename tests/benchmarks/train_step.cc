@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Whole training steps on a GPU: time, tokens by second, share of the measured
+// ceiling, and where the time goes.
+
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "nlohmann/json.hpp"
+
+#include "launch/config.h"
+#include "launch/config_checks.h"
+#include "launch/model_setup.h"
+#include "launch/presets.h"
+#include "launch/train_state.h"
+#include "runtime/command_line.h"
+#include "runtime/device.h"
+#include "runtime/philox.h"
+#include "runtime/profile_range.h"
+#include "runtime/status_macros.h"
+#include "tests/benchmarks/measure.h"
+#include "tests/benchmarks/measure_cuda.h"
+
+ABSL_FLAG(std::string, runs,
+          "cubit_125m:1024:32768,transformer_125m:1024:32768,"
+          "cubit_350m:1024:32768,transformer_350m:1024:32768,"
+          "cubit_1p3b:1024:16384,transformer_1p3b:1024:16384,"
+          "cubit_1p3b:8192:16384,transformer_1p3b:8192:16384",
+          "PRESET:SEQ_LEN:TOKENS of a step, separated by commas");
+ABSL_FLAG(int, steps, 20, "timed steps of each run");
+ABSL_FLAG(int, warmup, 4, "steps before these");
+ABSL_FLAG(int, profiled, 3, "steps after these, by kind of work");
+ABSL_FLAG(std::string, recompute, "none", "none, selective or full");
+ABSL_FLAG(std::string, krr_precision, "auto", "auto, bf16, tf32 or bf16x3");
+ABSL_FLAG(int, micro_batch, 0, "sequences; 0: the most that fit");
+ABSL_FLAG(std::string, json, "", "also write the results to this file");
+
+namespace cubit {
+namespace {
+
+constexpr char kUsage[] = R"(Measures whole training steps on a GPU.
+
+A step is what the trainer does: ids to the device, forward and backward of all
+micro-batches, clipping, AdamW, and the wait for the loss. Tokens are random.
+MFU counts model FLOPs, by the device's datasheet and by the rate of an
+8192^3 bf16 product in the same run.
+
+Example:
+  bazel run //tests/benchmarks:train_step -- --runs=cubit_125m:1024:32768
+)";
+
+constexpr int64_t kGpt2Vocabulary = 50257;
+constexpr double kMemoryShare = 0.97;  // of what is free: fragments, libraries
+
+struct RunSpec {
+  std::string preset;
+  int64_t seq_len = 0;
+  int64_t tokens = 0;
+};
+
+absl::StatusOr<std::vector<RunSpec>> ParseRuns(const std::string& text) {
+  std::vector<RunSpec> runs;
+  for (absl::string_view item : absl::StrSplit(text, ',')) {
+    const std::vector<std::string> parts = absl::StrSplit(item, ':');
+    RunSpec run;
+    if (parts.size() != 3 || !absl::SimpleAtoi(parts[1], &run.seq_len) ||
+        !absl::SimpleAtoi(parts[2], &run.tokens) || run.seq_len < 2 ||
+        run.tokens < run.seq_len || run.tokens % run.seq_len != 0) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "--runs has \"", item,
+          "\"; wanted PRESET:SEQ_LEN:TOKENS, whole sequences of tokens"));
+    }
+    run.preset = parts[0];
+    runs.push_back(run);
+  }
+  return runs;
+}
+
+absl::StatusOr<RunConfig> ConfigOf(const RunSpec& run) {
+  CUBIT_ASSIGN_OR_RETURN(RunConfig config, LoadPreset(run.preset));
+  config.mutable_model()->set_seq_len(run.seq_len);
+  config.mutable_batch()->set_global_batch_size(run.tokens / run.seq_len);
+  for (const std::string& assignment :
+       {absl::StrCat("memory.recompute=", absl::GetFlag(FLAGS_recompute)),
+        absl::StrCat("precision.krr_precision=",
+                     absl::GetFlag(FLAGS_krr_precision))}) {
+    CUBIT_RETURN_IF_ERROR(ApplyOverride(assignment, &config));
+  }
+  CUBIT_RETURN_IF_ERROR(SettlePrecision(DeviceKind(), &config));
+  return config;
+}
+
+Batch RandomBatch(const ModelConfig& config, int64_t size) {
+  Batch batch;
+  const Philox random(1, "tokens");
+  const int64_t count = size * config.seq_len;
+  for (int64_t i = 0; i <= count; ++i) {
+    const auto id =
+        static_cast<int32_t>(random.Bits(static_cast<uint64_t>(i)) %
+                             static_cast<uint64_t>(config.valid_vocab));
+    if (i < count) batch.inputs.push_back(id);
+    if (i > 0) batch.targets.push_back(id);
+  }
+  batch.segment_ids.resize(static_cast<size_t>(count));
+  batch.valid_tokens = count;
+  return batch;
+}
+
+// Steps of one run, as the trainer does them.
+class Stepper {
+ public:
+  Stepper(TrainState* state, const RunPlan& plan, Batch batch)
+      : state_(state), plan_(plan), batch_(std::move(batch)) {}
+
+  double Step() {
+    const absl::Time start = absl::Now();
+    state_->BeginStep();
+    for (int64_t i = 0; i < plan_.num_micro_batches; ++i) {
+      state_->ForwardBackward(batch_,
+                              1.0f / static_cast<float>(plan_.step_tokens));
+    }
+    state_->Update(++step_, 1e-4);
+    const StepOutcome outcome = state_->FinishStep();
+    loss_ = outcome.loss / static_cast<double>(plan_.step_tokens);
+    return absl::ToDoubleSeconds(absl::Now() - start);
+  }
+  double loss() const { return loss_; }
+
+ private:
+  TrainState* state_;
+  RunPlan plan_;
+  Batch batch_;
+  int64_t step_ = 0;
+  double loss_ = 0;
+};
+
+nlohmann::json Profile(TrainState* state, Stepper* stepper) {
+  StepProfile profile(&state->stream());
+  state->stream().set_profile(&profile);
+  for (int i = 0; i < absl::GetFlag(FLAGS_profiled); ++i) {
+    profile.Begin();
+    stepper->Step();
+    profile.End();
+  }
+  state->stream().set_profile(nullptr);
+  std::fputs(profile.ToString().c_str(), stdout);
+  nlohmann::json seconds;
+  for (const auto& [category, total] : profile.seconds()) {
+    seconds[category] = total / absl::GetFlag(FLAGS_profiled);
+  }
+  return seconds;
+}
+
+absl::StatusOr<nlohmann::json> Measure(const RunSpec& run, double ceiling) {
+  CUBIT_ASSIGN_OR_RETURN(RunConfig config, ConfigOf(run));
+  CUBIT_ASSIGN_OR_RETURN(const ModelConfig model_config,
+                         MakeModelConfig(config, kGpt2Vocabulary));
+  CUBIT_ASSIGN_OR_RETURN(auto model, LanguageModel::Create(model_config));
+  const DeviceInfo device = QueryDevice();
+  int64_t micro_batch = absl::GetFlag(FLAGS_micro_batch);
+  if (micro_batch == 0) {
+    micro_batch = std::max<int64_t>(
+        1, LargestMicroBatch(
+               config, *model,
+               static_cast<int64_t>(kMemoryShare *
+                                    static_cast<double>(device.memory_bytes))));
+  }
+  config.mutable_batch()->set_micro_batch_size(micro_batch);
+  const RunPlan plan = MakePlan(config, *model);
+  CUBIT_ASSIGN_OR_RETURN(auto state,
+                         TrainState::Create(config, std::move(model)));
+  state->model().parameters().Initialize(config.seed(), state->stream());
+  Stepper stepper(state.get(), plan, RandomBatch(model_config, micro_batch));
+  for (int i = 0; i < absl::GetFlag(FLAGS_warmup); ++i) {
+    stepper.Step();
+    if (i == 0) std::printf("  first loss %.4f\n", stepper.loss());
+  }
+  std::vector<double> times;
+  for (int i = 0; i < absl::GetFlag(FLAGS_steps); ++i) {
+    times.push_back(stepper.Step());
+  }
+  std::nth_element(times.begin(), times.begin() + times.size() / 2,
+                   times.end());
+  const double seconds = times[times.size() / 2];
+  const double rate = plan.step_flops / seconds;
+  const double tokens = static_cast<double>(plan.step_tokens) / seconds;
+  std::printf(
+      "%-18s T=%-5d micro-batch %-3d %9.2f ms %9.0f tokens/s  MFU %.1f%% "
+      "(%.1f%% of the ceiling)  loss %.4f  %.2f GiB, planned %.2f\n",
+      run.preset.c_str(), static_cast<int>(run.seq_len),
+      static_cast<int>(micro_batch), seconds * 1e3, tokens,
+      100 * rate / device.peak_flops, 100 * rate / ceiling, stepper.loss(),
+      static_cast<double>(PeakMemoryBytes()) / (1 << 30),
+      static_cast<double>(plan.memory.total()) / (1 << 30));
+  const nlohmann::json categories = Profile(state.get(), &stepper);
+  std::fflush(stdout);
+  return nlohmann::json{{"preset", run.preset},
+                        {"seq_len", run.seq_len},
+                        {"step_tokens", plan.step_tokens},
+                        {"micro_batch_size", micro_batch},
+                        {"step_seconds", seconds},
+                        {"tokens_per_second", tokens},
+                        {"step_flops", plan.step_flops},
+                        {"mfu", rate / device.peak_flops},
+                        {"ceiling_share", rate / ceiling},
+                        {"planned_bytes", plan.total_bytes()},
+                        {"seconds_by_category", categories}};
+}
+
+absl::Status Run() {
+  CUBIT_ASSIGN_OR_RETURN(const std::vector<RunSpec> runs,
+                         ParseRuns(absl::GetFlag(FLAGS_runs)));
+  double ceiling = 0;
+  {
+    Stream stream;
+    ceiling = MatmulCeiling(0.3, stream);
+  }
+  const DeviceInfo device = QueryDevice();
+  std::printf("%s, ceiling %.1f TFLOP/s, datasheet %.1f\n", device.name.c_str(),
+              ceiling * 1e-12, device.peak_flops * 1e-12);
+  nlohmann::json results = {{"device", device.name},
+                            {"matmul_ceiling", ceiling},
+                            {"datasheet_flops", device.peak_flops}};
+  for (const RunSpec& run : runs) {
+    const absl::StatusOr<nlohmann::json> result = Measure(run, ceiling);
+    if (!result.ok()) return result.status();
+    results["runs"].push_back(*result);
+  }
+  return WriteJson(absl::GetFlag(FLAGS_json), results);
+}
+
+}  // namespace
+}  // namespace cubit
+
+int main(int argc, char** argv) {
+  cubit::ParseCommandLine(argc, argv, cubit::kUsage);
+  return cubit::ExitStatus(cubit::Run());
+}
