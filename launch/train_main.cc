@@ -250,6 +250,16 @@ absl::Status DryRun(const RunConfig& config) {
   return CheckFits(config, *model, plan, memory);
 }
 
+// Before anything of the run is made.
+absl::Status CheckMemory(const RunConfig& config, int64_t vocab_size) {
+  CUBIT_ASSIGN_OR_RETURN(const ModelConfig model_config,
+                         MakeModelConfig(config, vocab_size));
+  CUBIT_ASSIGN_OR_RETURN(const std::unique_ptr<LanguageModel> model,
+                         LanguageModel::Create(model_config));
+  return CheckFits(config, *model, MakePlan(config, *model),
+                   QueryDevice().memory_bytes);
+}
+
 // "A-B" or "A" into the options; "" is none.
 absl::Status ParseStepRange(const std::string& text, TrainerOptions* options) {
   if (text.empty()) return absl::OkStatus();
@@ -295,6 +305,7 @@ absl::StatusOr<int> Train(const std::vector<std::string>& overrides) {
     output_dir = FreeOutputDir(name);
   }
   CUBIT_ASSIGN_OR_RETURN(RunData data, PrepareRunData(config));
+  CUBIT_RETURN_IF_ERROR(CheckMemory(config, data.tokenizer->vocab_size()));
   CUBIT_ASSIGN_OR_RETURN(
       RunDirectory directory,
       RunDirectory::Open(FileSystem::Posix(), output_dir, options.resume));

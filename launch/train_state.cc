@@ -160,14 +160,14 @@ absl::Status CheckFits(const RunConfig& config, const LanguageModel& model,
     thrifty.mutable_memory()->set_recompute(policy);
     const int64_t fitting = LargestMicroBatch(thrifty, model, memory_bytes);
     if (fitting == 0) continue;
-    return absl::ResourceExhaustedError(absl::StrCat(
+    return absl::FailedPreconditionError(absl::StrCat(
         what, "; this fits: --set batch.micro_batch_size=", fitting,
         policy == config.memory().recompute()
             ? ""
             : absl::StrCat(" --set memory.recompute=",
                            RunConfig::Recompute::Word_Name(policy))));
   }
-  return absl::ResourceExhaustedError(absl::StrCat(
+  return absl::FailedPreconditionError(absl::StrCat(
       what,
       "; with micro-batches of 1 sequence and memory.recompute=full it "
       "does not fit either: use a smaller model or model.seq_len"));

@@ -46,7 +46,7 @@ RunPlan MakePlan(const RunConfig& config, const LanguageModel& model);
 int64_t LargestMicroBatch(const RunConfig& config, const LanguageModel& model,
                           int64_t memory_bytes);
 
-// OK if the plan fits into a device's memory; else (ResourceExhausted) what is
+// OK if the plan fits into a device's memory; else (FailedPrecondition) what is
 // needed, what there is, and the nearest plan that fits. A size of 0 is unknown
 // and fits.
 absl::Status CheckFits(const RunConfig& config, const LanguageModel& model,

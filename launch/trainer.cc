@@ -67,11 +67,8 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
   auto trainer = std::unique_ptr<Trainer>(
       new Trainer(config, options, std::move(data), std::move(directory)));
   trainer->plan_ = MakePlan(config, *model);
-  const DeviceInfo device = QueryDevice();
-  trainer->peak_flops_ = device.peak_flops;
+  trainer->peak_flops_ = QueryDevice().peak_flops;
   LogInfo(trainer->plan_.ToString());
-  CUBIT_RETURN_IF_ERROR(
-      CheckFits(config, *model, trainer->plan_, device.memory_bytes));
   CUBIT_ASSIGN_OR_RETURN(trainer->state_,
                          TrainState::Create(config, std::move(model)));
   if (options.resume) {

@@ -42,6 +42,8 @@ struct Softmax {
 // Rows of softmax over the visible entries of `scores`.
 template <typename T>
 Softmax<T> SoftmaxOfScores(const Matrix<T>& scores, const Mask& mask) {
+  using std::exp;
+  using std::log;
   const int64_t offset = scores.columns() - scores.rows();
   Softmax<T> result{Matrix<T>(scores.rows(), scores.columns()), {}};
   for (int64_t i = 0; i < scores.rows(); ++i) {
@@ -55,7 +57,7 @@ Softmax<T> SoftmaxOfScores(const Matrix<T>& scores, const Mask& mask) {
     T sum = T(0);
     for (int64_t j = 0; j < scores.columns(); ++j) {
       if (!mask.Sees(i, j, offset)) continue;
-      result.p(i, j) = std::exp(scores(i, j) - shift);
+      result.p(i, j) = exp(scores(i, j) - shift);
       sum += result.p(i, j);
     }
     if (Real(sum) == 0) {
@@ -63,7 +65,7 @@ Softmax<T> SoftmaxOfScores(const Matrix<T>& scores, const Mask& mask) {
       continue;
     }
     for (int64_t j = 0; j < scores.columns(); ++j) result.p(i, j) /= sum;
-    result.lse.push_back(shift + std::log(sum));
+    result.lse.push_back(shift + log(sum));
   }
   return result;
 }

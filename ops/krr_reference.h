@@ -28,7 +28,8 @@ struct KrrParameters {
 
 template <typename T>
 T Logistic(const T& x) {
-  return T(1) / (T(1) + std::exp(-x));
+  using std::exp;
+  return T(1) / (T(1) + exp(-x));
 }
 
 template <typename T>
@@ -41,10 +42,11 @@ struct KrrFactors {
 template <typename T>
 KrrFactors<T> KrrFactorsForward(const Matrix<T>& r, const Vector<T>& lrr_logits,
                                 const KrrParameters<T>& parameters) {
+  using std::sqrt;
   KrrFactors<T> factors;
   for (int64_t t = 0; t < r.rows(); ++t) {
     factors.column_scale.push_back(parameters.scale /
-                                   std::sqrt(RowDot(r, t, r, t) + T(1e-12)));
+                                   sqrt(RowDot(r, t, r, t) + T(1e-12)));
     factors.value_scale.push_back(
         lrr_logits.empty()
             ? T(1)
@@ -70,11 +72,12 @@ KrrFactorsGradients<T> KrrFactorsBackward(const Matrix<T>& r,
                                           const KrrParameters<T>& parameters,
                                           const Vector<T>& d_column_scale,
                                           const Vector<T>& d_value_scale) {
+  using std::sqrt;
   KrrFactorsGradients<T> gradients;
   gradients.d_r = Matrix<T>(r.rows(), r.columns());
   for (int64_t t = 0; t < r.rows(); ++t) {
     const size_t i = static_cast<size_t>(t);
-    const T norm = std::sqrt(RowDot(r, t, r, t) + T(1e-12));
+    const T norm = sqrt(RowDot(r, t, r, t) + T(1e-12));
     gradients.d_scale += d_column_scale[i] / norm;
     for (int64_t c = 0; c < r.columns(); ++c) {
       gradients.d_r(t, c) = -d_column_scale[i] * parameters.scale * r(t, c) /
@@ -119,9 +122,10 @@ template <typename T>
 KrrSolution<T> KrrSolveForward(const Matrix<T>& r, const Matrix<T>& v,
                                const KrrFactors<T>& factors,
                                const T& log_lambda, const Mask& mask) {
+  using std::exp;
   Softmax<T> softmax =
       SoftmaxOfScores(KrrScores(r, factors.column_scale), mask);
-  const Matrix<T> l = AddToDiagonal(softmax.p, std::exp(log_lambda));
+  const Matrix<T> l = AddToDiagonal(softmax.p, exp(log_lambda));
   Matrix<T> rhs = v;
   for (int64_t i = 0; i < v.rows(); ++i) {
     for (int64_t c = 0; c < v.columns(); ++c) {
@@ -146,9 +150,10 @@ KrrSolveGradients<T> KrrSolveBackward(const Matrix<T>& r, const Matrix<T>& v,
                                       const T& log_lambda, const Mask& mask,
                                       const Matrix<T>& x,
                                       const Matrix<T>& d_x) {
+  using std::exp;
   const Matrix<T> p =
       SoftmaxOfScores(KrrScores(r, factors.column_scale), mask).p;
-  const T lambda = std::exp(log_lambda);
+  const T lambda = exp(log_lambda);
   const Matrix<T> l = AddToDiagonal(p, lambda);
   const Matrix<T> y = mask.causal ? SolveLowerTransposed(l, d_x)
                                   : SolveLinear(Transpose(l), d_x);

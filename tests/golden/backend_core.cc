@@ -30,7 +30,7 @@ struct Projection {
 // ([B, H, T, K], which a head view strides over).
 class Core {
  public:
-  Core(const Case& c, Arena arena, Stream* stream);
+  Core(const Case& c, const Precision& precision, Arena arena, Stream* stream);
 
   void RunSoftmax();
   void RunCubit();
@@ -44,23 +44,30 @@ class Core {
   Tensor New(Shape shape, DType dtype = DType::kFloat32) {
     return arena_.Allocate(dtype, shape);
   }
-  Tensor NewScalars() { return New({c_.batch, c_.num_heads, c_.seq_len}); }
+  // [B, H, T]: statistics, in fp32; and per-token activations.
+  Tensor NewScalars(DType dtype = DType::kFloat32) {
+    return New({c_.batch, c_.num_heads, c_.seq_len}, dtype);
+  }
   HeadTensor NewRows() {
-    return Heads(New({c_.batch, c_.num_heads, c_.seq_len, c_.head_dim}));
+    return Heads(New({c_.batch, c_.num_heads, c_.seq_len, c_.head_dim},
+                     precision_.dtype));
   }
   // Head view of [B, H, T, K], or of [B, H, T] with K = 1.
   HeadTensor Heads(const Tensor& array) const;
-  // An input as fp32 (exact: that is how the file stores it), or as int32.
+  // An input as fp32 (exact: that is how the file stores it), and activations
+  // in their dtype.
   Tensor Load(const std::string& name);
-  HeadTensor LoadHeads(const std::string& name) { return Heads(Load(name)); }
+  HeadTensor LoadHeads(const std::string& name);
   template <typename T>
   Tensor Copy(const Array& array);
-  void Write(const std::string& name, const void* data, int64_t count);
+  void Write(const std::string& name, const void* data, DType dtype,
+             int64_t count);
   void Write(const std::string& name, const Tensor& x) {
-    Write(name, x.raw(), x.num_elements());
+    Write(name, x.raw(), x.dtype(), x.num_elements());
   }
   void Write(const std::string& name, const HeadTensor& x) {
-    Write(name, x.data, x.batch * x.num_heads * x.seq_len * x.head_dim);
+    Write(name, x.data, x.dtype,
+          x.batch * x.num_heads * x.seq_len * x.head_dim);
   }
 
   // (Norm and) rotation of an input, and the way back of its gradient, which
@@ -72,6 +79,7 @@ class Core {
                     const HeadTensor& values);
 
   const Case& c_;
+  const Precision precision_;
   Arena arena_;
   Stream& stream_;
   AttentionMask mask_;
@@ -80,8 +88,10 @@ class Core {
   Results results_;
 };
 
-Core::Core(const Case& c, Arena arena, Stream* stream)
+Core::Core(const Case& c, const Precision& precision, Arena arena,
+           Stream* stream)
     : c_(c),
+      precision_(precision),
       arena_(std::move(arena)),
       stream_(*stream),
       scale_(static_cast<float>(1.0 /
@@ -95,7 +105,7 @@ Core::Core(const Case& c, Arena arena, Stream* stream)
 }
 
 int64_t Core::ArenaBytes(const Case& c) {
-  constexpr int64_t kTensors = 32;  // of each kind
+  constexpr int64_t kTensors = 64;  // of each kind
   constexpr int64_t kAlignment = 256;
   const int64_t rows = c.batch * c.num_heads * c.seq_len;
   return kTensors *
@@ -106,6 +116,7 @@ int64_t Core::ArenaBytes(const Case& c) {
 HeadTensor Core::Heads(const Tensor& array) const {
   HeadTensor view;
   view.data = array.raw();
+  view.dtype = array.dtype();
   view.batch = c_.batch;
   view.seq_len = c_.seq_len;
   view.num_heads = c_.num_heads;
@@ -131,9 +142,24 @@ Tensor Core::Load(const std::string& name) {
   return Copy<float>(c_.input(name));
 }
 
-void Core::Write(const std::string& name, const void* data, int64_t count) {
+HeadTensor Core::LoadHeads(const std::string& name) {
+  const Tensor fp32 = Load(name);
+  if (precision_.dtype == DType::kFloat32) return Heads(fp32);
+  const Tensor rounded = New(fp32.shape(), precision_.dtype);
+  Convert(fp32, rounded, stream_);
+  return Heads(rounded);
+}
+
+void Core::Write(const std::string& name, const void* data, DType dtype,
+                 int64_t count) {
+  ConstTensor values(data, dtype, {count});
+  if (dtype != DType::kFloat32) {
+    const Tensor fp32 = New({count});
+    Convert(values, fp32, stream_);
+    values = fp32;
+  }
   std::vector<float> host(static_cast<size_t>(count));
-  CopyToHost(host.data(), data, count * SizeOf(DType::kFloat32), stream_);
+  CopyToHost(host.data(), values.raw(), values.size_bytes(), stream_);
   stream_.Synchronize();
   results_[name].assign(host.begin(), host.end());
 }
@@ -203,7 +229,7 @@ void Core::RunCubit() {
   KrrFactorsForward(r.rows, lrr, scale, lower, upper_scale, column_scale,
                     value_scale, stream_);
   KrrSolveForward(r.rows, v, column_scale, value_scale, log_lambda, mask_,
-                  SolvePrecision::kBFloat16x3,
+                  precision_.solve,
                   /*first_row=*/0, x, lse, stream_);
   const HeadTensor d_x = Attend(q, k, x);
   Write("x", x);
@@ -214,10 +240,9 @@ void Core::RunCubit() {
   const Tensor d_value_scale = NewScalars();
   const Tensor d_log_lambda = New({c_.num_heads});  // arenas start zero
   KrrSolveBackward(r.rows, v, column_scale, value_scale, log_lambda, mask_,
-                   SolvePrecision::kBFloat16x3, x, lse, d_x, /*y=*/d_x,
-                   r.d_rows, d_v, d_column_scale, d_value_scale, d_log_lambda,
-                   stream_);
-  const Tensor d_lrr = NewScalars();
+                   precision_.solve, x, lse, d_x, /*y=*/d_x, r.d_rows, d_v,
+                   d_column_scale, d_value_scale, d_log_lambda, stream_);
+  const Tensor d_lrr = NewScalars(precision_.dtype);
   const Tensor d_scale = New({c_.num_heads});
   const Tensor d_lower = New({c_.num_heads});
   const Tensor d_upper_scale = New({c_.num_heads});
@@ -245,9 +270,8 @@ void Core::RunDeltaFormer() {
   const HeadTensor beta = LoadHeads("beta");
   const HeadTensor x = NewRows();
   const Tensor lse = NewScalars();
-  DeltaSolveForward(w.rows, k.rows, v, beta, scale_, mask_,
-                    SolvePrecision::kBFloat16x3, /*first_row=*/0, x, lse,
-                    stream_);
+  DeltaSolveForward(w.rows, k.rows, v, beta, scale_, mask_, precision_.solve,
+                    /*first_row=*/0, x, lse, stream_);
   const HeadTensor d_x = Attend(q, k, x);
   Write("x", x);
   Write("lse_kernel", lse);
@@ -255,15 +279,14 @@ void Core::RunDeltaFormer() {
 
   const HeadTensor d_solve_k = NewRows();
   const HeadTensor d_v = NewRows();
-  const Tensor d_beta = NewScalars();
-  DeltaSolveBackward(w.rows, k.rows, v, beta, scale_, mask_,
-                     SolvePrecision::kBFloat16x3, x, lse, d_x,
-                     /*y=*/d_x, w.d_rows, d_solve_k, d_v, Heads(d_beta),
-                     stream_);
+  const Tensor d_beta = NewScalars(precision_.dtype);
+  DeltaSolveBackward(
+      w.rows, k.rows, v, beta, scale_, mask_, precision_.solve, x, lse, d_x,
+      /*y=*/d_x, w.d_rows, d_solve_k, d_v, Heads(d_beta), stream_);
   // The keys serve twice, and both ways back are linear.
   const Shape flat = {c_.batch * c_.num_heads * c_.seq_len * c_.head_dim};
-  AddInPlace(ConstTensor(d_solve_k.data, DType::kFloat32, flat),
-             Tensor(k.d_rows.data, DType::kFloat32, flat), stream_);
+  AddInPlace(ConstTensor(d_solve_k.data, precision_.dtype, flat),
+             Tensor(k.d_rows.data, precision_.dtype, flat), stream_);
   Leave("dq", q);
   Leave("dk", k);
   Leave("dw", w);
@@ -273,12 +296,12 @@ void Core::RunDeltaFormer() {
 
 }  // namespace
 
-absl::StatusOr<Results> RunBackend(const Case& c) {
+absl::StatusOr<Results> RunBackend(const Case& c, const Precision& precision) {
   Stream stream;
   CUBIT_ASSIGN_OR_RETURN(
       Arena arena,
       Arena::Create(Core::ArenaBytes(c), MemoryCategory::kWorkspace));
-  Core core(c, std::move(arena), &stream);
+  Core core(c, precision, std::move(arena), &stream);
   switch (c.mixer) {
     case Mixer::kSoftmax:
       core.RunSoftmax();

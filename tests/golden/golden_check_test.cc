@@ -183,11 +183,24 @@ Outcome CheckChanged(const std::function<void(Case*)>& change) {
   return Check(folder);
 }
 
+// The yardstick of bf16: worse than fp32 by far, and still near.
+TEST(GoldenCheck, PlainBFloat16LosesAboutThreeDigits) {
+  const Case c = CubitCase();
+  const Results exact = RunReference(c);
+  const Results plain = RunPlainBFloat16(c);
+  ASSERT_EQ(plain.size(), exact.size());
+  for (const auto& [name, values] : plain) {
+    const double error = RelativeError(values, exact.at(name));
+    EXPECT_GT(error, 1e-5) << name;
+    EXPECT_LT(error, 0.2) << name;
+  }
+}
+
 TEST(GoldenCheck, AcceptsWhatTheReferenceComputes) {
   const Outcome outcome = CheckChanged([](Case*) {});
   EXPECT_TRUE(outcome.status.ok()) << outcome.status << outcome.text;
   EXPECT_THAT(outcome.text, HasSubstr("reference: 13 tensors, 0 past"));
-  EXPECT_THAT(outcome.text, HasSubstr("cpu: 13 tensors, 0 past"));
+  EXPECT_THAT(outcome.text, HasSubstr("cpu fp32: 13 tensors, 0 past"));
   EXPECT_THAT(outcome.text, HasSubstr("1 files: ok"));
 }
 
@@ -258,7 +271,7 @@ TEST(GoldenCheck, DamagedFilesAreNamedAndTheOthersStillChecked) {
   EXPECT_THAT(outcome.status.message(),
               HasSubstr("a_text.h5 cannot be opened"));
   EXPECT_THAT(outcome.text, HasSubstr("b_half.h5 cannot be opened"));
-  EXPECT_THAT(outcome.text, HasSubstr("cpu: 13 tensors, 0 past"));
+  EXPECT_THAT(outcome.text, HasSubstr("cpu fp32: 13 tensors, 0 past"));
 }
 
 }  // namespace

@@ -13,6 +13,8 @@
 
 #include "absl/status/statusor.h"
 
+#include "ops/solve_precision.h"
+#include "runtime/dtype.h"
 #include "tests/golden/golden_file.h"
 
 namespace cubit {
@@ -29,8 +31,19 @@ void WriteEmptyRowsAsZero(std::vector<double>* lse);
 // In double.
 Results RunReference(const Case& c);
 
-// In fp32; the error is one of memory.
-absl::StatusOr<Results> RunBackend(const Case& c);
+// The same formulas with the operands of every product rounded to bf16, and
+// results of one element a head dim too.
+Results RunPlainBFloat16(const Case& c);
+
+// How the ops compute.
+struct Precision {
+  std::string name;  // "fp32", "bf16"
+  DType dtype = DType::kFloat32;
+  SolvePrecision solve = SolvePrecision::kBFloat16x3;  // of fp32 operands
+};
+
+// By the ops; the error is one of memory.
+absl::StatusOr<Results> RunBackend(const Case& c, const Precision& precision);
 
 }  // namespace golden
 }  // namespace cubit

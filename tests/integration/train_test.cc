@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 #include "launch/metrics.h"
@@ -18,6 +19,7 @@
 namespace cubit {
 namespace {
 
+using ::testing::HasSubstr;
 using testing::NewFolder;
 using testing::Outcome;
 using testing::OutcomeOf;
@@ -112,6 +114,43 @@ std::string CheckpointDigest(const std::string& folder) {
 
 std::string Step(const std::string& run, const std::string& step) {
   return run + "/checkpoints/step_" + std::string(8 - step.size(), '0') + step;
+}
+
+TEST_F(TrainTest, RefusesWhatDoesNotFitAndSaysWhatDoes) {
+  const std::string run = Run("run");
+  const Outcome result = TrainOn(text_, run,
+                                 {"--set=batch.global_batch_size=16777216",
+                                  "--set=batch.micro_batch_size=16777216"});
+  EXPECT_EQ(result.status, 1) << result.output;
+  EXPECT_THAT(result.output, HasSubstr("of memory and the device has"));
+  EXPECT_THAT(result.output, HasSubstr("--set batch.micro_batch_size="));
+  EXPECT_FALSE(FileSystem::Posix().Exists(run));
+  const Outcome plan = Train({"--dry_run", "--device_memory=64MiB"});
+  EXPECT_EQ(plan.status, 0) << plan.output;
+  EXPECT_THAT(plan.output, HasSubstr("micro_batch_size that fits: 4"));
+  EXPECT_EQ(Train({"--dry_run", "--device_memory=64potatoes"}).status, 1);
+}
+
+TEST_F(TrainTest, RecomputingChangesNoLoss) {
+  for (const char* recompute : {"none", "selective", "full"}) {
+    const Outcome result = TrainOn(
+        text_, Run(recompute),
+        {"--steps=5", std::string("--set=memory.recompute=") + recompute});
+    ASSERT_EQ(result.status, 0) << result.output;
+  }
+  EXPECT_EQ(Losses(Run("selective")), Losses(Run("none")));
+  EXPECT_EQ(Losses(Run("full")), Losses(Run("none")));
+}
+
+TEST_F(TrainTest, ProfilesStepsByKindOfWork) {
+  const Outcome result =
+      TrainOn(text_, Run("run"), {"--steps=4", "--profile_steps=2-3"});
+  ASSERT_EQ(result.status, 0) << result.output;
+  EXPECT_THAT(result.output, HasSubstr("device time of steps 2 to 3"));
+  for (const char* work : {"linear", "solve", "attention", "optimizer"}) {
+    EXPECT_THAT(result.output, HasSubstr(std::string("\n") + work));
+  }
+  EXPECT_EQ(TrainOn(text_, Run("bad"), {"--profile_steps=3-2"}).status, 1);
 }
 
 TEST_F(TrainTest, LearnsAndWritesEverythingItPromises) {

@@ -146,7 +146,6 @@ TEST(ValidateConfig, MoreThanOneRankIsRefused) {
                 AllOf(HasSubstr(key), HasSubstr("more than one is not "
                                                 "supported")));
   }
-  EXPECT_THAT(Problem({"precision.compute=bf16"}), HasSubstr("fp32 only"));
   EXPECT_THAT(Problem({"evaluation.tasks=hellaswag"}),
               HasSubstr("evaluation.tasks"));
 }
@@ -155,6 +154,38 @@ TEST(ValidateConfig, ListsEverythingThatIsWrong) {
   EXPECT_THAT(Problem({"model.num_layers=0", "log.every_steps=0"}),
               AllOf(HasSubstr("model.num_layers"), HasSubstr("\n"),
                     HasSubstr("log.every_steps")));
+}
+
+// compute and krr_precision once settled, or the error.
+std::string Settled(const std::string& device,
+                    const std::vector<std::string>& assignments) {
+  RunConfig config = With(assignments);
+  const absl::Status status = SettlePrecision(device, &config);
+  if (!status.ok()) return std::string(status.message());
+  const RunConfig::Precision& precision = config.precision();
+  return absl::StrCat(
+      RunConfig::Compute::Word_Name(precision.compute()), " ",
+      RunConfig::KrrPrecision::Word_Name(precision.krr_precision()));
+}
+
+TEST(SettlePrecision, FollowsTheDevice) {
+  EXPECT_EQ(Settled("cpu", {}), "fp32 auto");
+  EXPECT_EQ(Settled("cuda", {}), "bf16 auto");
+  EXPECT_EQ(Settled("cuda", {"precision.compute=fp32"}), "fp32 auto");
+  EXPECT_EQ(Settled("cuda", {"precision.krr_precision=tf32"}), "bf16 tf32");
+  EXPECT_EQ(Settled("cuda", {"precision.compute=fp32",
+                             "precision.krr_precision=bf16x3"}),
+            "fp32 bf16x3");
+}
+
+TEST(SettlePrecision, RefusesWhatTheDeviceHasNot) {
+  EXPECT_THAT(Settled("cpu", {"precision.compute=bf16"}),
+              HasSubstr("fp32 only"));
+  EXPECT_THAT(Settled("cpu", {"precision.krr_precision=tf32"}),
+              HasSubstr("set it to auto"));
+  EXPECT_THAT(Settled("cuda", {"precision.compute=fp32",
+                               "precision.krr_precision=bf16"}),
+              HasSubstr("set the first"));
 }
 
 std::vector<std::string> ChangedKeys(
@@ -174,7 +205,8 @@ TEST(CompareConfigs, SortsKeysByWhatTheyMean) {
       "data.document_mask=true",  "seed=4",
       "batch.micro_batch_size=2", "parallel.tp_size=2",
       "log.every_steps=1",        "checkpoint.keep_last=9",
-      "evaluation.max_batches=1", "precision.compute=bf16"};
+      "evaluation.max_batches=1", "precision.compute=bf16",
+      "memory.recompute=full"};
   EXPECT_THAT(ChangedKeys(assignments, ChangeKind::kRefused),
               ElementsAre("model.num_layers"));
   EXPECT_THAT(ChangedKeys(assignments, ChangeKind::kNeedsFlag),
@@ -184,7 +216,7 @@ TEST(CompareConfigs, SortsKeysByWhatTheyMean) {
   EXPECT_THAT(ChangedKeys(assignments, ChangeKind::kFree),
               ElementsAre("batch.micro_batch_size", "parallel.tp_size",
                           "checkpoint.keep_last", "evaluation.max_batches",
-                          "log.every_steps"));
+                          "log.every_steps", "memory.recompute"));
 }
 
 TEST(CompareConfigs, DefaultsWrittenOutAreNoChange) {

@@ -104,9 +104,9 @@ TEST_F(WorkerStart, HandsArgumentsAndStatusOn) {
 
 TEST_F(WorkerStart, AsksTheDriver) {
   AddWorker("cuda");
-  EXPECT_EQ(Run({}, ToyDriver("1", "9")).output, "cuda: \n");
-  EXPECT_EQ(Run({}, ToyDriver("0", "9")).output, "cpu: \n");
-  EXPECT_EQ(Run({}, ToyDriver("2", "7")).output, "cpu: \n");
+  EXPECT_EQ(Run({}, ToyDriver("1", "9")).output, "cuda:\n");
+  EXPECT_EQ(Run({}, ToyDriver("0", "9")).output, "cpu:\n");
+  EXPECT_EQ(Run({}, ToyDriver("2", "7")).output, "cpu:\n");
   const auto old = Run({"--device=cuda"}, ToyDriver("2", "7"));
   EXPECT_EQ(old.exit_status, 1);
   EXPECT_THAT(old.errors, HasSubstr("compute capability 7.5"));
@@ -117,7 +117,7 @@ TEST_F(WorkerStart, AsksTheDriver) {
 
 TEST_F(WorkerStart, WarnsOfAGpuThatTheBuildCannotUse) {
   const auto result = Run({}, ToyDriver("1", "9"));
-  EXPECT_EQ(result.output, "cpu: \n");
+  EXPECT_EQ(result.output, "cpu:\n");
   EXPECT_THAT(result.errors, HasSubstr("warning: a GPU is here"));
 }
 
