@@ -1,18 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include <algorithm>
-
 #include "ops/attention.h"
+#include "ops/cuda/attention_engines.h"
 #include "ops/cuda/attention_launch.cuh"
-#include "ops/cuda/head_tiles.cuh"
-#include "ops/cuda/key_ranges.cuh"
 #include "runtime/check.h"
-#include "runtime/cuda_check.h"
 
 namespace cubit {
 namespace {
-
-using cuda::RowsOf;
 
 void CheckHeads(const ConstHeadTensor& x, const char* name,
                 const ConstHeadTensor& q, int64_t seq_len) {
@@ -35,139 +29,6 @@ bool IsEmpty(const ConstHeadTensor& q) {
   return q.batch * q.seq_len * q.num_heads * q.head_dim == 0;
 }
 
-// Lanes that share a row of the delta kernel.
-constexpr int kDeltaLanes = 16;
-
-template <typename T>
-struct DeltaArguments {
-  cuda::HeadRows<const T> out, d_out;
-  int num_heads;
-  int64_t num_rows;  // B H T
-  float* delta;      // [B, H, T]
-};
-
-// Rows of d_out . out: kDeltaLanes threads each, in an order of (b, t, h) so
-// that neighbouring groups read neighbouring memory.
-template <typename T>
-__global__ void DeltaKernel(const DeltaArguments<T> in) {
-  const int64_t index =
-      (blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x) /
-      kDeltaLanes;
-  const int lane = threadIdx.x % kDeltaLanes;
-  const bool valid = index < in.num_rows;
-  const int64_t row = valid ? index : 0;
-  const int h = static_cast<int>(row % in.num_heads);
-  const int t = static_cast<int>(row / in.num_heads % in.out.seq_len);
-  const int b = static_cast<int>(row / in.num_heads / in.out.seq_len);
-  const T* out = in.out.Head(b, h) + t * in.out.seq_stride;
-  const T* d_out = in.d_out.Head(b, h) + t * in.d_out.seq_stride;
-  float sum = 0.0f;
-  constexpr int kVector = 16 / sizeof(T);
-  if (in.out.vectors && in.d_out.vectors) {
-    for (int c = lane * kVector; c < in.out.head_dim;
-         c += kDeltaLanes * kVector) {
-      T x[kVector];
-      T y[kVector];
-      *reinterpret_cast<uint4*>(x) = *reinterpret_cast<const uint4*>(out + c);
-      *reinterpret_cast<uint4*>(y) = *reinterpret_cast<const uint4*>(d_out + c);
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) {
-        sum += cuda::ToFloat32(x[i]) * cuda::ToFloat32(y[i]);
-      }
-    }
-  } else {
-    for (int c = lane; c < in.out.head_dim; c += kDeltaLanes) {
-      sum += cuda::ToFloat32(out[c]) * cuda::ToFloat32(d_out[c]);
-    }
-  }
-#pragma unroll
-  for (int offset = kDeltaLanes / 2; offset > 0; offset /= 2) {
-    sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-  }
-  if (valid && lane == 0) {
-    in.delta[(static_cast<int64_t>(b) * in.num_heads + h) * in.out.seq_len +
-             t] = sum;
-  }
-}
-
-template <typename T>
-void ComputeDelta(const ConstHeadTensor& out, const ConstHeadTensor& d_out,
-                  float* delta, cudaStream_t stream) {
-  DeltaArguments<T> arguments;
-  arguments.out = RowsOf<const T>(out);
-  arguments.d_out = RowsOf<const T>(d_out);
-  arguments.num_heads = static_cast<int>(out.num_heads);
-  arguments.num_rows = out.batch * out.num_heads * out.seq_len;
-  arguments.delta = delta;
-  constexpr int kThreads = 256;
-  constexpr int kRowsPerBlock = kThreads / kDeltaLanes;
-  const auto blocks = static_cast<unsigned>(
-      (arguments.num_rows + kRowsPerBlock - 1) / kRowsPerBlock);
-  DeltaKernel<T><<<blocks, kThreads, 0, stream>>>(arguments);
-  CUBIT_CUDA_CHECK_LAUNCH();
-}
-
-struct ForwardCall {
-  ConstHeadTensor q, k, v;
-  float scale;
-  const AttentionMask& mask;
-  HeadTensor out;
-  Tensor lse;
-};
-
-template <typename T>
-void OwnForward(const ForwardCall& in, Stream& stream) {
-  void* scratch = CudaWorkspace(cuda::KeyRangesBytes(in.mask), stream);
-  cuda::AttentionForwardArguments<T> arguments;
-  arguments.q = RowsOf<const T>(in.q);
-  arguments.k = RowsOf<const T>(in.k);
-  arguments.v = RowsOf<const T>(in.v);
-  arguments.out = RowsOf<T>(in.out);
-  arguments.lse = in.lse.data<float>();
-  arguments.scale = in.scale;
-  arguments.num_heads = static_cast<int>(in.q.num_heads);
-  arguments.keys =
-      cuda::MakeKeyRanges(in.mask, in.q.seq_len, in.k.seq_len, scratch, stream);
-  LaunchAttentionForward(arguments, static_cast<int>(in.q.batch),
-                         CudaStream(stream));
-}
-
-struct BackwardCall {
-  ConstHeadTensor q, k, v, out;
-  ConstTensor lse;
-  ConstHeadTensor d_out;
-  float scale;
-  const AttentionMask& mask;
-  AttentionAccumulate accumulate;
-  HeadTensor d_q, d_k, d_v;
-  Tensor delta;
-};
-
-template <typename T>
-void OwnBackward(const BackwardCall& in, Stream& stream) {
-  ComputeDelta<T>(in.out, in.d_out, in.delta.data<float>(), CudaStream(stream));
-  void* scratch = CudaWorkspace(cuda::KeyRangesBytes(in.mask), stream);
-  cuda::AttentionBackwardArguments<T> arguments;
-  arguments.q = RowsOf<const T>(in.q);
-  arguments.k = RowsOf<const T>(in.k);
-  arguments.v = RowsOf<const T>(in.v);
-  arguments.d_out = RowsOf<const T>(in.d_out);
-  arguments.d_q = RowsOf<T>(in.d_q);
-  arguments.d_k = RowsOf<T>(in.d_k);
-  arguments.d_v = RowsOf<T>(in.d_v);
-  arguments.lse = in.lse.data<float>();
-  arguments.delta = in.delta.data<float>();
-  arguments.scale = in.scale;
-  arguments.num_heads = static_cast<int>(in.q.num_heads);
-  arguments.add_d_q = in.accumulate.d_q;
-  arguments.add_d_k = in.accumulate.d_k;
-  arguments.add_d_v = in.accumulate.d_v;
-  arguments.keys =
-      cuda::MakeKeyRanges(in.mask, in.q.seq_len, in.k.seq_len, scratch, stream);
-  LaunchAttentionBackward(arguments, static_cast<int>(in.q.batch),
-                          CudaStream(stream));
-}
-
 }  // namespace
 
 void AttentionForward(ConstHeadTensor q, ConstHeadTensor k, ConstHeadTensor v,
@@ -180,12 +41,9 @@ void AttentionForward(ConstHeadTensor q, ConstHeadTensor k, ConstHeadTensor v,
   CUBIT_CHECK_SHAPE(lse, {q.batch, q.num_heads, q.seq_len});
   CheckCommon(q, scale);
   if (IsEmpty(q)) return;
-  const ForwardCall call{q, k, v, scale, mask, out, lse};
-  if (q.dtype == DType::kFloat32) {
-    OwnForward<float>(call, stream);
-  } else {
-    OwnForward<__nv_bfloat16>(call, stream);
-  }
+  const cuda::AttentionForwardCall call{q, k, v, scale, mask, out, lse};
+  if (cuda::CudnnAttentionForward(call, stream)) return;
+  cuda::OwnAttentionForward(call, stream);
 }
 
 void AttentionBackward(ConstHeadTensor q, ConstHeadTensor k, ConstHeadTensor v,
@@ -206,13 +64,10 @@ void AttentionBackward(ConstHeadTensor q, ConstHeadTensor k, ConstHeadTensor v,
   CUBIT_CHECK_SHAPE(delta, {q.batch, q.num_heads, q.seq_len});
   CheckCommon(q, scale);
   if (IsEmpty(q)) return;
-  const BackwardCall call{q,    k,          v,   out, lse, d_out, scale,
-                          mask, accumulate, d_q, d_k, d_v, delta};
-  if (q.dtype == DType::kFloat32) {
-    OwnBackward<float>(call, stream);
-  } else {
-    OwnBackward<__nv_bfloat16>(call, stream);
-  }
+  const cuda::AttentionBackwardCall call{
+      q, k, v, out, lse, d_out, scale, mask, accumulate, d_q, d_k, d_v, delta};
+  if (cuda::CudnnAttentionBackward(call, stream)) return;
+  cuda::OwnAttentionBackward(call, stream);
 }
 
 }  // namespace cubit

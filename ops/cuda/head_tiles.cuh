@@ -74,15 +74,15 @@ __device__ __forceinline__ void LoadTile(const HeadRows<const T>& x,
   constexpr int kVector = 16 / sizeof(T);
   if (x.vectors) {
     constexpr int kVectors = kDim / kVector;  // of a row
-    static_assert(kRows * kVectors % kThreads == 0, "uneven tile");
     // Few addresses in registers: one row and column, advanced by constants
     // where the vectors of a row divide the threads.
     constexpr bool kEven = kThreads % kVectors == 0;
     const int first_row = threadIdx.x / kVectors;
     const int column = threadIdx.x % kVectors * kVector;
 #pragma unroll
-    for (int i = 0; i < kRows * kVectors / kThreads; ++i) {
+    for (int i = 0; i < (kRows * kVectors + kThreads - 1) / kThreads; ++i) {
       const int index = threadIdx.x + i * kThreads;
+      if (kRows * kVectors % kThreads != 0 && index >= kRows * kVectors) break;
       const int r =
           kEven ? first_row + i * (kThreads / kVectors) : index / kVectors;
       const int c = kEven ? column : index % kVectors * kVector;
