@@ -20,8 +20,8 @@
 #include "runtime/device.h"
 #include "runtime/memory.h"
 #include "runtime/tensor.h"
-#include "tests/benchmarks/measure.h"
 #include "tests/benchmarks/measure_cuda.h"
+#include "tests/benchmarks/write_json.h"
 
 ABSL_FLAG(std::string, json, "", "also write the results to this file");
 ABSL_FLAG(double, seconds, 0.2, "time spent on each measurement");
