@@ -49,12 +49,12 @@ __global__ void DeltaKernel(const DeltaArguments<T> in) {
       *reinterpret_cast<uint4*>(y) = *reinterpret_cast<const uint4*>(d_out + c);
 #pragma unroll
       for (int i = 0; i < kVector; ++i) {
-        sum += ToFloat32(x[i]) * ToFloat32(y[i]);
+        sum += ToFloat(x[i]) * ToFloat(y[i]);
       }
     }
   } else {
     for (int c = lane; c < in.out.head_dim; c += kDeltaLanes) {
-      sum += ToFloat32(out[c]) * ToFloat32(d_out[c]);
+      sum += ToFloat(out[c]) * ToFloat(d_out[c]);
     }
   }
 #pragma unroll

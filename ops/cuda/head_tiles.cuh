@@ -8,62 +8,13 @@
 
 #include <cstdint>
 
+#include "ops/cuda/head_views.cuh"
+#include "ops/cuda/memory_pass.cuh"
 #include "ops/cuda/mma.cuh"
 #include "ops/cuda/operands.cuh"
-#include "runtime/tensor.h"
 
 namespace cubit {
 namespace cuda {
-
-__device__ __forceinline__ float ToFloat32(float x) { return x; }
-__device__ __forceinline__ float ToFloat32(__nv_bfloat16 x) {
-  return __bfloat162float(x);
-}
-template <typename T>
-__device__ __forceinline__ T FromFloat32(float x) {
-  return static_cast<T>(x);
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 FromFloat32<__nv_bfloat16>(float x) {
-  return __float2bfloat16_rn(x);
-}
-
-// A view as a kernel argument.
-template <typename T>
-struct HeadRows {
-  T* data;
-  int64_t batch_stride, seq_stride, head_stride;
-  int seq_len;
-  int head_dim;
-  // Every row starts at a multiple of 16 bytes and its length is one, so that
-  // it can be moved in vectors of 16 bytes.
-  bool vectors;
-  // The same for two elements.
-  bool pairs;
-
-  __device__ __forceinline__ T* Head(int b, int h) const {
-    return data + b * batch_stride + h * head_stride;
-  }
-};
-
-template <typename T, typename View>
-HeadRows<T> RowsOf(const View& x) {
-  HeadRows<T> rows;
-  rows.data = static_cast<T*>(x.data);
-  rows.batch_stride = x.batch_stride;
-  rows.seq_stride = x.seq_stride;
-  rows.head_stride = x.head_stride;
-  rows.seq_len = static_cast<int>(x.seq_len);
-  rows.head_dim = static_cast<int>(x.head_dim);
-  const auto aligned = [&x](int64_t elements) {
-    return reinterpret_cast<uintptr_t>(x.data) % (elements * sizeof(T)) == 0 &&
-           x.batch_stride % elements == 0 && x.seq_stride % elements == 0 &&
-           x.head_stride % elements == 0 && x.head_dim % elements == 0;
-  };
-  rows.vectors = aligned(16 / sizeof(T));
-  rows.pairs = aligned(2);
-  return rows;
-}
 
 // Copies rows [first, first + kRows) of `head` (of view `x`) to a tile of rows
 // of kDim elements, kStride apart; zeros beyond the view's rows and columns.
@@ -98,7 +49,7 @@ __device__ __forceinline__ void LoadTile(const HeadRows<const T>& x,
     const bool valid = first + row < x.seq_len && column < x.head_dim;
     tile[row * kStride + column] =
         valid ? head[(first + row) * x.seq_stride + column]
-              : FromFloat32<T>(0.0f);
+              : FromFloat<T>(0.0f);
   }
 }
 
@@ -141,11 +92,11 @@ __device__ __forceinline__ void StoreAccumulators(const float (&c)[kDim / 8][4],
       StorePair(row + column, first, second);
       continue;
     }
-    if (accumulate) first += ToFloat32(row[column]);
-    row[column] = FromFloat32<T>(first);
+    if (accumulate) first += ToFloat(row[column]);
+    row[column] = FromFloat<T>(first);
     if (column + 1 >= x.head_dim) continue;
-    if (accumulate) second += ToFloat32(row[column + 1]);
-    row[column + 1] = FromFloat32<T>(second);
+    if (accumulate) second += ToFloat(row[column + 1]);
+    row[column + 1] = FromFloat<T>(second);
   }
 }
 
