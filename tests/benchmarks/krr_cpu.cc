@@ -16,6 +16,7 @@
 #include "runtime/command_line.h"
 #include "runtime/device.h"
 #include "tests/benchmarks/measure.h"
+#include "tests/benchmarks/write_json.h"
 #include "tests/testing/numerics.h"
 
 ABSL_FLAG(std::string, json, "", "also write the results to this file");

@@ -28,7 +28,7 @@
 #include "runtime/file_system.h"
 #include "runtime/philox.h"
 #include "runtime/status_macros.h"
-#include "tests/benchmarks/measure.h"
+#include "tests/benchmarks/write_json.h"
 
 ABSL_FLAG(std::string, data, "",
           "folder of token shards; default: random tokens, made and removed");

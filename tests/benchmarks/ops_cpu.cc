@@ -24,6 +24,7 @@
 #include "runtime/device.h"
 #include "runtime/thread_pool.h"
 #include "tests/benchmarks/measure.h"
+#include "tests/benchmarks/write_json.h"
 #include "tests/testing/numerics.h"
 
 ABSL_FLAG(std::string, json, "", "also write the results to this file");

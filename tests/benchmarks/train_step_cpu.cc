@@ -21,6 +21,7 @@
 #include "runtime/philox.h"
 #include "runtime/status_macros.h"
 #include "tests/benchmarks/measure.h"
+#include "tests/benchmarks/write_json.h"
 #include "tests/testing/numerics.h"
 
 ABSL_FLAG(std::string, preset, "tiny", "configuration whose step is measured");
