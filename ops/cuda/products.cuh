@@ -118,6 +118,8 @@ struct BFloat16Products {
     return {{PackBFloat16(c0[0], c0[1]), PackBFloat16(c0[2], c0[3]),
              PackBFloat16(c1[0], c1[1]), PackBFloat16(c1[2], c1[3])}};
   }
+  // An element as the products see it.
+  __device__ __forceinline__ static float Round(float x) { return x; }
   // c += a b.
   __device__ __forceinline__ static void Multiply(float (&c)[4], const Left& a,
                                                   const Right& b) {
@@ -178,6 +180,9 @@ struct Float32Products {
       const float (&c0)[4], const float (&c1)[4]) {
     return Parts::FromAccumulators(c0, c1);
   }
+  __device__ __forceinline__ static float Round(float x) {
+    return Parts::Round(x);
+  }
   __device__ __forceinline__ static void Multiply(float (&c)[4], const Left& a,
                                                   const Right& b) {
     Parts::Multiply(c, a, b);
@@ -196,6 +201,7 @@ struct BFloat16Parts {
       const float (&c0)[4], const float (&c1)[4]) {
     return SplitLeft::FromAccumulators(c0, c1);
   }
+  __device__ __forceinline__ static float Round(float x) { return x; }
   // Elements k = 2 quad, + 1, + 8, + 9 of the lane's column.
   __device__ __forceinline__ static Right MakeRight(float x0, float x1,
                                                     float x8, float x9) {
@@ -226,6 +232,9 @@ struct TFloat32Parts {
               RoundToTFloat32(c0[1]), RoundToTFloat32(c0[3])},
              {RoundToTFloat32(c1[0]), RoundToTFloat32(c1[2]),
               RoundToTFloat32(c1[1]), RoundToTFloat32(c1[3])}}};
+  }
+  __device__ __forceinline__ static float Round(float x) {
+    return __uint_as_float(RoundToTFloat32(x));
   }
   __device__ __forceinline__ static Right MakeRight(float x0, float x1,
                                                     float x8, float x9) {
