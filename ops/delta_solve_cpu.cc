@@ -133,8 +133,9 @@ void BackwardHead(const BackwardArguments& in, const AttentionMask& mask,
 // NOLINTNEXTLINE(readability-function-size)
 void DeltaSolveForward(ConstHeadTensor w, ConstHeadTensor k, ConstHeadTensor v,
                        ConstHeadTensor beta, float scale,
-                       const AttentionMask& mask, int64_t first_row,
-                       HeadTensor x, Tensor lse, Stream& /*stream*/) {
+                       const AttentionMask& mask, SolvePrecision /*precision*/,
+                       int64_t first_row, HeadTensor x, Tensor lse,
+                       Stream& /*stream*/) {
   CheckInputs(w, k, v, beta, mask, x, lse);
   CUBIT_CHECK(first_row >= 0 && first_row <= w.seq_len) << first_row;
   const ForwardArguments in = {w, k, v, beta, scale, first_row, x, lse};
@@ -149,10 +150,10 @@ void DeltaSolveForward(ConstHeadTensor w, ConstHeadTensor k, ConstHeadTensor v,
 // NOLINTNEXTLINE(readability-function-size)
 void DeltaSolveBackward(ConstHeadTensor w, ConstHeadTensor k, ConstHeadTensor v,
                         ConstHeadTensor beta, float scale,
-                        const AttentionMask& mask, ConstHeadTensor x,
-                        ConstTensor lse, ConstHeadTensor d_x, HeadTensor /*y*/,
-                        HeadTensor d_w, HeadTensor d_k, HeadTensor d_v,
-                        HeadTensor d_beta, Stream& /*stream*/) {
+                        const AttentionMask& mask, SolvePrecision /*precision*/,
+                        ConstHeadTensor x, ConstTensor lse, ConstHeadTensor d_x,
+                        HeadTensor /*y*/, HeadTensor d_w, HeadTensor d_k,
+                        HeadTensor d_v, HeadTensor d_beta, Stream& /*stream*/) {
   CheckInputs(w, k, v, beta, mask, x, lse);
   const auto check = [&w](const ConstHeadTensor& y, const char* name) {
     CheckHeadShape(y, name, w.batch, w.seq_len, w.num_heads, w.head_dim);

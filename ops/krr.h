@@ -10,6 +10,7 @@
 #define CUBIT_OPS_KRR_H_
 
 #include "ops/attention.h"
+#include "ops/solve_precision.h"
 #include "runtime/device.h"
 #include "runtime/tensor.h"
 
@@ -42,17 +43,20 @@ void KrrFactorsBackward(ConstHeadTensor r, ConstHeadTensor lrr_logits,
 //   r, v, x [B, T, H, K]; column_scale, value_scale, lse [B, H, T];
 //   log_lambda [H]; lambda = exp(log_lambda).
 //   lse_i = log sum_j exp(S_ij), kept for the backward.
+//   r, v, x all fp32 or all bf16; everything else fp32. `precision` says how
+//   products of fp32 tensors are formed on tensor cores.
 // Rows before `first_row` of x (and lse) are taken as solved: decoding and
 // chunked solves continue where they stopped.
 // The exponent is shifted by S_ii, the row's largest entry (Cauchy-Schwarz)
 // while scale_h > 0; a head with scale_h <= 0 uses a running maximum.
 // mask.causal = false builds the dense T x T system per head and solves it by
-// LU in double: for evaluation only, O(T^2) memory. x may not alias the inputs.
+// LU in double: for evaluation only, O(T^2) memory, on the CPU alone (CUDA:
+// CHECK). x may not alias the inputs.
 void KrrSolveForward(ConstHeadTensor r, ConstHeadTensor v,
                      ConstTensor column_scale, ConstTensor value_scale,
                      ConstTensor log_lambda, const AttentionMask& mask,
-                     int64_t first_row, HeadTensor x, Tensor lse,
-                     Stream& stream);
+                     SolvePrecision precision, int64_t first_row, HeadTensor x,
+                     Tensor lse, Stream& stream);
 
 // Gradients from d_x by one sweep of the transposed solve L^T Y = dX, last
 // block to first (krr.md, fact 4).
@@ -62,10 +66,11 @@ void KrrSolveForward(ConstHeadTensor r, ConstHeadTensor v,
 void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
                       ConstTensor column_scale, ConstTensor value_scale,
                       ConstTensor log_lambda, const AttentionMask& mask,
-                      ConstHeadTensor x, ConstTensor lse, ConstHeadTensor d_x,
-                      HeadTensor y, HeadTensor d_r, HeadTensor d_v,
-                      Tensor d_column_scale, Tensor d_value_scale,
-                      Tensor d_log_lambda, Stream& stream);
+                      SolvePrecision precision, ConstHeadTensor x,
+                      ConstTensor lse, ConstHeadTensor d_x, HeadTensor y,
+                      HeadTensor d_r, HeadTensor d_v, Tensor d_column_scale,
+                      Tensor d_value_scale, Tensor d_log_lambda,
+                      Stream& stream);
 
 // Health of a solve, for the log: result [3] fp32 receives
 //   [0] the smallest diagonal entry of P: min over rows of exp(S_ii - lse_i);

@@ -203,8 +203,8 @@ double Lambda(const ConstTensor& log_lambda, int64_t h) {
 void KrrSolveForward(ConstHeadTensor r, ConstHeadTensor v,
                      ConstTensor column_scale, ConstTensor value_scale,
                      ConstTensor log_lambda, const AttentionMask& mask,
-                     int64_t first_row, HeadTensor x, Tensor lse,
-                     Stream& /*stream*/) {
+                     SolvePrecision /*precision*/, int64_t first_row,
+                     HeadTensor x, Tensor lse, Stream& /*stream*/) {
   CheckInputs(r, v, column_scale, value_scale, log_lambda, x, lse);
   CUBIT_CHECK(first_row >= 0 && first_row <= r.seq_len) << first_row;
   CUBIT_CHECK(mask.causal || first_row == 0)
@@ -237,10 +237,11 @@ void KrrSolveForward(ConstHeadTensor r, ConstHeadTensor v,
 void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
                       ConstTensor column_scale, ConstTensor value_scale,
                       ConstTensor log_lambda, const AttentionMask& mask,
-                      ConstHeadTensor x, ConstTensor lse, ConstHeadTensor d_x,
-                      HeadTensor /*y*/, HeadTensor d_r, HeadTensor d_v,
-                      Tensor d_column_scale, Tensor d_value_scale,
-                      Tensor d_log_lambda, Stream& /*stream*/) {
+                      SolvePrecision /*precision*/, ConstHeadTensor x,
+                      ConstTensor lse, ConstHeadTensor d_x, HeadTensor /*y*/,
+                      HeadTensor d_r, HeadTensor d_v, Tensor d_column_scale,
+                      Tensor d_value_scale, Tensor d_log_lambda,
+                      Stream& /*stream*/) {
   CheckInputs(r, v, column_scale, value_scale, log_lambda, x, lse);
   CheckInputs(d_r, d_v, d_column_scale, d_value_scale, d_log_lambda, d_x, lse);
   std::vector<double> partials(static_cast<size_t>(r.batch * r.num_heads));

@@ -103,6 +103,26 @@ __device__ __forceinline__ float Exp2(float x) {
   return y;
 }
 
+// The transpose of an 8 x 8 matrix of 2-byte elements held by the warp (lane:
+// row group, columns 2 quad and 2 quad + 1): turns an accumulator, packed, into
+// the b operand of the next product.
+__device__ __forceinline__ uint32_t TransposeMatrix(uint32_t x) {
+  uint32_t y;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n"
+               : "=r"(y)
+               : "r"(x));
+  return y;
+}
+
+// Meeting points of part of a thread block: `count` threads in all, those that
+// wait and those that only report.
+__device__ __forceinline__ void WaitAtBarrier(int id, int count) {
+  asm volatile("bar.sync %0, %1;\n" ::"r"(id), "r"(count) : "memory");
+}
+__device__ __forceinline__ void ReportAtBarrier(int id, int count) {
+  asm volatile("bar.arrive %0, %1;\n" ::"r"(id), "r"(count) : "memory");
+}
+
 }  // namespace cuda
 }  // namespace cubit
 

@@ -79,23 +79,26 @@ class Core {
   }
   void KrrForward() {
     KrrSolveForward(Rows(3), Rows(2), scalars_[0].view(), scalars_[1].view(),
-                    log_lambda_.view(), {}, 0, Rows(6), scalars_[3].view(),
-                    stream_);
+                    log_lambda_.view(), {}, SolvePrecision::kBFloat16x3, 0,
+                    Rows(6), scalars_[3].view(), stream_);
   }
   void KrrBackward() {
     KrrSolveBackward(Rows(3), Rows(2), scalars_[0].view(), scalars_[1].view(),
-                     log_lambda_.view(), {}, Rows(6), scalars_[3].view(),
-                     Rows(4), Rows(7), Rows(8), Rows(10), scalars_[4].view(),
-                     scalars_[5].view(), d_log_lambda_.view(), stream_);
+                     log_lambda_.view(), {}, SolvePrecision::kBFloat16x3,
+                     Rows(6), scalars_[3].view(), Rows(4), Rows(7), Rows(8),
+                     Rows(10), scalars_[4].view(), scalars_[5].view(),
+                     d_log_lambda_.view(), stream_);
   }
   void DeltaForward() {
-    DeltaSolveForward(Rows(3), Rows(1), Rows(2), Scalars(beta_), kScale, {}, 0,
-                      Rows(6), scalars_[3].view(), stream_);
+    DeltaSolveForward(Rows(3), Rows(1), Rows(2), Scalars(beta_), kScale, {},
+                      SolvePrecision::kBFloat16x3, 0, Rows(6),
+                      scalars_[3].view(), stream_);
   }
   void DeltaBackward() {
     DeltaSolveBackward(Rows(3), Rows(1), Rows(2), Scalars(beta_), kScale, {},
-                       Rows(6), scalars_[3].view(), Rows(4), Rows(7), Rows(8),
-                       Rows(9), Rows(10), Scalars(d_beta_), stream_);
+                       SolvePrecision::kBFloat16x3, Rows(6), scalars_[3].view(),
+                       Rows(4), Rows(7), Rows(8), Rows(9), Rows(10),
+                       Scalars(d_beta_), stream_);
   }
 
  private:

@@ -203,6 +203,7 @@ void Core::RunCubit() {
   KrrFactorsForward(r.rows, lrr, scale, lower, upper_scale, column_scale,
                     value_scale, stream_);
   KrrSolveForward(r.rows, v, column_scale, value_scale, log_lambda, mask_,
+                  SolvePrecision::kBFloat16x3,
                   /*first_row=*/0, x, lse, stream_);
   const HeadTensor d_x = Attend(q, k, x);
   Write("x", x);
@@ -212,9 +213,10 @@ void Core::RunCubit() {
   const Tensor d_column_scale = NewScalars();
   const Tensor d_value_scale = NewScalars();
   const Tensor d_log_lambda = New({c_.num_heads});  // arenas start zero
-  KrrSolveBackward(r.rows, v, column_scale, value_scale, log_lambda, mask_, x,
-                   lse, d_x, /*y=*/d_x, r.d_rows, d_v, d_column_scale,
-                   d_value_scale, d_log_lambda, stream_);
+  KrrSolveBackward(r.rows, v, column_scale, value_scale, log_lambda, mask_,
+                   SolvePrecision::kBFloat16x3, x, lse, d_x, /*y=*/d_x,
+                   r.d_rows, d_v, d_column_scale, d_value_scale, d_log_lambda,
+                   stream_);
   const Tensor d_lrr = NewScalars();
   const Tensor d_scale = New({c_.num_heads});
   const Tensor d_lower = New({c_.num_heads});
@@ -243,8 +245,9 @@ void Core::RunDeltaFormer() {
   const HeadTensor beta = LoadHeads("beta");
   const HeadTensor x = NewRows();
   const Tensor lse = NewScalars();
-  DeltaSolveForward(w.rows, k.rows, v, beta, scale_, mask_, /*first_row=*/0, x,
-                    lse, stream_);
+  DeltaSolveForward(w.rows, k.rows, v, beta, scale_, mask_,
+                    SolvePrecision::kBFloat16x3, /*first_row=*/0, x, lse,
+                    stream_);
   const HeadTensor d_x = Attend(q, k, x);
   Write("x", x);
   Write("lse_kernel", lse);
@@ -253,7 +256,8 @@ void Core::RunDeltaFormer() {
   const HeadTensor d_solve_k = NewRows();
   const HeadTensor d_v = NewRows();
   const Tensor d_beta = NewScalars();
-  DeltaSolveBackward(w.rows, k.rows, v, beta, scale_, mask_, x, lse, d_x,
+  DeltaSolveBackward(w.rows, k.rows, v, beta, scale_, mask_,
+                     SolvePrecision::kBFloat16x3, x, lse, d_x,
                      /*y=*/d_x, w.d_rows, d_solve_k, d_v, Heads(d_beta),
                      stream_);
   // The keys serve twice, and both ways back are linear.

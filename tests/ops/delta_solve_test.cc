@@ -88,7 +88,8 @@ struct DeltaRun {
   void Forward(int64_t first_row, HeadArray* x, HostTensor<float>* lse) const {
     Stream stream;
     DeltaSolveForward(w.view(), k.view(), v.view(), beta.view(), kScale,
-                      mask.ForOp(), first_row, x->view(), lse->view(), stream);
+                      mask.ForOp(), SolvePrecision::kBFloat16x3, first_row,
+                      x->view(), lse->view(), stream);
   }
 
   Named<float> Op() const {
@@ -99,9 +100,9 @@ struct DeltaRun {
     Forward(0, &x, &lse);
     Stream stream;
     DeltaSolveBackward(w.view(), k.view(), v.view(), beta.view(), kScale,
-                       mask.ForOp(), x.view(), lse.view(), d_x.view(), y.view(),
-                       d_w.view(), d_k.view(), d_v.view(), d_beta.view(),
-                       stream);
+                       mask.ForOp(), SolvePrecision::kBFloat16x3, x.view(),
+                       lse.view(), d_x.view(), y.view(), d_w.view(), d_k.view(),
+                       d_v.view(), d_beta.view(), stream);
     EXPECT_TRUE(x.RestIsPoisoned());
     EXPECT_TRUE(d_w.RestIsPoisoned());
     EXPECT_TRUE(d_beta.RestIsPoisoned());
@@ -249,7 +250,8 @@ TEST(DeltaSolve, KeysMayServeAsQueries) {
   HostTensor<float> lse = Poisoned({1, 1, 100});
   Stream stream;
   DeltaSolveForward(run.k.view(), run.k.view(), run.v.view(), run.beta.view(),
-                    DeltaRun::kScale, {}, 0, shared.view(), lse.view(), stream);
+                    DeltaRun::kScale, {}, SolvePrecision::kBFloat16x3, 0,
+                    shared.view(), lse.view(), stream);
   copied.Forward(0, &apart, &lse);
   EXPECT_EQ(shared.Values(), apart.Values());
 }

@@ -53,7 +53,8 @@ class KrrCase {
   void Forward(int64_t first_row, HeadArray* x, HostTensor<float>* lse) const {
     Stream stream;
     KrrSolveForward(r.view(), v.view(), column_scale.view(), value_scale.view(),
-                    log_lambda.view(), mask.ForOp(), first_row, x->view(),
+                    log_lambda.view(), mask.ForOp(),
+                    SolvePrecision::kBFloat16x3, first_row, x->view(),
                     lse->view(), stream);
   }
 
@@ -65,11 +66,11 @@ class KrrCase {
     HostTensor<float> d_log_lambda({size.num_heads}, 0.0f);
     Forward(0, &x, &lse);
     Stream stream;
-    KrrSolveBackward(r.view(), v.view(), column_scale.view(),
-                     value_scale.view(), log_lambda.view(), mask.ForOp(),
-                     x.view(), lse.view(), d_x.view(), y.view(), d_r.view(),
-                     d_v.view(), d_columns.view(), d_values.view(),
-                     d_log_lambda.view(), stream);
+    KrrSolveBackward(
+        r.view(), v.view(), column_scale.view(), value_scale.view(),
+        log_lambda.view(), mask.ForOp(), SolvePrecision::kBFloat16x3, x.view(),
+        lse.view(), d_x.view(), y.view(), d_r.view(), d_v.view(),
+        d_columns.view(), d_values.view(), d_log_lambda.view(), stream);
     EXPECT_TRUE(x.RestIsPoisoned());
     EXPECT_TRUE(d_r.RestIsPoisoned());
     EXPECT_TRUE(d_v.RestIsPoisoned());

@@ -98,11 +98,11 @@ TEST(KrrSolve, DecodesOneRowAtATimeToRounding) {
                                    {1, 1, t + 1});
     const ConstTensor value_scale(krr.value_scale.view().raw(), columns.dtype(),
                                   {1, 1, t + 1});
-    KrrSolveForward(SliceSequence(krr.r.view(), 0, t + 1),
-                    SliceSequence(krr.v.view(), 0, t + 1), column_scale,
-                    value_scale, krr.log_lambda.view(), {}, t,
-                    SliceSequence(decoded.view(), 0, t + 1), step_lse.view(),
-                    stream);
+    KrrSolveForward(
+        SliceSequence(krr.r.view(), 0, t + 1),
+        SliceSequence(krr.v.view(), 0, t + 1), column_scale, value_scale,
+        krr.log_lambda.view(), {}, SolvePrecision::kBFloat16x3, t,
+        SliceSequence(decoded.view(), 0, t + 1), step_lse.view(), stream);
     EXPECT_NEAR(step_lse[t], lse[t], 1e-5);
   }
   EXPECT_TRUE(
@@ -132,7 +132,8 @@ TEST(KrrSolve, DocumentsAreSeparateSolves) {
     KrrSolveForward(SliceSequence(packed.r.view(), begin, count),
                     SliceSequence(packed.v.view(), begin, count),
                     columns.view(), values.view(), packed.log_lambda.view(), {},
-                    0, alone.view(), alone_lse.view(), stream);
+                    SolvePrecision::kBFloat16x3, 0, alone.view(),
+                    alone_lse.view(), stream);
     EXPECT_TRUE(IsClose(ToDouble(RowsOf(x, begin, begin + count)),
                         ToDouble(alone.Values()), 1e-5))
         << "document " << i;
@@ -169,10 +170,11 @@ TEST(KrrSolve, ScratchMayBeTheGradientItself) {
   krr.Forward(0, &x, &lse);
   Stream stream;
   KrrSolveBackward(krr.r.view(), krr.v.view(), krr.column_scale.view(),
-                   krr.value_scale.view(), krr.log_lambda.view(), {}, x.view(),
-                   lse.view(), d_x.view(), /*y=*/d_x.view(), d_r.view(),
-                   d_v.view(), d_columns.view(), d_values.view(),
-                   d_log_lambda.view(), stream);
+                   krr.value_scale.view(), krr.log_lambda.view(), {},
+                   SolvePrecision::kBFloat16x3, x.view(), lse.view(),
+                   d_x.view(), /*y=*/d_x.view(), d_r.view(), d_v.view(),
+                   d_columns.view(), d_values.view(), d_log_lambda.view(),
+                   stream);
   EXPECT_EQ(d_r.Values(), apart.at("d_r"));
   EXPECT_EQ(d_v.Values(), apart.at("d_v"));
   // Accumulated, not written.

@@ -125,8 +125,8 @@ void CubitMixer::Forward(const MixerContext& context, Tensor columns,
                     stream);
   const HeadTensor x = HeadsOf(kept.solution, 0, heads, head_dim_);
   KrrSolveForward(views.r, views.v, kept.column_scale, kept.value_scale,
-                  scalars.log_lambda, context.mask, 0, x, kept.lse_kernel,
-                  stream);
+                  scalars.log_lambda, context.mask, SolvePrecision::kBFloat16x3,
+                  0, x, kept.lse_kernel, stream);
   AttentionForward(views.q, views.k, x, attention_scale_, context.mask,
                    HeadsOf(out, 0, heads, head_dim_), kept.lse_attention,
                    stream);
@@ -156,8 +156,9 @@ void CubitMixer::Backward(const MixerContext& context, ConstTensor columns,
                     attention_scale_, context.mask, AttentionAccumulate(),
                     d_views.q, d_views.k, d_x, work.delta, stream);
   KrrSolveBackward(views.r, views.v, kept.column_scale, kept.value_scale,
-                   scalars.log_lambda, context.mask, x, kept.lse_kernel, d_x,
-                   d_x, d_r, d_views.v, work.d_column_scale, work.d_value_scale,
+                   scalars.log_lambda, context.mask,
+                   SolvePrecision::kBFloat16x3, x, kept.lse_kernel, d_x, d_x,
+                   d_r, d_views.v, work.d_column_scale, work.d_value_scale,
                    gradients.log_lambda, stream);
   KrrFactorsBackward(views.r, views.lrr, scalars.scale, scalars.upper_scale,
                      kept.column_scale, work.d_column_scale, work.d_value_scale,

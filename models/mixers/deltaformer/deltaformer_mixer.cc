@@ -91,7 +91,8 @@ void DeltaFormerMixer::Forward(const MixerContext& context, Tensor columns,
   Prepare(context, 0, views);
   const HeadTensor x = HeadsOf(kept.solution, 0, heads, head_dim_);
   DeltaSolveForward(views.w, views.k, views.v, views.beta, scale_, context.mask,
-                    0, x, kept.lse_kernel, *context.stream);
+                    SolvePrecision::kBFloat16x3, 0, x, kept.lse_kernel,
+                    *context.stream);
   AttentionForward(views.q, views.k, x, scale_, context.mask,
                    HeadsOf(out, 0, heads, head_dim_), kept.lse_attention,
                    *context.stream);
@@ -120,8 +121,9 @@ void DeltaFormerMixer::Backward(const MixerContext& context,
                     scale_, context.mask, AttentionAccumulate(), d_views.q,
                     d_views.k, d_x, work.delta, stream);
   DeltaSolveBackward(views.w, views.k, views.v, views.beta, scale_,
-                     context.mask, x, kept.lse_kernel, d_x, d_x, d_w, d_k,
-                     d_views.v, d_views.beta, stream);
+                     context.mask, SolvePrecision::kBFloat16x3, x,
+                     kept.lse_kernel, d_x, d_x, d_w, d_k, d_views.v,
+                     d_views.beta, stream);
   AddHeads(d_k, d_views.k, stream);
   if (!owns_w()) AddHeads(d_w, d_views.w, stream);
   if (!context.rotary_table.empty()) {

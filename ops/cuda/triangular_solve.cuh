@@ -1,0 +1,692 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The forward solve of krr.h and delta_solve.h on one GPU, head by head:
+//   X_i + g_i sum_{j<i} E_ij X_j = h_i V_i,   E_ij = exp(S_ij - m_i),
+// with Z_i = sum_j E_ij over the visible keys (block_solve.h has the same form
+// for the CPU; docs/decisions/0022 the design). It is attention whose values
+// are its own outputs. An item of work is one block of rows of one head:
+//   1. stream the key tiles before the block: S on tensor cores, E in registers
+//      as the left operand of acc += E X; m_i is known beforehand (S_ii, or one
+//      more pass over the scores where S_ii is not the maximum), so acc is
+//      never rescaled;
+//   2. the block's own tile of E, in 16 x 16 sub-blocks; with D_s = I + g E_ss,
+//      one warp for each s inverts D_s by substitution in fp32;
+//   3. 16 rows at a time: X_s = D_s^-1 (h_s V_s - g_s acc_s) by warp s, then
+//      acc_t += E_ts X_s by the warps t > s.
+
+#ifndef CUBIT_OPS_CUDA_TRIANGULAR_SOLVE_CUH_
+#define CUBIT_OPS_CUDA_TRIANGULAR_SOLVE_CUH_
+
+#include <cstdint>
+
+#include "ops/cuda/products.cuh"
+#include "ops/cuda/solve_queue.cuh"
+#include "ops/cuda/tile.cuh"
+
+namespace cubit {
+namespace cuda {
+
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
+
+// Strides of a per-head view, in elements.
+struct HeadStrides {
+  int64_t batch;
+  int64_t seq;
+  int64_t head;
+};
+
+// Everything a launch needs; pointers to device memory.
+struct SolveArguments {
+  const void* query;  // [B, T, H, K]: r, or Delta's w
+  const void* key;    // r, or Delta's k
+  const void* v;
+  void* x;
+  HeadStrides query_strides, key_strides, v_strides, x_strides;
+  const int32_t* segments;  // [B, T] or null
+  float* lse;               // [B, H, T]
+
+  const float* column_scale;  // KRR [B, H, T]
+  const float* value_scale;   // KRR [B, H, T]
+  const float* log_lambda;    // KRR [H]
+  const void* beta;           // Delta [B, T, H, 1]
+  HeadStrides beta_strides;
+  float scale;  // Delta
+
+  int num_pairs;  // B * H
+  int num_heads;
+  int seq_len;
+  int head_dim;
+  int first_row;
+  int first_block;
+  int num_items;
+  bool aligned;  // all rows begin at multiples of 16 bytes
+  SolveQueue* queue;
+};
+
+// Row i of the system: X_i + left sum_j E_ij X_j = right V_i.
+struct RowEquation {
+  float left;
+  float right;
+};
+
+__device__ __forceinline__ float ToFloat(float x) { return x; }
+__device__ __forceinline__ float ToFloat(__nv_bfloat16 x) {
+  return __bfloat162float(x);
+}
+
+// (P + lambda I) X = diag(value_scale) V.
+struct KrrSystem {
+  static constexpr bool kStrict = false;
+
+  // Is the diagonal the row's maximum (scale_h > 0)?
+  __device__ static bool DiagonalIsMaximum(const SolveArguments& in, int pair) {
+    return in.column_scale[static_cast<int64_t>(pair) * in.seq_len] > 0;
+  }
+  __device__ static float ScoreFactor(const SolveArguments& in, int pair,
+                                      int key) {
+    return in.column_scale[static_cast<int64_t>(pair) * in.seq_len + key];
+  }
+  template <typename Element>
+  __device__ static RowEquation Equation(const SolveArguments& in, int pair,
+                                         int row, float self, float sum) {
+    const float lambda = expf(in.log_lambda[pair % in.num_heads]);
+    const float left = 1.0f / (self + lambda * sum);
+    const float scale =
+        in.value_scale[static_cast<int64_t>(pair) * in.seq_len + row];
+    return {left, left * sum * scale};
+  }
+};
+
+// (I + diag(beta) W) X = V.
+struct DeltaSystem {
+  static constexpr bool kStrict = true;
+
+  __device__ static bool DiagonalIsMaximum(const SolveArguments&, int) {
+    return false;
+  }
+  __device__ static float ScoreFactor(const SolveArguments& in, int, int) {
+    return in.scale;
+  }
+  template <typename Element>
+  __device__ static RowEquation Equation(const SolveArguments& in, int pair,
+                                         int row, float, float sum) {
+    const HeadStrides& strides = in.beta_strides;
+    const float beta = ToFloat(static_cast<const Element*>(
+        in.beta)[(pair / in.num_heads) * strides.batch + row * strides.seq +
+                 (pair % in.num_heads) * strides.head]);
+    // The first row of a document sees no key: X = V.
+    return {sum == 0.0f ? 0.0f : beta / sum, 1.0f};
+  }
+};
+
+// Adds x over the four lanes that share a row of an accumulator.
+__device__ __forceinline__ float SumOverQuad(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+__device__ __forceinline__ float MaxOverQuad(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+// Two neighbouring elements of a tile.
+__device__ __forceinline__ float2 LoadPair(const float* p) {
+  return *reinterpret_cast<const float2*>(p);
+}
+__device__ __forceinline__ float2 LoadPair(const __nv_bfloat16* p) {
+  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(p));
+}
+__device__ __forceinline__ void StorePair(float* p, float x, float y) {
+  *reinterpret_cast<float2*>(p) = make_float2(x, y);
+}
+__device__ __forceinline__ void StorePair(__nv_bfloat16* p, float x, float y) {
+  *reinterpret_cast<__nv_bfloat162*>(p) = __floats2bfloat162_rn(x, y);
+}
+
+// One thread block: kWarps warps of 16 rows each.
+template <typename System, typename ProductsType, int kDimOfHead, int kNumWarps>
+class ForwardSolver {
+ public:
+  using Products = ProductsType;
+  using Element = typename Products::Element;
+  using Left = typename Products::Left;
+  using Right = typename Products::Right;
+  static constexpr int kDim = kDimOfHead;
+  static constexpr int kWarps = kNumWarps;
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kRows = 16 * kWarps;
+  static constexpr int kKeys = 64;
+  static constexpr int kDiagonalTiles = kRows / kKeys;
+  static constexpr int kInverseStride = 20;  // 16-byte rows, few conflicts
+  using KeyTile = Tile<Element, kKeys, kDim>;
+  using BlockTile = Tile<Element, kRows, kDim>;
+
+  struct Shared {
+    alignas(1024) char keys[2][KeyTile::kBytes];
+    alignas(1024) char x[2][KeyTile::kBytes];
+    // In turn the queries, the right-hand side and the solution of the block.
+    alignas(1024) char block[BlockTile::kBytes];
+    alignas(16) float inverse[kWarps][16 * kInverseStride];
+    float factor[2][kKeys];  // of the scores, times log2(e)
+    int32_t segment[2][kKeys];
+    int item;
+  };
+
+  __device__ ForwardSolver(const SolveArguments& in, Shared* shared)
+      : in_(in), shared_(*shared) {}
+
+  __device__ void Run() {
+    launch_ = *const_cast<volatile uint32_t*>(&in_.queue->launch) + 1;
+    for (;;) {
+      if (threadIdx.x == 0) {
+        shared_.item = static_cast<int>(atomicAdd(&in_.queue->next_item, 1u));
+      }
+      __syncthreads();
+      const int item = shared_.item;
+      if (item >= in_.num_items) break;
+      StartItem(item);
+      LoadQueries();
+      FindMaxima();
+      Stream();
+      FactorBlock();
+      SolveBlock();
+      PublishReady(in_.queue->ready + item, launch_);
+    }
+    if (threadIdx.x == 0) LeaveQueue(in_.queue);
+  }
+
+ private:
+  using Scores = float[kKeys / 8][4];
+
+  // Rows group and group + 8 of the warp.
+  __device__ int Row(int half) const {
+    return row_begin_ + warp_ * 16 + group_ + half * 8;
+  }
+  __device__ Element* Keys(int slot) {
+    return reinterpret_cast<Element*>(shared_.keys[slot]);
+  }
+  __device__ Element* X(int slot) {
+    return reinterpret_cast<Element*>(shared_.x[slot]);
+  }
+  __device__ Element* Block() {
+    return reinterpret_cast<Element*>(shared_.block);
+  }
+  __device__ int64_t HeadOffset(const HeadStrides& strides) const {
+    return (pair_ / in_.num_heads) * strides.batch +
+           (pair_ % in_.num_heads) * strides.head;
+  }
+
+  __device__ void StartItem(int item) {
+    block_ = in_.first_block + item / in_.num_pairs;
+    pair_ = item % in_.num_pairs;
+    row_begin_ = block_ * kRows;
+    num_rows_ = min(kRows, in_.seq_len - row_begin_);
+    key_ = static_cast<const Element*>(in_.key) + HeadOffset(in_.key_strides);
+    x_ = static_cast<Element*>(in_.x) + HeadOffset(in_.x_strides);
+    segments_ =
+        in_.segments == nullptr
+            ? nullptr
+            : in_.segments +
+                  static_cast<int64_t>(pair_ / in_.num_heads) * in_.seq_len;
+    int first_key = 0;
+    if (segments_ != nullptr) {
+      first_key = CountKeysBefore(segments_[row_begin_]);
+      last_segment_ = segments_[row_begin_ + num_rows_ - 1];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        row_segment_[half] = segments_[min(Row(half), in_.seq_len - 1)];
+      }
+    }
+    first_tile_ = first_key / kKeys;
+    diagonal_tile_ = row_begin_ / kKeys;
+  }
+
+  // Keys before row_begin_ whose document is before `segment`: documents are
+  // contiguous, so these are the first ones.
+  __device__ int CountKeysBefore(int32_t segment) {
+    int count = 0;
+    for (int begin = 0; begin < row_begin_; begin += kThreads) {
+      const int key = begin + static_cast<int>(threadIdx.x);
+      count +=
+          __syncthreads_count(key < row_begin_ && segments_[key] < segment);
+    }
+    return count;
+  }
+
+  __device__ void LoadQueries() {
+    const Element* query = static_cast<const Element*>(in_.query) +
+                           HeadOffset(in_.query_strides) +
+                           row_begin_ * in_.query_strides.seq;
+    CopyRows<BlockTile, kRows, kThreads>(Block(), 0, query,
+                                         in_.query_strides.seq, num_rows_,
+                                         in_.head_dim, in_.aligned);
+    CommitCopies();
+    WaitForCopies<0>();
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < kDim / 16; ++k) {
+      Products::template LoadLeft<BlockTile>(Block(), warp_ * 16, k * 16,
+                                             &query_[k]);
+    }
+  }
+
+  // |query|^2 of the lane's rows, of operands as the products see them.
+  __device__ float SquaredNorm(int half) {
+    float sum = 0;
+#pragma unroll
+    for (int c = quad_ * 2; c < kDim; c += 8) {
+      const float2 x = LoadPair(
+          Block() + BlockTile::Offset(warp_ * 16 + group_ + half * 8, c));
+      const float a = Products::Round(x.x);
+      const float b = Products::Round(x.y);
+      sum += a * a + b * b;
+    }
+    return SumOverQuad(sum);
+  }
+
+  __device__ void FindMaxima() {
+    fixed_maximum_ = System::DiagonalIsMaximum(in_, pair_);
+    if (fixed_maximum_) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = min(Row(half), in_.seq_len - 1);
+        maximum_[half] =
+            SquaredNorm(half) * (System::ScoreFactor(in_, pair_, row) * kLog2E);
+      }
+      __syncthreads();
+      return;
+    }
+    __syncthreads();
+    maximum_[0] = maximum_[1] = -INFINITY;
+    const int end = diagonal_tile_ + kDiagonalTiles;
+    CopyKeys(first_tile_);
+    for (int tile = first_tile_; tile < end; ++tile) {
+      WaitForCopies<0>();
+      __syncthreads();
+      if (tile + 1 < end) CopyKeys(tile + 1);
+      Scores s;
+      ComputeScores(tile, s);
+      const bool masked = NeedsMask(tile);
+#pragma unroll
+      for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int column = n * 8 + quad_ * 2 + i % 2;
+          const float score = s[n][i] * shared_.factor[tile % 2][column];
+          if (!masked || IsVisible(tile, column, i / 2)) {
+            maximum_[i / 2] = fmaxf(maximum_[i / 2], score);
+          }
+        }
+      }
+    }
+    maximum_[0] = MaxOverQuad(maximum_[0]);
+    maximum_[1] = MaxOverQuad(maximum_[1]);
+    __syncthreads();
+  }
+
+  // Starts the copy of a key tile and of what belongs to its columns.
+  __device__ void CopyKeys(int tile) {
+    const int begin = tile * kKeys;
+    CopyRows<KeyTile, kKeys, kThreads>(
+        Keys(tile % 2), 0, key_ + begin * in_.key_strides.seq,
+        in_.key_strides.seq, in_.seq_len - begin, in_.head_dim, in_.aligned);
+    CommitCopies();
+    if (threadIdx.x < kKeys) {
+      const int key =
+          min(begin + static_cast<int>(threadIdx.x), in_.seq_len - 1);
+      shared_.factor[tile % 2][threadIdx.x] =
+          System::ScoreFactor(in_, pair_, key) * kLog2E;
+      if (segments_ != nullptr) {
+        shared_.segment[tile % 2][threadIdx.x] = segments_[key];
+      }
+    }
+  }
+
+  // Waits for the solution of a tile of earlier rows and starts its copy.
+  __device__ void CopyX(int tile) {
+    const int begin = tile * kKeys;
+    const int block = begin / kRows;
+    if (block >= in_.first_block) {
+      AwaitReady(
+          in_.queue->ready + (block - in_.first_block) * in_.num_pairs + pair_,
+          launch_);
+    }
+    CopyRows<KeyTile, kKeys, kThreads>(
+        X(tile % 2), 0, x_ + begin * in_.x_strides.seq, in_.x_strides.seq,
+        kKeys, in_.head_dim, in_.aligned);
+  }
+
+  // Starts the copy of the block's right-hand side: V, or X where it is known.
+  __device__ void CopyRightHandSide() {
+    const int num_known = min(max(in_.first_row - row_begin_, 0), num_rows_);
+    const Element* v = static_cast<const Element*>(in_.v) +
+                       HeadOffset(in_.v_strides) +
+                       row_begin_ * in_.v_strides.seq;
+    if (num_known == 0) {
+      CopyRows<BlockTile, kRows, kThreads>(Block(), 0, v, in_.v_strides.seq,
+                                           num_rows_, in_.head_dim,
+                                           in_.aligned);
+      return;
+    }
+    const Element* x = x_ + row_begin_ * in_.x_strides.seq;
+    for (int i = threadIdx.x; i < kRows * kDim; i += kThreads) {
+      const int row = i / kDim;
+      const int column = i % kDim;
+      Element value = Element(0.0f);
+      if (row < num_rows_ && column < in_.head_dim) {
+        value = row < num_known
+                    ? LoadCoherent(x + row * in_.x_strides.seq + column)
+                    : v[row * in_.v_strides.seq + column];
+      }
+      Block()[BlockTile::Offset(row, column)] = value;
+    }
+  }
+
+  __device__ void ComputeScores(int tile, Scores& s) {
+    const Element* keys = Keys(tile % 2);
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) s[n][i] = 0;
+    }
+#pragma unroll
+    for (int k = 0; k < kDim / 16; ++k) {
+#pragma unroll
+      for (int n = 0; n < kKeys / 16; ++n) {
+        Right b[2];
+        Products::template LoadRight<KeyTile>(keys, n * 16, k * 16, b);
+        Products::Multiply(s[2 * n], query_[k], b[0]);
+        Products::Multiply(s[2 * n + 1], query_[k], b[1]);
+      }
+    }
+  }
+
+  // Whether some query of the block does not see some key of the tile.
+  __device__ bool NeedsMask(int tile) const {
+    if (tile >= diagonal_tile_) return true;
+    return segments_ != nullptr &&
+           shared_.segment[tile % 2][0] != last_segment_;
+  }
+  // Whether the lane's row sees a column of the tile.
+  __device__ bool IsVisible(int tile, int column, int half) const {
+    const int key = tile * kKeys + column;
+    if (System::kStrict ? key >= Row(half) : key > Row(half)) return false;
+    return segments_ == nullptr ||
+           shared_.segment[tile % 2][column] == row_segment_[half];
+  }
+
+  // s becomes E, 0 where it is masked; adds to the row sums.
+  __device__ void Exponentiate(int tile, bool masked, Scores& s) {
+    const float* factors = shared_.factor[tile % 2];
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n) {
+      const float2 factor = LoadPair(factors + n * 8 + quad_ * 2);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float e = Exp2(
+            fmaf(s[n][i], i % 2 == 0 ? factor.x : factor.y, -maximum_[i / 2]));
+        if (masked && !IsVisible(tile, n * 8 + quad_ * 2 + i % 2, i / 2)) e = 0;
+        s[n][i] = e;
+        sum_[i / 2] += e;
+      }
+    }
+  }
+
+  // Phase 1, and the tiles of E of phase 2.
+  __device__ void Stream() {
+    sum_[0] = sum_[1] = 0;
+    self_[0] = self_[1] = 0;
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) acc_[n][i] = 0;
+    }
+    // Groups of copies, oldest first: keys of a tile, X of it, keys of the
+    // next, ...; empty ones keep the count.
+    CopyKeys(first_tile_);
+    CopyRightHandSide();
+    if (first_tile_ < diagonal_tile_) CopyX(first_tile_);
+    CommitCopies();
+    for (int tile = first_tile_; tile < diagonal_tile_; ++tile) {
+      WaitForCopies<1>();
+      __syncthreads();
+      CopyKeys(tile + 1);
+      Scores s;
+      ComputeScores(tile, s);
+      Exponentiate(tile, NeedsMask(tile), s);
+      WaitForCopies<1>();
+      __syncthreads();
+      Accumulate(X(tile % 2), s);
+      if (tile + 1 < diagonal_tile_) CopyX(tile + 1);
+      CommitCopies();
+    }
+#pragma unroll
+    for (int d = 0; d < kDiagonalTiles; ++d) {
+      WaitForCopies<0>();
+      __syncthreads();
+      if (d + 1 < kDiagonalTiles) CopyKeys(diagonal_tile_ + d + 1);
+      Scores s;
+      ComputeScores(diagonal_tile_ + d, s);
+      Exponentiate(diagonal_tile_ + d, true, s);
+      KeepDiagonal(d, s);
+    }
+  }
+
+  // acc += E X.
+  __device__ void Accumulate(const Element* x, const Scores& e) {
+#pragma unroll
+    for (int k = 0; k < kKeys / 16; ++k) {
+      const Left a = Products::FromAccumulators(e[2 * k], e[2 * k + 1]);
+#pragma unroll
+      for (int n = 0; n < kDim / 16; ++n) {
+        Right b[2];
+        Products::template LoadRightDirect<KeyTile>(x, k * 16, n * 16, b);
+        Products::Multiply(acc_[2 * n], a, b[0]);
+        Products::Multiply(acc_[2 * n + 1], a, b[1]);
+      }
+    }
+  }
+
+  // Keeps the warp's sub-blocks of diagonal tile `d` of E: those before its own
+  // as operands, its own as it is.
+  __device__ void KeepDiagonal(int d, const Scores& e) {
+#pragma unroll
+    for (int p = 0; p < kKeys / 16; ++p) {
+      const int t = d * (kKeys / 16) + p;
+      if (t < kWarps - 1 && t < warp_) {
+        lower_[t] = Products::FromAccumulators(e[2 * p], e[2 * p + 1]);
+      }
+      if (t != warp_) continue;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        own_[i / 4][i % 4] = e[2 * p + i / 4][i % 4];
+        const int column = (i / 4) * 8 + quad_ * 2 + i % 2;
+        const int row = group_ + ((i / 2) % 2) * 8;
+        if (column == row) {
+          self_[(i / 2) % 2] = fixed_maximum_ ? 1.0f : e[2 * p + i / 4][i % 4];
+        }
+      }
+    }
+  }
+
+  // Phase 2: the rows' equations, lse, and the inverse of D_s.
+  __device__ void FactorBlock() {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = Row(half);
+      const float sum = SumOverQuad(sum_[half]);
+      const float self = SumOverQuad(self_[half]);
+      equation_[half] = {0.0f, 1.0f};
+      if (row >= in_.seq_len || row < in_.first_row) continue;
+      equation_[half] =
+          System::template Equation<Element>(in_, pair_, row, self, sum);
+      if (quad_ == 0) {
+        in_.lse[static_cast<int64_t>(pair_) * in_.seq_len + row] =
+            (maximum_[half] + log2f(sum)) * kLn2;
+      }
+    }
+    // Column j of D_s below the diagonal is row j of `inverse`.
+    float* inverse = shared_.inverse[warp_];
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int column = (i / 4) * 8 + quad_ * 2 + i % 2;
+      const int row = group_ + ((i / 2) % 2) * 8;
+      inverse[column * kInverseStride + row] =
+          row > column ? own_[i / 4][i % 4] * equation_[(i / 2) % 2].left
+                       : 0.0f;
+    }
+    __syncwarp();
+    InvertUnitLower(inverse);
+    __syncwarp();
+    float c[2][4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float2 x =
+          LoadPair(inverse + (group_ + (i % 2) * 8) * kInverseStride +
+                   quad_ * 2 + (i / 2) * 8);
+      c[i / 2][(i % 2) * 2] = x.x;
+      c[i / 2][(i % 2) * 2 + 1] = x.y;
+    }
+    inverse_ = SplitLeft::FromAccumulators(c[0], c[1]);
+  }
+
+  // By one warp: `m` holds, transposed, the part below the diagonal of a
+  // 16 x 16 unit lower-triangular matrix; it receives the inverse. Lane c
+  // substitutes column c. (The product form (I - N)(I + N^2)(I + N^4)(I + N^8)
+  // would need powers that grow to 3432 for a flat kernel and cancel.)
+  __device__ static void InvertUnitLower(float* m) {
+    const int column = threadIdx.x % 16;
+    float y[16];
+#pragma unroll
+    for (int i = 0; i < 16; ++i) y[i] = i == column ? 1.0f : 0.0f;
+#pragma unroll
+    for (int j = 0; j < 15; ++j) {
+#pragma unroll
+      for (int i = (j + 1) / 4 * 4; i < 16; i += 4) {
+        const float4 n =
+            *reinterpret_cast<const float4*>(m + j * kInverseStride + i);
+        if (i > j) y[i] -= n.x * y[j];
+        if (i + 1 > j) y[i + 1] -= n.y * y[j];
+        if (i + 2 > j) y[i + 2] -= n.z * y[j];
+        if (i + 3 > j) y[i + 3] -= n.w * y[j];
+      }
+    }
+    __syncwarp();
+    if (threadIdx.x % 32 >= 16) return;
+#pragma unroll
+    for (int i = 0; i < 16; ++i) m[i * kInverseStride + column] = y[i];
+  }
+
+  // Phase 3.
+  __device__ void SolveBlock() {
+#pragma unroll
+    for (int s = 0; s < kWarps; ++s) {
+      const int participants = 32 * (kWarps - s);
+      if (warp_ == s) {
+        SolveRows();
+        if (s < kWarps - 1) ReportAtBarrier(1 + s, participants);
+        __syncwarp();
+        WriteRows();
+      } else if (warp_ > s) {
+        WaitAtBarrier(1 + s, participants);
+#pragma unroll
+        for (int n = 0; n < kDim / 16; ++n) {
+          Right b[2];
+          Products::template LoadRightDirect<BlockTile>(Block(), s * 16, n * 16,
+                                                        b);
+          Products::Multiply(acc_[2 * n], lower_[s], b[0]);
+          Products::Multiply(acc_[2 * n + 1], lower_[s], b[1]);
+        }
+      }
+    }
+  }
+
+  // The warp's 16 rows of X, in the block's tile.
+  __device__ void SolveRows() {
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+      float b[4];
+      float x[4] = {0, 0, 0, 0};
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float2 v = LoadPair(RightHandSide(n, half));
+        const RowEquation& e = equation_[half];
+        b[2 * half] = e.right * v.x - e.left * acc_[n][2 * half];
+        b[2 * half + 1] = e.right * v.y - e.left * acc_[n][2 * half + 1];
+      }
+      MultiplySplit(x, inverse_, b);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (Row(half) < in_.first_row) continue;  // known, stays as it is
+        StorePair(RightHandSide(n, half), x[2 * half], x[2 * half + 1]);
+      }
+    }
+  }
+  // Where the lane's columns of 8-column group `n` lie in the block's tile.
+  __device__ Element* RightHandSide(int n, int half) {
+    return Block() +
+           BlockTile::Offset(warp_ * 16 + group_ + half * 8, n * 8 + quad_ * 2);
+  }
+
+  __device__ void WriteRows() {
+    const int lane = threadIdx.x % 32;
+    constexpr int kWidth = BlockTile::kChunk;
+    for (int i = lane; i < 16 * kDim / kWidth; i += 32) {
+      const int row = warp_ * 16 + i / (kDim / kWidth);
+      const int column = i % (kDim / kWidth) * kWidth;
+      const int global_row = row_begin_ + row;
+      if (global_row < in_.first_row || row >= num_rows_ ||
+          column >= in_.head_dim) {
+        continue;
+      }
+      const Element* source = Block() + BlockTile::Offset(row, column);
+      Element* target = x_ + global_row * in_.x_strides.seq + column;
+      if (in_.aligned) {
+        *reinterpret_cast<uint4*>(target) =
+            *reinterpret_cast<const uint4*>(source);
+      } else {
+        for (int c = 0; c < min(kWidth, in_.head_dim - column); ++c) {
+          target[c] = source[c];
+        }
+      }
+    }
+  }
+
+  const SolveArguments& in_;
+  Shared& shared_;
+  const int warp_ = threadIdx.x / 32;
+  const int group_ = threadIdx.x % 32 / 4;
+  const int quad_ = threadIdx.x % 4;
+  uint32_t launch_;
+
+  // The item.
+  int block_, pair_, row_begin_, num_rows_, first_tile_, diagonal_tile_;
+  const Element* key_;
+  Element* x_;
+  const int32_t* segments_;
+  int32_t last_segment_, row_segment_[2];
+  bool fixed_maximum_;
+
+  Left query_[kDim / 16];
+  float acc_[kDim / 8][4];     // sum of E_ij X_j over the keys so far
+  float maximum_[2], sum_[2];  // m_i log2(e), the lane's share of Z_i
+  float self_[2];              // E_ii, in the lane that computed it
+  Left lower_[kWarps - 1];     // sub-blocks of E before the warp's own
+  float own_[2][4];            // its own
+  RowEquation equation_[2];
+  SplitLeft inverse_;
+};
+
+template <typename Solver, int kBlocksOfMultiprocessor>
+__global__ void __launch_bounds__(Solver::kThreads, kBlocksOfMultiprocessor)
+    ForwardSolveKernel(const __grid_constant__ SolveArguments in) {
+  extern __shared__ __align__(1024) char shared[];
+  Solver solver(in, reinterpret_cast<typename Solver::Shared*>(shared));
+  solver.Run();
+}
+
+}  // namespace cuda
+}  // namespace cubit
+
+#endif  // CUBIT_OPS_CUDA_TRIANGULAR_SOLVE_CUH_
