@@ -11,6 +11,7 @@
 #include "absl/strings/str_format.h"
 
 #include "launch/checkpoint_model.h"
+#include "launch/device_flag.h"
 #include "launch/prompts.h"
 #include "launch/sampler.h"
 #include "launch/text_printer.h"
@@ -108,6 +109,7 @@ void WarnOfLength(const CheckpointModel& loaded,
 }
 
 absl::Status Generate(const RepeatedFlags& repeated) {
+  CUBIT_RETURN_IF_ERROR(CheckDeviceFlag());
   CUBIT_ASSIGN_OR_RETURN(const SamplingOptions options,
                          OptionsFromFlags(repeated.stop));
   if (absl::GetFlag(FLAGS_checkpoint).empty()) {

@@ -21,6 +21,7 @@
 #include "launch/config.h"
 #include "launch/config_checks.h"
 #include "launch/data_setup.h"
+#include "launch/device_flag.h"
 #include "launch/gpu_probe.h"
 #include "launch/interrupt.h"
 #include "launch/model_setup.h"
@@ -56,8 +57,6 @@ ABSL_FLAG(bool, allow_changes, false,
           "with --resume: accept another schedule, optimizer or data");
 ABSL_FLAG(bool, dry_run, false,
           "print parameters, memory and FLOPs per step, and train nothing");
-ABSL_FLAG(std::string, device, "auto",
-          "auto (a GPU if there is one), cpu or cuda");
 ABSL_FLAG(std::string, device_memory, "",
           "with --dry_run: memory of the device that the run is planned for, "
           "such as 80GiB or 141GB; empty: that of the device here");
@@ -181,18 +180,6 @@ absl::StatusOr<RunConfig> ConfigFromFlags(
   return config;
 }
 
-absl::Status CheckDevice() {
-  const std::string device = absl::GetFlag(FLAGS_device);
-  if (device == "auto" || device == DeviceKind()) return absl::OkStatus();
-  if (device == "cpu" || device == "cuda") {
-    return absl::FailedPreconditionError(
-        absl::StrCat("--device=", device, ", but this is the worker for ",
-                     DeviceKind(), "; start //launch:train, which picks one"));
-  }
-  return absl::InvalidArgumentError(
-      absl::StrCat("--device is \"", device, "\"; give auto, cpu or cuda"));
-}
-
 // runs/NAME, or runs/NAME-2, ... if that exists.
 std::string FreeOutputDir(const std::string& name) {
   const std::string first = JoinPath("runs", name);
@@ -278,7 +265,7 @@ absl::Status ParseStepRange(const std::string& text, TrainerOptions* options) {
 
 absl::StatusOr<int> Train(const std::vector<std::string>& overrides) {
   std::string name;
-  CUBIT_RETURN_IF_ERROR(CheckDevice());
+  CUBIT_RETURN_IF_ERROR(CheckDeviceFlag());
   CUBIT_ASSIGN_OR_RETURN(const RunConfig config,
                          ConfigFromFlags(overrides, &name));
   if (absl::GetFlag(FLAGS_dry_run)) {

@@ -72,6 +72,7 @@ struct DeviceInfo {
   std::string name;          // "AMD EPYC (8 threads)", "NVIDIA H200"
   std::string kind;          // "cpu" or "cuda"
   int64_t memory_bytes = 0;  // installed
+  int64_t free_bytes = 0;    // now, of those
   // Peak of dense products in the training precision, FLOP/s; 0 if unknown.
   double peak_flops = 0;
 };

@@ -72,6 +72,7 @@ DeviceInfo QueryDevice() {
   info.kind = std::string(DeviceKind());
   info.memory_bytes = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) *
                       static_cast<int64_t>(sysconf(_SC_PAGESIZE));
+  info.free_bytes = FreeMemoryBytes();
   return info;
 }
 

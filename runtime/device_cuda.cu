@@ -33,8 +33,10 @@ double DatasheetFlops(const std::string& name) {
   constexpr struct {
     const char* part;
     double flops;
-  } kDevices[] = {{"H100 PCIe", 756e12}, {"H100 NVL", 835e12},
-                  {"H100", 989e12},      {"H200", 989e12},
+  } kDevices[] = {{"H100 PCIe", 756e12},
+                  {"H100 NVL", 835e12},
+                  {"H100", 989e12},
+                  {"H200", 989e12},
                   {"A100", 312e12}};
   for (const auto& device : kDevices) {
     if (name.find(device.part) != std::string::npos) return device.flops;
@@ -181,7 +183,11 @@ DeviceInfo QueryDevice() {
   DeviceInfo info;
   info.name = properties.name;
   info.kind = std::string(DeviceKind());
-  info.memory_bytes = static_cast<int64_t>(properties.totalGlobalMem);
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+  CUBIT_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
+  info.memory_bytes = static_cast<int64_t>(total_bytes);
+  info.free_bytes = static_cast<int64_t>(free_bytes);
   info.peak_flops = DatasheetFlops(info.name);
   if (info.peak_flops == 0) {
     const double clock = 1e3 * Attribute(cudaDevAttrClockRate);  // kHz
