@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include <algorithm>
+
+#include "ops/workspace.h"
+
+namespace cubit {
+namespace {
+
+constexpr int64_t kMiB = int64_t{1} << 20;
+
+// cuBLASLt's (ops/cuda/lt_matmul.cu), so the least that CudaWorkspace becomes.
+constexpr int64_t kProductBytes = 32 * kMiB;
+// Thread blocks whose sums of columns stand beside each other
+// (ops/cuda/norm.cuh on 132 multiprocessors).
+constexpr int64_t kNormBlocks = 132 * 16;
+// Context and code of the kernels and of the libraries, measured on an H200
+// with CUDA 13.0 (docs/performance.md).
+constexpr int64_t kProcessBytes = 640 * kMiB;
+
+}  // namespace
+
+int64_t OpsWorkspaceBytes(const WorkspaceQuery& query) {
+  const int64_t rows = query.batch * query.seq_len;
+  // Sums of gradients of the norms' weights and biases.
+  const int64_t norms = kNormBlocks * 2 * query.hidden_size * 4;
+  // Attention's backward sums d_q in fp32 (cuDNN), and keeps a number a row.
+  const int64_t attention = rows * query.num_heads * (query.head_dim + 2) * 4;
+  // Tokens sorted by id, twice over with their places.
+  const int64_t tokens = rows * 4 * 6;
+  return std::max({kProductBytes, norms, attention, tokens});
+}
+
+int64_t ProcessDeviceBytes() { return kProcessBytes; }
+
+}  // namespace cubit
