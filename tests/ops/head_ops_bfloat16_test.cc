@@ -1,0 +1,208 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The per-head passes on bf16 tensors in device memory: computed in fp32 and
+// rounded once, so at most half a unit of bf16 from the reference in double
+// (of the same bf16 inputs).
+
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+#include "ops/attention_reference.h"
+#include "ops/decode.h"
+#include "ops/head_norm.h"
+#include "ops/heads.h"
+#include "ops/rotary.h"
+#include "ops/rotary_reference.h"
+#include "tests/ops/device_heads.h"
+#include "tests/ops/head_array.h"
+#include "tests/testing/numerics.h"
+
+namespace cubit {
+namespace {
+
+using ::cubit::testing::Append;
+using ::cubit::testing::DeviceHeads;
+using ::cubit::testing::DeviceTensor;
+using ::cubit::testing::HeadSize;
+using ::cubit::testing::IsClose;
+using ::cubit::testing::ToDouble;
+using reference::Matrix;
+
+// Relative error that rounding to bf16 (8 bits of mantissa) may make.
+constexpr double kHalfUnit = 1.0 / 256;
+
+// Vectors fit, vectors fit whole rows but not their halves, rows at odd
+// addresses.
+struct Layout {
+  HeadSize size;
+  int64_t first;
+};
+const Layout kLayouts[] = {{{2, 6, 33, 64}, 16},
+                           {{1, 3, 70, 80}, 16},
+                           {{1, 5, 9, 8}, 16},
+                           {{1, 2, 40, 128}, 8},
+                           {{1, 3, 20, 6}, 3}};
+
+TEST(RotaryBFloat16, TurnsThereAndBack) {
+  for (const Layout& layout : kLayouts) {
+    const HeadSize& size = layout.size;
+    DeviceHeads x(size, "x", 1.0, layout.first);
+    const std::vector<float> before = x.Values();
+    DeviceTensor<float> table(Shape{size.seq_len + 7, size.head_dim});
+    Stream stream;
+    RotaryTable(10000.0, table.view(), stream);
+    std::vector<double> want;
+    for (int64_t pair = 0; pair < size.num_pairs(); ++pair) {
+      Append(reference::Rotary(x.Head<double>(pair), 10000.0, 7, 1).values(),
+             &want);
+    }
+    RotaryForward(table.view(), 7, x.view(), stream);
+    stream.Synchronize();
+    x.Read();
+    EXPECT_TRUE(IsClose(ToDouble(x.Values()), want, kHalfUnit));
+    EXPECT_TRUE(x.RestIsPoisoned());
+    RotaryBackward(table.view(), 7, x.view(), stream);
+    stream.Synchronize();
+    x.Read();
+    EXPECT_TRUE(IsClose(ToDouble(x.Values()), ToDouble(before), 2 * kHalfUnit));
+  }
+}
+
+TEST(HeadNormBFloat16, GivesRowsOfTheGainsLength) {
+  for (const Layout& layout : kLayouts) {
+    const HeadSize& size = layout.size;
+    DeviceHeads x(size, "x", 2.0, layout.first);
+    std::vector<float> gains;
+    for (int64_t h = 0; h < size.num_heads; ++h) {
+      gains.push_back(0.5f + static_cast<float>(h));
+    }
+    const DeviceTensor<float> gain(Shape{size.num_heads}, gains);
+    const DeviceTensor<float> inv_norm(
+        Shape{size.batch, size.num_heads, size.seq_len});
+    std::vector<double> want;
+    for (int64_t pair = 0; pair < size.num_pairs(); ++pair) {
+      Matrix<double> head = x.Head<double>(pair);
+      for (int64_t t = 0; t < size.seq_len; ++t) {
+        const double norm = std::sqrt(RowDot(head, t, head, t) + 1e-12);
+        const double length = static_cast<double>(
+            gains[static_cast<size_t>(pair % size.num_heads)]);
+        for (int64_t c = 0; c < size.head_dim; ++c) {
+          want.push_back(length * head(t, c) / norm);
+        }
+      }
+    }
+    Stream stream;
+    HeadNormForward(gain.view(), x.view(), inv_norm.view(), stream);
+    stream.Synchronize();
+    x.Read();
+    EXPECT_TRUE(IsClose(ToDouble(x.Values()), want, kHalfUnit));
+    EXPECT_TRUE(x.RestIsPoisoned());
+  }
+}
+
+TEST(HeadNormBackwardBFloat16, MatchesTheFormula) {
+  for (const Layout& layout : kLayouts) {
+    const HeadSize& size = layout.size;
+    const DeviceHeads y(size, "y", 1.0, layout.first);
+    DeviceHeads d(size, "d", 1.0, layout.first);
+    const DeviceTensor<float> gain(
+        Shape{size.num_heads},
+        std::vector<float>(static_cast<size_t>(size.num_heads), 2.0f));
+    const DeviceTensor<float> d_gain(
+        Shape{size.num_heads},
+        std::vector<float>(static_cast<size_t>(size.num_heads), 1.0f));
+    const Shape scalars = {size.batch, size.num_heads, size.seq_len};
+    const DeviceTensor<float> inv_norm(
+        scalars,
+        std::vector<float>(static_cast<size_t>(scalars.num_elements()), 0.25f));
+    std::vector<double> want;
+    std::vector<double> want_gain(static_cast<size_t>(size.num_heads), 1.0);
+    for (int64_t pair = 0; pair < size.num_pairs(); ++pair) {
+      const Matrix<double> y_head = y.Head<double>(pair);
+      const Matrix<double> d_head = d.Head<double>(pair);
+      for (int64_t t = 0; t < size.seq_len; ++t) {
+        const double product = RowDot(y_head, t, d_head, t);
+        want_gain[static_cast<size_t>(pair % size.num_heads)] += product / 2;
+        for (int64_t c = 0; c < size.head_dim; ++c) {
+          want.push_back(0.5 * (d_head(t, c) - y_head(t, c) * product / 4));
+        }
+      }
+    }
+    Stream stream;
+    HeadNormBackward(y.view(), gain.view(), inv_norm.view(), d.view(),
+                     d_gain.view(), stream);
+    stream.Synchronize();
+    d.Read();
+    EXPECT_TRUE(IsClose(ToDouble(d.Values()), want, kHalfUnit));
+    EXPECT_TRUE(IsClose(ToDouble(d_gain.Read()), want_gain, 1e-5));
+    EXPECT_TRUE(d.RestIsPoisoned());
+  }
+}
+
+TEST(CopyHeadsBFloat16, ConvertsBothWays) {
+  for (const Layout& layout : kLayouts) {
+    const HeadSize& size = layout.size;
+    const DeviceHeads x(size, "x", 1.0, layout.first);
+    const Shape wide_shape = {size.batch, size.seq_len,
+                              size.num_heads * size.head_dim};
+    const DeviceTensor<float> wide(wide_shape);
+    const HeadTensor wide_heads =
+        HeadsOf(wide.view(), 0, size.num_heads, size.head_dim);
+    DeviceHeads y(size, layout.first);
+    Stream stream;
+    CopyHeads(x.view(), wide_heads, stream);
+    AddHeads(x.view(), wide_heads, stream);
+    CopyHeads(wide_heads, y.view(), stream);
+    AddHeads(wide_heads, y.view(), stream);
+    stream.Synchronize();
+    y.Read();
+    std::vector<float> want = x.Values();
+    // 2 x and 4 x are exact.
+    for (float& value : want) value *= 4;
+    EXPECT_EQ(y.Values(), want);
+    EXPECT_TRUE(y.RestIsPoisoned());
+  }
+}
+
+TEST(SigmoidHeadsBFloat16, WritesFp32FromBFloat16) {
+  const HeadSize size = {2, 3, 50, 1};
+  const DeviceHeads x(size, "x", 2.0, 5);
+  const DeviceTensor<float> y(Shape{2, 3, 50});
+  Stream stream;
+  SigmoidHeads(x.view(), ScalarsOf(y.view()), stream);
+  stream.Synchronize();
+  std::vector<double> want;
+  for (float value : x.Values()) {
+    want.push_back(1 / (1 + std::exp(-static_cast<double>(value))));
+  }
+  EXPECT_TRUE(IsClose(ToDouble(y.Read()), want, 2e-7));
+}
+
+TEST(AttentionDecodeBFloat16, GivesTheLastRowOfAttention) {
+  for (const int64_t length : {1, 40, 700, 1500}) {
+    const HeadSize size = {1, 3, length, 64};
+    const DeviceHeads q({1, 3, 1, 64}, "q"), k(size, "k"), v(size, "v");
+    DeviceHeads out({1, 3, 1, 64});
+    Stream stream;
+    AttentionDecode(q.view(), k.view(), v.view(), 0.125f, length - 1,
+                    out.view(), stream);
+    stream.Synchronize();
+    out.Read();
+    std::vector<double> want;
+    for (int64_t pair = 0; pair < 3; ++pair) {
+      Append(reference::AttentionForward(q.Head<double>(pair),
+                                         k.Head<double>(pair),
+                                         v.Head<double>(pair), 0.125, {})
+                 .out.values(),
+             &want);
+    }
+    EXPECT_TRUE(IsClose(ToDouble(out.Values()), want, kHalfUnit));
+    EXPECT_TRUE(out.RestIsPoisoned());
+  }
+}
+
+}  // namespace
+}  // namespace cubit
