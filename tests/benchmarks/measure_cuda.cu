@@ -15,27 +15,6 @@
 namespace cubit {
 namespace {
 
-class Event {
- public:
-  Event() { CUBIT_CUDA_CHECK(cudaEventCreate(&event_)); }
-  ~Event() { cudaEventDestroy(event_); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-
-  void Record(const Stream& stream) {
-    CUBIT_CUDA_CHECK(cudaEventRecord(event_, CudaStream(stream)));
-  }
-  double SecondsSince(const Event& start) const {
-    CUBIT_CUDA_CHECK(cudaEventSynchronize(event_));
-    float milliseconds = 0;
-    CUBIT_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, start.event_, event_));
-    return 1e-3 * static_cast<double>(milliseconds);
-  }
-
- private:
-  cudaEvent_t event_ = nullptr;
-};
-
 Buffer Allocate(int64_t bytes) {
   absl::StatusOr<Buffer> buffer =
       Buffer::Allocate(bytes, MemoryCategory::kWorkspace);
@@ -68,12 +47,14 @@ double MedianGpuSeconds(double seconds, Stream& stream,
   for (int i = 0; i < 3; ++i) call();
   std::vector<double> times;
   double total = 0;
-  Event start, end;
+  Event start;
+  Event end;
   while (total < seconds || times.size() < 5) {
     start.Record(stream);
     call();
     end.Record(stream);
-    times.push_back(end.SecondsSince(start));
+    end.Synchronize();
+    times.push_back(Event::SecondsBetween(start, end));
     total += times.back();
   }
   std::nth_element(times.begin(), times.begin() + times.size() / 2,
