@@ -32,6 +32,30 @@ void UpdateRange(const AdamWFactors& f, float grad_scale, float weight_decay,
   }
 }
 
+struct Arrays {
+  const uint8_t* decay;  // null: all are decayed
+  const float* grad;
+  float* m;
+  float* v;
+  float* weight;
+  BFloat16* compute;  // null: none
+};
+
+// [begin, end), `begin` where a group begins.
+void UpdatePiece(const AdamWFactors& factors, float grad_scale, const Arrays& a,
+                 int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i += kAdamWGroup) {
+    const bool decayed = a.decay == nullptr || a.decay[i / kAdamWGroup] != 0;
+    UpdateRange(factors, grad_scale, decayed ? factors.weight_decay : 0.0f,
+                a.grad + i, std::min(kAdamWGroup, end - i), a.m + i, a.v + i,
+                a.weight + i);
+  }
+  if (a.compute == nullptr) return;
+  for (int64_t i = begin; i < end; ++i) {
+    a.compute[i] = ToBFloat16(a.weight[i]);
+  }
+}
+
 }  // namespace
 
 void ClipScale(ConstTensor sum_of_squares, double max_norm, Tensor scale,
@@ -56,25 +80,17 @@ void AdamWUpdate(const AdamWStep& step, ConstTensor decay,
       CheckAdamW(step, decay, grad_scale, grad, m, v, weight, compute);
   const float scale = grad_scale.empty() ? 1.0f : *grad_scale.data<float>();
   if (std::isnan(scale)) return;
-  const uint8_t* flags = decay.empty() ? nullptr : decay.data<uint8_t>();
-  const float* grad_data = grad.data<float>();
-  float* m_data = m.data<float>();
-  float* v_data = v.data<float>();
-  float* weight_data = weight.data<float>();
-  BFloat16* compute_data = compute.empty() ? nullptr : compute.data<BFloat16>();
-  ParallelFor(
-      grad.num_elements(), kPieceElements, [=](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; i += kAdamWGroup) {
-          const bool decayed = flags == nullptr || flags[i / kAdamWGroup] != 0;
-          UpdateRange(factors, scale, decayed ? factors.weight_decay : 0.0f,
-                      grad_data + i, std::min(kAdamWGroup, end - i), m_data + i,
-                      v_data + i, weight_data + i);
-        }
-        if (compute_data == nullptr) return;
-        for (int64_t i = begin; i < end; ++i) {
-          compute_data[i] = ToBFloat16(weight_data[i]);
-        }
-      });
+  Arrays arrays;
+  arrays.decay = decay.empty() ? nullptr : decay.data<uint8_t>();
+  arrays.grad = grad.data<float>();
+  arrays.m = m.data<float>();
+  arrays.v = v.data<float>();
+  arrays.weight = weight.data<float>();
+  arrays.compute = compute.empty() ? nullptr : compute.data<BFloat16>();
+  ParallelFor(grad.num_elements(), kPieceElements,
+              [=](int64_t begin, int64_t end) {
+                UpdatePiece(factors, scale, arrays, begin, end);
+              });
 }
 
 }  // namespace cubit

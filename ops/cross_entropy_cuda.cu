@@ -83,6 +83,88 @@ __device__ __forceinline__ void Accumulate(const Pack<T, kWidth>& pack,
   }
 }
 
+// What a thread takes of a row: packs threadIdx.x, + kThreads, ...; calls
+// body(pack index) for those of part `part` of kParts.
+constexpr int kParts = 4;
+template <typename Body>
+__device__ __forceinline__ void ForEachPack(int num_packs, int part,
+                                            Body body) {
+  const int rounds = (num_packs + kThreads - 1) / kThreads;
+  const int rounds_in_part = (rounds + kParts - 1) / kParts;
+  const int begin = part * rounds_in_part * kThreads;
+  const int end = min(num_packs, begin + rounds_in_part * kThreads);
+  for (int p = begin + static_cast<int>(threadIdx.x); p < end; p += kThreads) {
+    body(p);
+  }
+}
+
+// The row's softmax sum while the row is copied to `kept`: all of it is on its
+// way before the first part is looked at.
+template <typename T, int kWidth>
+__device__ __forceinline__ SoftmaxSum AccumulateKept(const T* row,
+                                                     int num_packs,
+                                                     int valid_vocab,
+                                                     Pack<T, kWidth>* kept) {
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+    ForEachPack(num_packs, part, [&](int p) {
+      cuda::CopyAsync16(cuda::SharedAddress(kept + p),
+                        row + static_cast<int64_t>(p) * kWidth, true);
+    });
+    cuda::CommitCopies();
+  }
+  SoftmaxSum state = {kLowest, 0.0f};
+  const auto take = [&](int p) {
+    Accumulate(kept[p], valid_vocab - p * kWidth, &state);
+  };
+  // A thread reads what it copied itself, so that no barrier is needed.
+  cuda::WaitForCopies<3>();
+  ForEachPack(num_packs, 0, take);
+  cuda::WaitForCopies<2>();
+  ForEachPack(num_packs, 1, take);
+  cuda::WaitForCopies<1>();
+  ForEachPack(num_packs, 2, take);
+  cuda::WaitForCopies<0>();
+  ForEachPack(num_packs, 3, take);
+  return state;
+}
+
+// A row that does not fit into shared memory.
+template <typename T, int kWidth>
+__device__ __forceinline__ SoftmaxSum AccumulateRow(const T* row, int num_packs,
+                                                    int valid_vocab) {
+  SoftmaxSum state = {kLowest, 0.0f};
+  for (int p = static_cast<int>(threadIdx.x); p < num_packs; p += kThreads) {
+    Accumulate(LoadPack<T, kWidth>(row + static_cast<int64_t>(p) * kWidth),
+               valid_vocab - p * kWidth, &state);
+  }
+  return state;
+}
+
+// factor exp(x - max), less grad_scale at the target; 0 in the padding.
+template <typename T, int kWidth>
+__device__ __forceinline__ Pack<T, kWidth> Gradient(
+    const CrossEntropyArguments& a, const Pack<T, kWidth>& pack, int first,
+    int target, float max, float factor) {
+  float d[kWidth];
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    d[i] = factor * cuda::Exp<T>(ToFloat(pack.values[i]) - max);
+  }
+  if (first + kWidth > a.valid_vocab ||
+      static_cast<unsigned>(target - first) < static_cast<unsigned>(kWidth)) {
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      if (first + i == target) d[i] -= a.grad_scale;
+      if (first + i >= a.valid_vocab) d[i] = 0.0f;
+    }
+  }
+  Pack<T, kWidth> result;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) result.values[i] = cuda::FromFloat<T>(d[i]);
+  return result;
+}
+
 template <typename T, int kWidth>
 __device__ __forceinline__ void WriteZeros(int num_packs, T* d_row) {
   const Pack<T, kWidth> zeros = {};
@@ -92,13 +174,13 @@ __device__ __forceinline__ void WriteZeros(int num_packs, T* d_row) {
 }
 
 // A block a row. The row is read once: with kKeep it stays in shared memory
-// for the gradient, each thread reading what it put there; without (rows that
-// do not fit) it is read again.
+// for the gradient; without it is read again.
 template <typename T, int kWidth, bool kKeep>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     CrossEntropyKernel(CrossEntropyArguments a) {
   extern __shared__ uint4 kept_storage[];
   __shared__ SoftmaxSum shared[kWarps];
+  Pack<T, kWidth>* kept = reinterpret_cast<Pack<T, kWidth>*>(kept_storage);
   const int64_t n = blockIdx.x;
   const T* row = static_cast<const T*>(a.logits) + n * a.vocab_size;
   T* d_row = a.d_logits == nullptr
@@ -114,38 +196,26 @@ __global__ void __launch_bounds__(kThreads)
   const bool valid_target = target >= 0 && target < a.valid_vocab;
   // Before d_row, which may be row, is written.
   const float target_logit = valid_target ? ToFloat(row[target]) : NAN;
-  Pack<T, kWidth>* kept = reinterpret_cast<Pack<T, kWidth>*>(kept_storage);
-  SoftmaxSum state = {kLowest, 0.0f};
-#pragma unroll 4
-  for (int p = static_cast<int>(threadIdx.x); p < num_packs; p += kThreads) {
-    const Pack<T, kWidth> pack =
-        LoadPack<T, kWidth>(row + static_cast<int64_t>(p) * kWidth);
-    if (kKeep) kept[p] = pack;
-    Accumulate(pack, a.valid_vocab - p * kWidth, &state);
+  SoftmaxSum state;
+  if constexpr (kKeep) {
+    state = AccumulateKept<T, kWidth>(row, num_packs, a.valid_vocab, kept);
+  } else {
+    state = AccumulateRow<T, kWidth>(row, num_packs, a.valid_vocab);
   }
   state = MergeBlock<T>(state, shared);
   const float log_sum = logf(state.sum);
   if (threadIdx.x == 0) a.losses[n] = state.max - target_logit + log_sum;
   if (d_row == nullptr) return;
-  const float lse = state.max + log_sum;
-  const float factor =
-      valid_target ? a.grad_scale * (1.0f + 2.0f * a.z_loss * lse) / state.sum
-                   : NAN;
-#pragma unroll 4
-  for (int p = static_cast<int>(threadIdx.x); p < num_packs; p += kThreads) {
-    const int first = p * kWidth;
-    const Pack<T, kWidth> pack =
-        kKeep ? kept[p]
-              : LoadPack<T, kWidth>(row + static_cast<int64_t>(first));
-    Pack<T, kWidth> result;
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      float d = factor * cuda::Exp<T>(ToFloat(pack.values[i]) - state.max);
-      if (first + i == target) d -= a.grad_scale;
-      if (first + i >= a.valid_vocab) d = 0.0f;
-      result.values[i] = cuda::FromFloat<T>(d);
-    }
-    StorePack(result, d_row + static_cast<int64_t>(first));
+  const float slope = 1.0f + 2.0f * a.z_loss * (state.max + log_sum);
+  const float factor = valid_target ? a.grad_scale * slope / state.sum : NAN;
+  for (int part = 0; part < kParts; ++part) {
+    ForEachPack(num_packs, part, [&](int p) {
+      const int64_t first = static_cast<int64_t>(p) * kWidth;
+      const Pack<T, kWidth> pack =
+          kKeep ? kept[p] : LoadPack<T, kWidth>(row + first);
+      StorePack(Gradient(a, pack, p * kWidth, target, state.max, factor),
+                d_row + first);
+    });
   }
 }
 

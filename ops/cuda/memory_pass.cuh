@@ -55,6 +55,47 @@ __device__ __forceinline__ void StorePack(const Pack<T, kWidth>& pack,
   *reinterpret_cast<Pack<T, kWidth>*>(target) = pack;
 }
 
+// A Pack that is kept in registers as it was loaded, 32 bits each: an array of
+// 16-bit elements is spread over twice as many.
+template <typename T, int kWidth>
+class RawPack {
+ public:
+  static constexpr int kBytes = kWidth * static_cast<int>(sizeof(T));
+  static constexpr int kWords = kBytes / 4;
+  static_assert(kBytes % 4 == 0, "whole words");
+
+  __device__ __forceinline__ void Load(const T* source) {
+    const auto pack = *reinterpret_cast<const Pack<uint32_t, kWords>*>(source);
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) words_[i] = pack.values[i];
+  }
+  __device__ __forceinline__ float Get(int i) const {
+    if (sizeof(T) == 4) return __uint_as_float(words_[i]);
+    const uint32_t word = words_[i / 2];
+    return __uint_as_float(i % 2 == 0 ? word << 16 : word & 0xffff0000u);
+  }
+  // What was computed from the elements so far is not kept for later.
+  __device__ __forceinline__ void Forget() {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) asm volatile("" : "+r"(words_[i]));
+  }
+
+ private:
+  uint32_t words_[kWords];
+};
+
+// One element, where rows have an odd length.
+template <typename T>
+class RawPack<T, 1> {
+ public:
+  __device__ __forceinline__ void Load(const T* source) { value_ = *source; }
+  __device__ __forceinline__ float Get(int) const { return ToFloat(value_); }
+  __device__ __forceinline__ void Forget() {}
+
+ private:
+  T value_;
+};
+
 // Sum over the 32 lanes, the same in all: a tree, so the order is fixed.
 template <typename T>
 __device__ __forceinline__ T WarpSum(T x) {

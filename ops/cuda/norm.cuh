@@ -187,14 +187,13 @@ __device__ __forceinline__ void BackwardRow(const NormBackwardArguments& a,
   T* d_x = static_cast<T*>(a.d_x) + begin;
   const float mean = kCentered ? a.mean[n] : 0.0f;
   const float rstd = a.rstd[n];
-  Pack<T, kWidth> d_ys[kPacks];
-  Pack<T, kWidth> xs[kPacks];
-  Pack<T, kWidth> d_xs[kPacks];
+  RawPack<T, kWidth> d_ys[kPacks];
+  RawPack<T, kWidth> xs[kPacks];
+  RawPack<T, kWidth> d_xs[kPacks];
   ForEachPack<kWidth>(row, a.dim, [&](int p, int column) {
-    d_ys[p] =
-        LoadPack<T, kWidth>(static_cast<const T*>(a.d_y) + begin + column);
-    xs[p] = LoadPack<T, kWidth>(static_cast<const T*>(a.x) + begin + column);
-    d_xs[p] = LoadPack<T, kWidth>(d_x + column);
+    d_ys[p].Load(static_cast<const T*>(a.d_y) + begin + column);
+    xs[p].Load(static_cast<const T*>(a.x) + begin + column);
+    d_xs[p].Load(d_x + column);
   });
   float2 dots = make_float2(0, 0);  // of w d_y with 1 and with xhat
   ForEachPack<kWidth>(row, a.dim, [&](int p, int column) {
@@ -202,8 +201,8 @@ __device__ __forceinline__ void BackwardRow(const NormBackwardArguments& a,
         LoadPack<float, kWidth>(a.weight + column);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      const float d = ToFloat(d_ys[p].values[i]);
-      const float xhat = (ToFloat(xs[p].values[i]) - mean) * rstd;
+      const float d = d_ys[p].Get(i);
+      const float xhat = (xs[p].Get(i) - mean) * rstd;
       const float scaled = d * weight.values[i];
       if (kCentered) {
         dots.x += scaled;
@@ -212,6 +211,8 @@ __device__ __forceinline__ void BackwardRow(const NormBackwardArguments& a,
       dots.y += scaled * xhat;
       sums->d_weight[p].values[i] += d * xhat;
     }
+    d_ys[p].Forget();
+    xs[p].Forget();
   });
   dots = row.Sum(dots);
   const float count = static_cast<float>(a.dim);
@@ -220,14 +221,15 @@ __device__ __forceinline__ void BackwardRow(const NormBackwardArguments& a,
   ForEachPack<kWidth>(row, a.dim, [&](int p, int column) {
     const Pack<float, kWidth> weight =
         LoadPack<float, kWidth>(a.weight + column);
+    Pack<T, kWidth> result;
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      const float xhat = (ToFloat(xs[p].values[i]) - mean) * rstd;
-      const float scaled = ToFloat(d_ys[p].values[i]) * weight.values[i];
+      const float xhat = (xs[p].Get(i) - mean) * rstd;
+      const float scaled = d_ys[p].Get(i) * weight.values[i];
       const float d = rstd * (scaled - mean_scaled - xhat * mean_product);
-      d_xs[p].values[i] = FromFloat<T>(ToFloat(d_xs[p].values[i]) + d);
+      result.values[i] = FromFloat<T>(d_xs[p].Get(i) + d);
     }
-    StorePack(d_xs[p], d_x + column);
+    StorePack(result, d_x + column);
   });
 }
 
