@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
+#include <mutex>
+#include <string>
+
+#include "absl/strings/str_format.h"
+
 #include "ops/attention.h"
 #include "ops/cuda/attention_engines.h"
 #include "ops/cuda/attention_launch.cuh"
 #include "runtime/check.h"
+#include "runtime/logging.h"
 
 namespace cubit {
 namespace {
@@ -25,6 +31,17 @@ void CheckCommon(const ConstHeadTensor& q, float scale) {
   CUBIT_CHECK_GT(scale, 0.0f);
 }
 
+// Says once for each pass which implementation serves the run's first call.
+void LogEngine(const char* pass, bool cudnn, const ConstHeadTensor& q,
+               std::once_flag* said) {
+  std::call_once(*said, [&] {
+    LogDebug(absl::StrFormat("attention %s: %s ([%d, %d, %d, %d] %s)", pass,
+                             cudnn ? "cuDNN" : "the project's kernels", q.batch,
+                             q.seq_len, q.num_heads, q.head_dim,
+                             std::string(Name(q.dtype))));
+  });
+}
+
 bool IsEmpty(const ConstHeadTensor& q) {
   return q.batch * q.seq_len * q.num_heads * q.head_dim == 0;
 }
@@ -42,8 +59,10 @@ void AttentionForward(ConstHeadTensor q, ConstHeadTensor k, ConstHeadTensor v,
   CheckCommon(q, scale);
   if (IsEmpty(q)) return;
   const cuda::AttentionForwardCall call{q, k, v, scale, mask, out, lse};
-  if (cuda::CudnnAttentionForward(call, stream)) return;
-  cuda::OwnAttentionForward(call, stream);
+  static std::once_flag said;
+  const bool cudnn = cuda::CudnnAttentionForward(call, stream);
+  if (!cudnn) cuda::OwnAttentionForward(call, stream);
+  LogEngine("forward", cudnn, q, &said);
 }
 
 void AttentionBackward(ConstHeadTensor q, ConstHeadTensor k, ConstHeadTensor v,
@@ -66,8 +85,10 @@ void AttentionBackward(ConstHeadTensor q, ConstHeadTensor k, ConstHeadTensor v,
   if (IsEmpty(q)) return;
   const cuda::AttentionBackwardCall call{
       q, k, v, out, lse, d_out, scale, mask, accumulate, d_q, d_k, d_v, delta};
-  if (cuda::CudnnAttentionBackward(call, stream)) return;
-  cuda::OwnAttentionBackward(call, stream);
+  static std::once_flag said;
+  const bool cudnn = cuda::CudnnAttentionBackward(call, stream);
+  if (!cudnn) cuda::OwnAttentionBackward(call, stream);
+  LogEngine("backward", cudnn, q, &said);
 }
 
 }  // namespace cubit

@@ -71,6 +71,11 @@ void LogInfo(absl::string_view line) { Line("", line); }
 void LogWarning(absl::string_view line) { Line("warning: ", line); }
 void LogError(absl::string_view line) { Line("error: ", line); }
 
+void LogDebug(absl::string_view line) {
+  const std::lock_guard<std::mutex> lock(log_mutex);
+  if (log_file != nullptr) log_file->info(absl::StrCat("debug: ", line));
+}
+
 absl::Status LogToFile(const std::string& path) {
   // spdlog reports a file it cannot open by an exception; open it ourselves
   // first, so that none is thrown.

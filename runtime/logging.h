@@ -19,6 +19,8 @@ namespace cubit {
 void LogInfo(absl::string_view line);
 void LogWarning(absl::string_view line);
 void LogError(absl::string_view line);
+// To the file of LogToFile alone: what helps to understand a run afterwards.
+void LogDebug(absl::string_view line);
 
 // Copies every line that follows into `path` too (appended).
 absl::Status LogToFile(const std::string& path);

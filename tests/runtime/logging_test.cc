@@ -54,6 +54,17 @@ TEST(LogToFile, CopiesTheLinesThatFollowWithTheTime) {
   EXPECT_THAT(lines[1], HasSubstr(" warning: w"));
 }
 
+TEST(LogDebug, GoesToTheFileAlone) {
+  const std::string path = Fresh("debug.txt");
+  ASSERT_TRUE(LogToFile(path).ok());
+  ::testing::internal::CaptureStderr();
+  LogDebug("which kernel");
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");
+  const std::vector<std::string> lines = LinesOf(path);
+  ASSERT_EQ(lines.size(), 1u);
+  EXPECT_THAT(lines[0], HasSubstr(" debug: which kernel"));
+}
+
 TEST(LogToFile, AppendsToALogThatExists) {
   const std::string path = Fresh("again.txt");
   ASSERT_TRUE(LogToFile(path).ok());
