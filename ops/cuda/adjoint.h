@@ -81,7 +81,6 @@ void AdjointBFloat16(const AdjointArguments& in, cudaStream_t stream);
 void AdjointBFloat16x3(const AdjointArguments& in, cudaStream_t stream);
 void AdjointTFloat32(const AdjointArguments& in, cudaStream_t stream);
 
-
 }  // namespace cuda
 }  // namespace cubit
 

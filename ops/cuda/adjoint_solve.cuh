@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Y = L^-T dX, the first half of adjoint.h, and what follows from it row by row.
-// With D = P_jj + lambda (KRR) or 1 and g = 1 / D (KRR) or beta,
+// Y = L^-T dX, the first half of adjoint.h, and what follows from it row by
+// row. With D = P_jj + lambda (KRR) or 1 and g = 1 / D (KRR) or beta,
 //
 //   U_j + sum_{i>j} g_i P_ij U_i = dX_j,   Y = U / D,
 //
@@ -206,7 +206,8 @@ class AdjointSolver {
         const int column = n * 8 + quad_ * 2 + e % 2;
         const bool valid = row < in_.seq_len && column < in_.head_dim;
         sums_[n][e] =
-            valid ? -ElementToFloat(d_x[row * in_.d_x.seq_stride + column]) : 0.0f;
+            valid ? -ElementToFloat(d_x[row * in_.d_x.seq_stride + column])
+                  : 0.0f;
       }
     }
   }
@@ -315,12 +316,12 @@ class AdjointSolver {
       CommitCopies();
       WaitForCopies<2>();
       __syncthreads();
-      Weigh(stage, /*diagonal=*/false,
-            CrossesDocuments(block * kSolveBlock));
+      Weigh(stage, /*diagonal=*/false, CrossesDocuments(block * kSolveBlock));
       if (in_.is_delta()) MultiplyByFactors(stage);
       if (!loaded) {
         if (threadIdx.x < 32) {
-          const int first = AwaitSolved(Flag(0), NumPairs(), item_.launch, block);
+          const int first =
+              AwaitSolved(Flag(0), NumPairs(), item_.launch, block);
           if (threadIdx.x == 0) m_.ready = first;
         }
         __syncthreads();
@@ -385,8 +386,7 @@ class AdjointSolver {
       const float f = factor(row);
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
-        *reinterpret_cast<float2*>(target + row * kStride + n * 8 +
-                                   quad_ * 2) =
+        *reinterpret_cast<float2*>(target + row * kStride + n * 8 + quad_ * 2) =
             make_float2(f * sums_[n][2 * half], f * sums_[n][2 * half + 1]);
       }
     }
@@ -438,7 +438,7 @@ class AdjointSolver {
       const float scale = scales == nullptr ? 1.0f : scales[row];
       for (int c = threadIdx.x % 32; c < in_.head_dim; c += 32) {
         StoreElement(scale * m_.solution[(own_row_ + i) * kStride + c],
-              target + row * heads.seq_stride + c);
+                     target + row * heads.seq_stride + c);
       }
     }
   }
@@ -475,11 +475,12 @@ __device__ __noinline__ float WeightedProducts(const AdjointArguments& in,
   const int lane = threadIdx.x % 32;
   const Element* r = in.queries.Head<const Element>(b, h);
   const Element* x = in.x.Head<const Element>(b, h);
-  const int64_t row0 = (static_cast<int64_t>(b) * in.num_heads + h) * in.seq_len;
+  const int64_t row0 =
+      (static_cast<int64_t>(b) * in.num_heads + h) * in.seq_len;
   int begin = 0;
   if (in.segments != nullptr) {
-    begin = DocumentBegin(
-        in.segments + static_cast<int64_t>(b) * in.seq_len, row);
+    begin =
+        DocumentBegin(in.segments + static_cast<int64_t>(b) * in.seq_len, row);
   }
   float sum = 0;
   for (int j = begin; j <= row; ++j) {
@@ -515,8 +516,10 @@ __device__ __forceinline__ void AdjointSolver<Products, kDim>::FinishDots() {
       if (c < in_.head_dim) {
         // Y as the other products see it.
         const float value = Rounded<Element>(y[c]);
-        y_dot_v = fmaf(value, ElementToFloat(v[row * in_.v.seq_stride + c]), y_dot_v);
-        y_dot_x = fmaf(value, ElementToFloat(x[row * in_.x.seq_stride + c]), y_dot_x);
+        y_dot_v =
+            fmaf(value, ElementToFloat(v[row * in_.v.seq_stride + c]), y_dot_v);
+        y_dot_x =
+            fmaf(value, ElementToFloat(x[row * in_.x.seq_stride + c]), y_dot_x);
       }
     }
     y_dot_v = WarpSum(y_dot_v);
@@ -524,10 +527,11 @@ __device__ __forceinline__ void AdjointSolver<Products, kDim>::FinishDots() {
     y_dot_x_sum += y_dot_x;
     float minus_delta = y_dot_v - y_dot_x;
     if (!in_.is_delta()) {
-      minus_delta = item_.lambda > 1
-                        ? WeightedProducts<Element>(in_, item_.b, item_.h, row, y)
-                        : in_.value_scale[item_.row0 + row] * y_dot_v -
-                              item_.lambda * y_dot_x;
+      minus_delta =
+          item_.lambda > 1
+              ? WeightedProducts<Element>(in_, item_.b, item_.h, row, y)
+              : in_.value_scale[item_.row0 + row] * y_dot_v -
+                    item_.lambda * y_dot_x;
     }
     if (lane == 0) {
       in_.minus_delta[item_.row0 + row] = minus_delta;
@@ -564,8 +568,7 @@ __global__ void __launch_bounds__(kSolveThreads)
   item.block = num_blocks - 1 - memory->item / num_pairs;
   item.first = item.block * kSolveBlock;
   item.row0 = static_cast<int64_t>(pair) * in.seq_len;
-  item.launch =
-      *const_cast<volatile uint32_t*>(&in.queue->launch) + 1;
+  item.launch = *const_cast<volatile uint32_t*>(&in.queue->launch) + 1;
   item.lambda = in.is_delta() ? 0.0f : expf(in.log_lambda[item.h]);
   AdjointSolver<Products, kDim>(in, item, memory).Run();
   if (threadIdx.x == 0) LeaveQueue(in.queue);

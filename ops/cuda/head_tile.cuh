@@ -16,9 +16,10 @@ namespace cuda {
 // Starts the copy of rows [row, row + TileType::kRows) of head (b, h), zeros
 // beyond the sequence and the head dim (CopyRows in tile.cuh).
 template <typename TileType, int kThreads>
-__device__ __forceinline__ void CopyHeadRows(
-    const DeviceHeads& heads, int b, int h, int row, int seq_len, int head_dim,
-    typename TileType::Element* tile) {
+__device__ __forceinline__ void CopyHeadRows(const DeviceHeads& heads, int b,
+                                             int h, int row, int seq_len,
+                                             int head_dim,
+                                             typename TileType::Element* tile) {
   using Element = typename TileType::Element;
   CopyRows<TileType, TileType::kRows, kThreads>(
       tile, 0, heads.Head<const Element>(b, h) + row * heads.seq_stride,

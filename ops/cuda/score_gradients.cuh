@@ -37,10 +37,10 @@ struct GradientMemory {
   struct Stage {
     alignas(1024) char scored[StreamedTile::kBytes];   // keys or queries
     alignas(1024) char weighed[StreamedTile::kBytes];  // X or Y
-    float lse[kStreamed];                   // of queries
+    float lse[kStreamed];                              // of queries
     float minus_delta[kStreamed];
-    float factors[kStreamed];               // Delta: beta
-    float column_scale[kStreamed];          // of keys
+    float factors[kStreamed];       // Delta: beta
+    float column_scale[kStreamed];  // of keys
     int segments[kStreamed];
   };
   alignas(1024) char scored[OwnTile::kBytes];
@@ -129,19 +129,20 @@ class ScoreGradients {
   __device__ __forceinline__ void LoadScalar(const float* per_token, int row,
                                              int i, float* target) {
     const bool valid = row < in_.seq_len;
-    CopyAsync4(SharedAddress(target + i),
-               per_token + row0_ + (valid ? row : 0), valid);
+    CopyAsync4(SharedAddress(target + i), per_token + row0_ + (valid ? row : 0),
+               valid);
   }
 
   __device__ __forceinline__ float Beta(int row) const {
-    return ElementToFloat(in_.beta.Head<const Element>(
-        b_, h_)[row * in_.beta.seq_stride]);
+    return ElementToFloat(
+        in_.beta.Head<const Element>(b_, h_)[row * in_.beta.seq_stride]);
   }
 
   // Streamed rows [row, row + kStreamed) and their scalars.
   template <bool kColumnPass>
   __device__ __forceinline__ void LoadStage(int row, Stage* stage) {
-    Load<StreamedTile>(kColumnPass ? in_.queries : in_.keys, row, stage->scored);
+    Load<StreamedTile>(kColumnPass ? in_.queries : in_.keys, row,
+                       stage->scored);
     Load<StreamedTile>(kColumnPass ? in_.y : in_.x, row, stage->weighed);
     const int i = threadIdx.x;
     if (i >= kStreamed) return;
@@ -237,13 +238,13 @@ class ScoreGradients {
     float products[kSteps][kGroups][4];
     MultiplyRows(Elements(m_.scored), Elements(stage.scored), &scores);
     MultiplyRows(Elements(m_.weighed), Elements(stage.weighed), &products);
-    const bool on_diagonal = kColumnPass ? row <= own_last
-                                         : row + kStreamed > own_first;
+    const bool on_diagonal =
+        kColumnPass ? row <= own_last : row + kStreamed > own_first;
     bool crosses = false;
     if (segments_ != nullptr) {
       const int low = kColumnPass ? first_ : row;
-      const int high = kColumnPass ? min(row + kStreamed, in_.seq_len) - 1
-                                   : OwnEnd() - 1;
+      const int high =
+          kColumnPass ? min(row + kStreamed, in_.seq_len) - 1 : OwnEnd() - 1;
       crosses = segments_[low] != segments_[high];
     }
     // d_scores, in place.
@@ -312,8 +313,8 @@ class ScoreGradients {
           float p = Exp2(fmaf(score, exponent[i], minus_lse));
           if (on_diagonal && row + column <= RowOf(i)) p = 0;
           if (crosses && segment != m_.segments[OwnRow(i)]) p = 0;
-          score = p * fmaf(minus_factor,
-                           products[i / 2][n][i % 2 * 2 + side], minus_delta);
+          score = p * fmaf(minus_factor, products[i / 2][n][i % 2 * 2 + side],
+                           minus_delta);
         }
       }
     }
@@ -389,9 +390,8 @@ class ScoreGradients {
   }
 
   // Writes the rows of sums_, plus own_factor[i] times the own scored row.
-  __device__ __forceinline__ void StoreSums(const float (&own_factor)[2 *
-                                                                      kSteps],
-                                            const DeviceHeads& heads) {
+  __device__ __forceinline__ void StoreSums(
+      const float (&own_factor)[2 * kSteps], const DeviceHeads& heads) {
     Element* target = heads.Head<Element>(b_, h_);
 #pragma unroll
     for (int i = 0; i < 2 * kSteps; ++i) {
@@ -403,8 +403,10 @@ class ScoreGradients {
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
           const int c = 8 * n + 2 * quad_ + side;
-          const float value = sums_[i / 2][n][i % 2 * 2 + side] +
-                              own_factor[i] * ElementToFloat(own[OwnTile::Offset(OwnRow(i), c)]);
+          const float value =
+              sums_[i / 2][n][i % 2 * 2 + side] +
+              own_factor[i] *
+                  ElementToFloat(own[OwnTile::Offset(OwnRow(i), c)]);
           if (c < in_.head_dim) {
             StoreElement(value, target + row * heads.seq_stride + c);
           }
@@ -422,7 +424,7 @@ class ScoreGradients {
 #pragma unroll
       for (int side = 0; side < 2; ++side) {
         const float r = ElementToFloat(
-              own[OwnTile::Offset(OwnRow(i), 8 * n + 2 * quad_ + side)]);
+            own[OwnTile::Offset(OwnRow(i), 8 * n + 2 * quad_ + side)]);
         square = fmaf(r, r, square);
       }
     }
@@ -469,7 +471,7 @@ class ScoreGradients {
       if (in_.is_delta()) {
         if (writes) {
           StoreElement(-product, in_.d_beta.Head<Element>(b_, h_) +
-                              row * in_.d_beta.seq_stride);
+                                     row * in_.d_beta.seq_stride);
         }
         continue;
       }
@@ -518,8 +520,7 @@ template <typename Products, int kDim, int kSteps, int kStreamed, int kStages,
           int kBlocksPerMultiprocessor>
 __global__ void __launch_bounds__(kGradientThreads, kBlocksPerMultiprocessor)
     ScoreGradientsKernel(const __grid_constant__ AdjointArguments in) {
-  using Gradients =
-      ScoreGradients<Products, kDim, kSteps, kStreamed, kStages>;
+  using Gradients = ScoreGradients<Products, kDim, kSteps, kStreamed, kStages>;
   extern __shared__ __align__(1024) char shared[];
   const int pair = blockIdx.y;
   const int b = pair / in.num_heads;
