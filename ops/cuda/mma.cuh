@@ -80,6 +80,13 @@ __device__ __forceinline__ void CopyAsync16(uint32_t shared, const void* global,
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared),
                "l"(global), "r"(bytes));
 }
+// The same for 4 bytes.
+__device__ __forceinline__ void CopyAsync4(uint32_t shared, const void* global,
+                                           bool valid) {
+  const int bytes = valid ? 4 : 0;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;\n" ::"r"(shared),
+               "l"(global), "r"(bytes));
+}
 __device__ __forceinline__ void CommitCopies() {
   asm volatile("cp.async.commit_group;\n");
 }

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The backward of both triangular solves (krr.h, delta_solve.h) as one
+// computation. Forward, per head, with rows i of queries and columns j of keys:
+//
+//   S_ij = (a_i . b_j) column_scale_j,   P = exp(S - lse_i) over visible j
+//   L = P + lambda I (KRR, a = b = r) or I + diag(beta) P (Delta, strict P)
+//   L X = diag(value_scale) V (KRR) or V (Delta)
+//
+// Backward: Y = L^-T dX (adjoint_solve.cuh), then with f = 1 or beta
+//
+//   dS_ij = P_ij (-f_i Y_i . X_j - delta_i)
+//   delta_i = -Y_i . (value_scale_i V_i - lambda X_i) or -Y_i . (V_i - X_i)
+//   da_i = sum_j dS_ij column_scale_j b_j,  db_j = column_scale_j sum_i dS_ij
+//   a_i                                     (score_gradients.cuh)
+
+#ifndef CUBIT_OPS_CUDA_ADJOINT_H_
+#define CUBIT_OPS_CUDA_ADJOINT_H_
+
+#include <cstdint>
+
+#include <cuda_runtime.h>
+
+namespace cubit {
+namespace cuda {
+
+struct SolveQueue;
+
+// [B, T, H, K] in device memory.
+struct DeviceHeads {
+  void* data = nullptr;
+  int64_t batch_stride = 0;
+  int64_t seq_stride = 0;
+  int64_t head_stride = 0;
+  bool vectors = false;  // every row is whole 16-byte vectors
+
+  template <typename Element>
+  __device__ __forceinline__ Element* Head(int b, int h) const {
+    return static_cast<Element*>(data) + b * batch_stride + h * head_stride;
+  }
+};
+
+struct AdjointArguments {
+  int batch = 0;
+  int num_heads = 0;
+  int seq_len = 0;
+  int head_dim = 0;
+
+  DeviceHeads queries, keys, v, x, d_x, y;
+  DeviceHeads d_queries;  // KRR: d_r, the sum of both parts
+  DeviceHeads d_keys;     // Delta
+  DeviceHeads d_v;
+  const int32_t* segments = nullptr;  // [B, T] or null
+  const float* lse = nullptr;         // [B, H, T]
+
+  // KRR: [B, H, T], [H]; null for Delta.
+  const float* column_scale = nullptr;
+  const float* value_scale = nullptr;
+  const float* log_lambda = nullptr;
+  float* d_column_scale = nullptr;
+  float* d_value_scale = nullptr;
+  float* d_log_lambda = nullptr;
+
+  // Delta.
+  float scale = 0;  // of every score
+  DeviceHeads beta, d_beta;
+
+  // Work space.
+  float* minus_delta = nullptr;      // [B, H, T]
+  float* lambda_partials = nullptr;  // [B, H, blocks]: sums of Y . X
+  SolveQueue* queue = nullptr;
+
+  __host__ __device__ bool is_delta() const { return column_scale == nullptr; }
+};
+
+// Rows of Y that are solved at once.
+constexpr int kSolveBlock = 64;
+
+// fp32 tensors by BF16x3 or TF32 products, bf16 tensors; head_dim <= 128.
+void AdjointBFloat16(const AdjointArguments& in, cudaStream_t stream);
+void AdjointBFloat16x3(const AdjointArguments& in, cudaStream_t stream);
+void AdjointTFloat32(const AdjointArguments& in, cudaStream_t stream);
+
+}  // namespace cuda
+}  // namespace cubit
+
+#endif  // CUBIT_OPS_CUDA_ADJOINT_H_

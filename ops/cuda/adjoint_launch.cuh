@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Launches both kernels of adjoint.h for one kind of product: instantiated by
+// adjoint_*.cu, which compile side by side.
+
+#ifndef CUBIT_OPS_CUDA_ADJOINT_LAUNCH_CUH_
+#define CUBIT_OPS_CUDA_ADJOINT_LAUNCH_CUH_
+
+#include "ops/cuda/adjoint.h"
+#include "ops/cuda/adjoint_solve.cuh"
+#include "ops/cuda/score_gradients.cuh"
+#include "runtime/check.h"
+#include "runtime/cuda_check.h"
+
+namespace cubit {
+namespace cuda {
+
+template <typename Kernel>
+void AllowSharedMemory(Kernel kernel, size_t bytes) {
+  CUBIT_CUDA_CHECK(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           static_cast<int>(bytes)));
+}
+
+// How the score gradients are tiled: measured (docs/performance.md).
+template <typename Products, int kDim>
+struct GradientTiling {
+  static constexpr int kSteps = 1;
+  static constexpr int kStreamed = 32;
+  static constexpr int kStages = 2;
+  static constexpr int kBlocksPerMultiprocessor = 1;
+};
+template <int kDim>
+struct GradientTiling<BFloat16Products, kDim> {
+  static constexpr int kSteps = 2;
+  static constexpr int kStreamed = 32;
+  static constexpr int kStages = 2;
+  static constexpr int kBlocksPerMultiprocessor = 2;
+};
+
+template <typename Products, int kDim>
+void LaunchAdjointSolve(const AdjointArguments& in, cudaStream_t stream) {
+  constexpr auto kKernel = AdjointSolveKernel<Products, kDim>;
+  constexpr size_t kBytes = sizeof(AdjointSolveMemory<Products, kDim>);
+  AllowSharedMemory(kKernel, kBytes);
+  const int num_blocks = (in.seq_len + kSolveBlock - 1) / kSolveBlock;
+  kKernel<<<in.batch * in.num_heads * num_blocks, kSolveThreads, kBytes,
+            stream>>>(in);
+  CUBIT_CUDA_CHECK_LAUNCH();
+}
+
+template <typename Products, int kDim,
+          typename Tiling = GradientTiling<Products, kDim>>
+void LaunchScoreGradients(const AdjointArguments& in, cudaStream_t stream) {
+  constexpr auto kKernel =
+      ScoreGradientsKernel<Products, kDim, Tiling::kSteps, Tiling::kStreamed,
+                           Tiling::kStages, Tiling::kBlocksPerMultiprocessor>;
+  using Memory = GradientMemory<Products, kDim, Tiling::kSteps,
+                                Tiling::kStreamed, Tiling::kStages>;
+  AllowSharedMemory(kKernel, sizeof(Memory));
+  const dim3 grid((in.seq_len + Memory::kRows - 1) / Memory::kRows,
+                  in.batch * in.num_heads);
+  kKernel<<<grid, kGradientThreads, sizeof(Memory), stream>>>(in);
+  CUBIT_CUDA_CHECK_LAUNCH();
+}
+
+template <typename Products, int kDim>
+void LaunchAdjointOfDim(const AdjointArguments& in, cudaStream_t stream) {
+  LaunchAdjointSolve<Products, kDim>(in, stream);
+  LaunchScoreGradients<Products, kDim>(in, stream);
+}
+
+// Head dims between these are padded with zeros in shared memory.
+template <typename Products>
+void LaunchAdjoint(const AdjointArguments& in, cudaStream_t stream) {
+  CUBIT_CHECK_LE(in.head_dim, 128) << "head dim of the GPU's solves";
+  if (in.head_dim <= 32) {
+    LaunchAdjointOfDim<Products, 32>(in, stream);
+  } else if (in.head_dim <= 64) {
+    LaunchAdjointOfDim<Products, 64>(in, stream);
+  } else if (in.head_dim <= 80) {
+    LaunchAdjointOfDim<Products, 80>(in, stream);
+  } else {
+    LaunchAdjointOfDim<Products, 128>(in, stream);
+  }
+}
+
+}  // namespace cuda
+}  // namespace cubit
+
+#endif  // CUBIT_OPS_CUDA_ADJOINT_LAUNCH_CUH_

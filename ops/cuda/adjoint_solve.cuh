@@ -1,0 +1,580 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Y = L^-T dX, the first half of adjoint.h, and what follows from it row by
+// row. With D = P_jj + lambda (KRR) or 1 and g = 1 / D (KRR) or beta,
+//
+//   U_j + sum_{i>j} g_i P_ij U_i = dX_j,   Y = U / D,
+//
+// so a block of 64 rows of U needs the Y of every later block: it streams them,
+// subtracts P^T (f Y), and multiplies by the inverse of its own unit
+// upper-triangular block, which was made before.
+//
+// One block of threads solves one block of rows. A counter gives the blocks out
+// last first, all heads in turn, so that whoever waits, waits for a block that
+// is already being worked on. A solved block is published by a flag in device
+// memory (release), awaited by its readers (acquire). Every sum has a fixed
+// order.
+
+#ifndef CUBIT_OPS_CUDA_ADJOINT_SOLVE_CUH_
+#define CUBIT_OPS_CUDA_ADJOINT_SOLVE_CUH_
+
+#include <cstdint>
+
+#include "ops/cuda/adjoint.h"
+#include "ops/cuda/head_tile.cuh"
+#include "ops/cuda/mma.cuh"
+#include "ops/cuda/products.cuh"
+#include "ops/cuda/solve_queue.cuh"
+#include "ops/cuda/tile.cuh"
+#include "ops/cuda/unit_upper.cuh"
+
+namespace cubit {
+namespace cuda {
+
+constexpr int kSolveThreads = 128;
+constexpr float kLog2E = 1.44269504088896341f;
+
+// One warp waits until `block` is solved; returns the first of the solved
+// blocks that end in it (at most 32 back). The flag of block i is
+// flags[-i * stride].
+__device__ __forceinline__ int AwaitSolved(const uint32_t* flags,
+                                           int64_t stride, uint32_t launch,
+                                           int block) {
+  // Some seconds; then something is broken, and an error is better than a GPU
+  // that hangs.
+  constexpr int kMostPolls = 1 << 23;
+  const int mine = block - static_cast<int>(threadIdx.x % 32);
+  for (int polls = 0; polls < kMostPolls; ++polls) {
+    const bool ready =
+        mine >= 0 && LoadAcquire(flags - mine * stride) == launch;
+    const uint32_t waiting = ~__ballot_sync(0xffffffffu, ready);
+    if ((waiting & 1) == 0) {
+      const int count = waiting == 0 ? 32 : __ffs(waiting) - 1;
+      return block - count + 1;
+    }
+  }
+  __trap();
+  return 0;
+}
+
+template <typename Products, int kDim>
+struct AdjointSolveMemory {
+  using Element = typename Products::Element;
+  using HeadTile = Tile<Element, kSolveBlock, kDim>;
+  using FloatTile = Tile<float, kSolveBlock, kDim>;
+
+  alignas(1024) char keys[HeadTile::kBytes];
+  // Later the right-hand side in fp32.
+  union {
+    alignas(1024) char queries[2][HeadTile::kBytes];
+    float rhs[FloatTile::kBytes / 4];
+  };
+  // Later Y in fp32.
+  union {
+    alignas(1024) char y[2][HeadTile::kBytes];
+    float solution[FloatTile::kBytes / 4];
+  };
+  alignas(16) float inverse[UnitUpperTile::kBytes / 4];
+  float lse[2][kSolveBlock];
+  float factors[2][kSolveBlock];  // Delta: beta
+  int segments[2][kSolveBlock];
+  float self[kSolveBlock];  // P_jj
+  float g[kSolveBlock];     // g above; KRR: also 1 / D
+  float dot_partials[kSolveThreads / 32];
+  int item;
+  int ready;
+};
+
+// What one block of threads works on.
+struct SolveItem {
+  int b, h, block;
+  int first;     // row
+  int64_t row0;  // of [B, H, T]
+  float lambda;
+  uint32_t launch;  // number of this launch
+};
+
+template <typename Products, int kDim>
+class AdjointSolver {
+ public:
+  using Memory = AdjointSolveMemory<Products, kDim>;
+  using Element = typename Memory::Element;
+  using HeadTile = typename Memory::HeadTile;
+  using FloatTile = typename Memory::FloatTile;
+
+  __device__ __forceinline__ AdjointSolver(const AdjointArguments& in,
+                                           const SolveItem& item, Memory* m)
+      : in_(in), item_(item), m_(*m) {
+    own_row_ = 16 * (threadIdx.x / 32);
+    group_ = threadIdx.x % 32 / 4;
+    quad_ = threadIdx.x % 4;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = item_.first + own_row_ + group_ + 8 * half;
+      const bool valid = row < in_.seq_len;
+      float scale = in_.scale;
+      if (!in_.is_delta()) {
+        scale = valid ? in_.column_scale[item_.row0 + row] : 0.0f;
+      }
+      exponent_[half] = scale * kLog2E;
+      key_segment_[half] =
+          in_.segments != nullptr && valid
+              ? in_.segments[static_cast<int64_t>(item_.b) * in_.seq_len + row]
+              : -1;
+    }
+  }
+
+  __device__ void Run() {
+    LoadHeads(in_.keys, item_.first, Keys());
+    LoadQueries(item_.block, 0);
+    CommitCopies();
+    const int last = LastBlock();
+    if (last > item_.block) LoadQueries(last, 1);
+    CommitCopies();
+    LoadRightHandSide();
+    WaitForCopies<1>();
+    __syncthreads();
+    FormInverse();
+    Stream(last);
+    Finish();
+  }
+
+ private:
+  static constexpr int kStride = FloatTile::kStride;
+
+  __device__ __forceinline__ Element* Keys() {
+    return reinterpret_cast<Element*>(m_.keys);
+  }
+  __device__ __forceinline__ Element* Queries(int stage) {
+    return reinterpret_cast<Element*>(m_.queries[stage]);
+  }
+  __device__ __forceinline__ Element* Y(int stage) {
+    return reinterpret_cast<Element*>(m_.y[stage]);
+  }
+
+  __device__ __forceinline__ void LoadHeads(const DeviceHeads& heads, int row,
+                                            Element* tile) {
+    CopyHeadRows<HeadTile, kSolveThreads>(heads, item_.b, item_.h, row,
+                                          in_.seq_len, in_.head_dim, tile);
+  }
+
+  // Last block with a row that sees a key of this block.
+  __device__ __forceinline__ int LastBlock() const {
+    int end = in_.seq_len;
+    if (in_.segments != nullptr) {
+      end = DocumentEnd(
+          in_.segments + static_cast<int64_t>(item_.b) * in_.seq_len,
+          min(item_.first + kSolveBlock, in_.seq_len) - 1, in_.seq_len);
+    }
+    return (end - 1) / kSolveBlock;
+  }
+
+  // Queries of a block and their scalars.
+  __device__ __forceinline__ void LoadQueries(int block, int stage) {
+    const int first = block * kSolveBlock;
+    LoadHeads(in_.queries, first, Queries(stage));
+    const int i = threadIdx.x % kSolveBlock;
+    const int row = first + i;
+    const bool valid = row < in_.seq_len;
+    if (threadIdx.x < kSolveBlock) {
+      CopyAsync4(SharedAddress(&m_.lse[stage][i]),
+                 in_.lse + item_.row0 + (valid ? row : 0), valid);
+      if (in_.is_delta()) {
+        m_.factors[stage][i] = valid ? Beta(row) : 0.0f;
+      }
+    } else if (in_.segments != nullptr) {
+      CopyAsync4(SharedAddress(&m_.segments[stage][i]),
+                 in_.segments + static_cast<int64_t>(item_.b) * in_.seq_len +
+                     (valid ? row : 0),
+                 valid);
+    }
+  }
+
+  __device__ __forceinline__ float Beta(int row) const {
+    return ElementToFloat(in_.beta.Head<const Element>(
+        item_.b, item_.h)[row * in_.beta.seq_stride]);
+  }
+
+  // sums_ = -dX.
+  __device__ __forceinline__ void LoadRightHandSide() {
+    const Element* d_x = in_.d_x.Head<const Element>(item_.b, item_.h);
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int row = item_.first + own_row_ + group_ + e / 2 * 8;
+        const int column = n * 8 + quad_ * 2 + e % 2;
+        const bool valid = row < in_.seq_len && column < in_.head_dim;
+        sums_[n][e] =
+            valid ? -ElementToFloat(d_x[row * in_.d_x.seq_stride + column])
+                  : 0.0f;
+      }
+    }
+  }
+
+  // weights_ = P^T on the tile of own rows (keys) and the queries of a stage.
+  __device__ __forceinline__ void Weigh(int stage, bool diagonal,
+                                        bool compare_segments) {
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) weights_[n][e] = 0;
+    }
+#pragma unroll
+    for (int k = 0; k < kDim; k += 16) {
+      typename Products::Left a;
+      Products::template LoadLeft<HeadTile>(Keys(), own_row_, k, &a);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        typename Products::Right b[2];
+        Products::template LoadRight<HeadTile>(Queries(stage), 16 * n, k, b);
+        Products::Multiply(weights_[2 * n], a, b[0]);
+        Products::Multiply(weights_[2 * n + 1], a, b[1]);
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int query = n * 8 + quad_ * 2 + e % 2;
+        const int half = e / 2;
+        float p = Exp2(fmaf(weights_[n][e], exponent_[half],
+                            -kLog2E * m_.lse[stage][query]));
+        if (compare_segments &&
+            m_.segments[stage][query] != key_segment_[half]) {
+          p = 0;
+        }
+        if (diagonal && query < own_row_ + group_ + 8 * half) p = 0;
+        weights_[n][e] = p;
+      }
+    }
+  }
+
+  // Whether some query of [first, first + 64) is in another document than some
+  // own key.
+  __device__ __forceinline__ bool CrossesDocuments(int first) const {
+    if (in_.segments == nullptr) return false;
+    const int32_t* segments =
+        in_.segments + static_cast<int64_t>(item_.b) * in_.seq_len;
+    return segments[item_.first] !=
+           segments[min(first + kSolveBlock, in_.seq_len) - 1];
+  }
+
+  // m_.inverse = (I + N)^-1, N_ji = g_i P_ij for i > j.
+  __device__ __forceinline__ void FormInverse() {
+    Weigh(/*stage=*/0, /*diagonal=*/true, CrossesDocuments(item_.first));
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int query = n * 8 + quad_ * 2 + e % 2;
+        const int key = own_row_ + group_ + e / 2 * 8;
+        if (query == key) m_.self[key] = weights_[n][e];
+      }
+    }
+    __syncthreads();
+    if (threadIdx.x < kSolveBlock) {
+      const int i = threadIdx.x;
+      float g = 0;
+      if (item_.first + i < in_.seq_len) {
+        g = in_.is_delta() ? m_.factors[0][i]
+                           : 1.0f / (m_.self[i] + item_.lambda);
+      }
+      m_.g[i] = g;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int query = n * 8 + quad_ * 2 + e % 2;
+        const int key = own_row_ + group_ + e / 2 * 8;
+        // A padded query has g = 0, but a weight that may be infinite.
+        float value = m_.g[query] == 0 ? 0 : m_.g[query] * weights_[n][e];
+        if (query == key) value = 1;
+        m_.inverse[key * kUnitUpperStride + query] = value;
+      }
+    }
+    __syncthreads();
+    InvertUnitUpper(m_.inverse);
+  }
+
+  // sums_ += P^T (f Y) over the later blocks, the last first.
+  __device__ __forceinline__ void Stream(int last) {
+    int ready = last + 1;  // blocks from here on are known to be solved
+    bool loaded = false;   // Y of this block is on its way
+    int stage = 1;
+    for (int block = last; block > item_.block; --block, stage ^= 1) {
+      // Everyone is done with the other stage.
+      __syncthreads();
+      if (block - 1 > item_.block) LoadQueries(block - 1, stage ^ 1);
+      CommitCopies();
+      const bool load_next = block - 1 > item_.block && block - 1 >= ready;
+      if (load_next) {
+        LoadHeads(in_.y, (block - 1) * kSolveBlock, Y(stage ^ 1));
+      }
+      CommitCopies();
+      WaitForCopies<2>();
+      __syncthreads();
+      Weigh(stage, /*diagonal=*/false, CrossesDocuments(block * kSolveBlock));
+      if (in_.is_delta()) MultiplyByFactors(stage);
+      if (!loaded) {
+        if (threadIdx.x < 32) {
+          const int first =
+              AwaitSolved(Flag(0), NumPairs(), item_.launch, block);
+          if (threadIdx.x == 0) m_.ready = first;
+        }
+        __syncthreads();
+        ready = m_.ready;
+        LoadHeads(in_.y, block * kSolveBlock, Y(stage));
+        CommitCopies();
+        WaitForCopies<0>();
+        __syncthreads();
+      }
+      AddWeighted(Y(stage));
+      loaded = load_next;
+    }
+  }
+
+  __device__ __forceinline__ void MultiplyByFactors(int stage) {
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        weights_[n][e] *= m_.factors[stage][n * 8 + quad_ * 2 + e % 2];
+      }
+    }
+  }
+
+  __device__ __forceinline__ void AddWeighted(const Element* y) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const typename Products::Left a =
+          Products::FromAccumulators(weights_[2 * k], weights_[2 * k + 1]);
+#pragma unroll
+      for (int n = 0; n < kDim / 16; ++n) {
+        typename Products::Right b[2];
+        Products::template LoadRightDirect<HeadTile>(y, 16 * k, 16 * n, b);
+        Products::Multiply(sums_[2 * n], a, b[0]);
+        Products::Multiply(sums_[2 * n + 1], a, b[1]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ int NumBlocks() const {
+    return (in_.seq_len + kSolveBlock - 1) / kSolveBlock;
+  }
+  __device__ __forceinline__ int NumPairs() const {
+    return in_.batch * in_.num_heads;
+  }
+  __device__ __forceinline__ int Pair() const {
+    return item_.b * in_.num_heads + item_.h;
+  }
+  // Published when a block of this head is solved; the last block comes first.
+  __device__ __forceinline__ uint32_t* Flag(int block) const {
+    return in_.queue->ready +
+           static_cast<int64_t>(NumBlocks() - 1 - block) * NumPairs() + Pair();
+  }
+
+  // Stores an accumulator of all own rows, times factor(row in block).
+  template <typename Factor>
+  __device__ __forceinline__ void StoreSums(const Factor& factor,
+                                            float* target) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = own_row_ + group_ + 8 * half;
+      const float f = factor(row);
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        *reinterpret_cast<float2*>(target + row * kStride + n * 8 + quad_ * 2) =
+            make_float2(f * sums_[n][2 * half], f * sums_[n][2 * half + 1]);
+      }
+    }
+  }
+
+  // Y = diag(1 / D) inverse rhs; publishes it; then the rows' other results.
+  __device__ __forceinline__ void Finish() {
+    __syncthreads();  // everyone is done with the stages
+    StoreSums([](int) { return -1.0f; }, m_.rhs);
+    __syncthreads();
+    MultiplyByInverse();
+    StoreSums([this](int row) { return in_.is_delta() ? 1.0f : m_.g[row]; },
+              m_.solution);
+    __syncwarp();
+    StoreRows(in_.y, nullptr);
+    PublishReady(Flag(item_.block), item_.launch);
+    StoreRows(in_.d_v, in_.is_delta() ? nullptr : in_.value_scale + item_.row0);
+    FinishDots();
+  }
+
+  __device__ __forceinline__ void MultiplyByInverse() {
+    using Exact = BFloat16x3Products;
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sums_[n][e] = 0;
+    }
+    for (int k = own_row_; k < kSolveBlock; k += 16) {
+      Exact::Left a;
+      Exact::LoadLeft<UnitUpperTile>(m_.inverse, own_row_, k, &a);
+#pragma unroll
+      for (int n = 0; n < kDim / 16; ++n) {
+        Exact::Right b[2];
+        Exact::LoadRightDirect<FloatTile>(m_.rhs, k, 16 * n, b);
+        Exact::Multiply(sums_[2 * n], a, b[0]);
+        Exact::Multiply(sums_[2 * n + 1], a, b[1]);
+      }
+    }
+  }
+
+  // Rows of m_.solution of the own warp, times `scales` (null: 1), to memory.
+  __device__ __forceinline__ void StoreRows(const DeviceHeads& heads,
+                                            const float* scales) {
+    Element* target = heads.Head<Element>(item_.b, item_.h);
+#pragma unroll 4
+    for (int i = 0; i < 16; ++i) {
+      const int row = item_.first + own_row_ + i;
+      if (row >= in_.seq_len) break;
+      const float scale = scales == nullptr ? 1.0f : scales[row];
+      for (int c = threadIdx.x % 32; c < in_.head_dim; c += 32) {
+        StoreElement(scale * m_.solution[(own_row_ + i) * kStride + c],
+                     target + row * heads.seq_stride + c);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void FinishDots();
+
+  const AdjointArguments& in_;
+  const SolveItem item_;
+  Memory& m_;
+  int own_row_;  // first row of the warp, in the block
+  int group_;
+  int quad_;
+  float exponent_[2];
+  int key_segment_[2];
+  float weights_[8][4];
+  float sums_[kDim / 8][4];
+};
+
+__device__ __forceinline__ float WarpSum(float x) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    x += __shfl_xor_sync(0xffffffffu, x, offset);
+  }
+  return x;
+}
+
+// sum_j P_ij Y_i . X_j over the keys that row i sees; one warp. For lambda > 1,
+// where value_scale V - lambda X, the same vector P X, has no correct digit
+// left. Such a ridge is an experiment, not a way to train: no tensor cores.
+template <typename Element>
+__device__ __noinline__ float WeightedProducts(const AdjointArguments& in,
+                                               int b, int h, int row,
+                                               const float* y) {
+  const int lane = threadIdx.x % 32;
+  const Element* r = in.queries.Head<const Element>(b, h);
+  const Element* x = in.x.Head<const Element>(b, h);
+  const int64_t row0 =
+      (static_cast<int64_t>(b) * in.num_heads + h) * in.seq_len;
+  int begin = 0;
+  if (in.segments != nullptr) {
+    begin =
+        DocumentBegin(in.segments + static_cast<int64_t>(b) * in.seq_len, row);
+  }
+  float sum = 0;
+  for (int j = begin; j <= row; ++j) {
+    float score = 0;
+    float product = 0;
+    for (int c = lane; c < in.head_dim; c += 32) {
+      score += ElementToFloat(r[row * in.queries.seq_stride + c]) *
+               ElementToFloat(r[j * in.queries.seq_stride + c]);
+      product += y[c] * ElementToFloat(x[j * in.x.seq_stride + c]);
+    }
+    score = WarpSum(score) * in.column_scale[row0 + j];
+    sum += expf(score - in.lse[row0 + row]) * WarpSum(product);
+  }
+  return sum;
+}
+
+template <typename Products, int kDim>
+__device__ __forceinline__ void AdjointSolver<Products, kDim>::FinishDots() {
+  const int lane = threadIdx.x % 32;
+  const Element* v = in_.v.Head<const Element>(item_.b, item_.h);
+  const Element* x = in_.x.Head<const Element>(item_.b, item_.h);
+  float y_dot_x_sum = 0;
+#pragma unroll 4
+  for (int i = 0; i < 16; ++i) {
+    const int row = item_.first + own_row_ + i;
+    if (row >= in_.seq_len) break;
+    const float* y = m_.solution + (own_row_ + i) * kStride;
+    float y_dot_v = 0;
+    float y_dot_x = 0;
+#pragma unroll
+    for (int k = 0; k < (kDim + 31) / 32; ++k) {
+      const int c = k * 32 + lane;
+      if (c < in_.head_dim) {
+        // Y as the other products see it.
+        const float value = Rounded<Element>(y[c]);
+        y_dot_v =
+            fmaf(value, ElementToFloat(v[row * in_.v.seq_stride + c]), y_dot_v);
+        y_dot_x =
+            fmaf(value, ElementToFloat(x[row * in_.x.seq_stride + c]), y_dot_x);
+      }
+    }
+    y_dot_v = WarpSum(y_dot_v);
+    y_dot_x = WarpSum(y_dot_x);
+    y_dot_x_sum += y_dot_x;
+    float minus_delta = y_dot_v - y_dot_x;
+    if (!in_.is_delta()) {
+      minus_delta =
+          item_.lambda > 1
+              ? WeightedProducts<Element>(in_, item_.b, item_.h, row, y)
+              : in_.value_scale[item_.row0 + row] * y_dot_v -
+                    item_.lambda * y_dot_x;
+    }
+    if (lane == 0) {
+      in_.minus_delta[item_.row0 + row] = minus_delta;
+      if (!in_.is_delta()) in_.d_value_scale[item_.row0 + row] = y_dot_v;
+    }
+  }
+  if (in_.is_delta()) return;
+  if (lane == 0) m_.dot_partials[threadIdx.x / 32] = y_dot_x_sum;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    float sum = 0;
+    for (float partial : m_.dot_partials) sum += partial;
+    in_.lambda_partials[static_cast<int64_t>(Pair()) * NumBlocks() +
+                        item_.block] = sum;
+  }
+}
+
+template <typename Products, int kDim>
+__global__ void __launch_bounds__(kSolveThreads)
+    AdjointSolveKernel(const __grid_constant__ AdjointArguments in) {
+  using Memory = AdjointSolveMemory<Products, kDim>;
+  extern __shared__ __align__(1024) char shared[];
+  Memory* memory = reinterpret_cast<Memory*>(shared);
+  if (threadIdx.x == 0) {
+    memory->item = static_cast<int>(atomicAdd(&in.queue->next_item, 1u));
+  }
+  __syncthreads();
+  const int num_pairs = in.batch * in.num_heads;
+  const int num_blocks = (in.seq_len + kSolveBlock - 1) / kSolveBlock;
+  const int pair = memory->item % num_pairs;
+  SolveItem item;
+  item.b = pair / in.num_heads;
+  item.h = pair % in.num_heads;
+  item.block = num_blocks - 1 - memory->item / num_pairs;
+  item.first = item.block * kSolveBlock;
+  item.row0 = static_cast<int64_t>(pair) * in.seq_len;
+  item.launch = *const_cast<volatile uint32_t*>(&in.queue->launch) + 1;
+  item.lambda = in.is_delta() ? 0.0f : expf(in.log_lambda[item.h]);
+  AdjointSolver<Products, kDim>(in, item, memory).Run();
+  if (threadIdx.x == 0) LeaveQueue(in.queue);
+}
+
+}  // namespace cuda
+}  // namespace cubit
+
+#endif  // CUBIT_OPS_CUDA_ADJOINT_SOLVE_CUH_

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Rows of one head for the kernels of adjoint.h.
+
+#ifndef CUBIT_OPS_CUDA_HEAD_TILE_CUH_
+#define CUBIT_OPS_CUDA_HEAD_TILE_CUH_
+
+#include <cstdint>
+
+#include "ops/cuda/adjoint.h"
+#include "ops/cuda/tile.cuh"
+
+namespace cubit {
+namespace cuda {
+
+// Starts the copy of rows [row, row + TileType::kRows) of head (b, h), zeros
+// beyond the sequence and the head dim (CopyRows in tile.cuh).
+template <typename TileType, int kThreads>
+__device__ __forceinline__ void CopyHeadRows(const DeviceHeads& heads, int b,
+                                             int h, int row, int seq_len,
+                                             int head_dim,
+                                             typename TileType::Element* tile) {
+  using Element = typename TileType::Element;
+  CopyRows<TileType, TileType::kRows, kThreads>(
+      tile, 0, heads.Head<const Element>(b, h) + row * heads.seq_stride,
+      heads.seq_stride, seq_len - row, head_dim, heads.vectors);
+}
+
+__device__ __forceinline__ float ElementToFloat(float x) { return x; }
+__device__ __forceinline__ float ElementToFloat(__nv_bfloat16 x) {
+  return __bfloat162float(x);
+}
+__device__ __forceinline__ void StoreElement(float x, float* target) {
+  *target = x;
+}
+__device__ __forceinline__ void StoreElement(float x, __nv_bfloat16* target) {
+  *target = __float2bfloat16_rn(x);
+}
+// `x` as an Element stores it.
+template <typename Element>
+__device__ __forceinline__ float Rounded(float x) {
+  Element element;
+  StoreElement(x, &element);
+  return ElementToFloat(element);
+}
+
+// First row of the document of `row`, and the end of that document.
+__device__ __forceinline__ int DocumentBegin(const int32_t* segments, int row) {
+  int low = 0, high = row;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (segments[middle] < segments[row]) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+__device__ __forceinline__ int DocumentEnd(const int32_t* segments, int row,
+                                           int seq_len) {
+  int low = row + 1, high = seq_len;
+  while (low < high) {
+    const int middle = (low + high) / 2;
+    if (segments[middle] > segments[row]) {
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  return low;
+}
+
+}  // namespace cuda
+}  // namespace cubit
+
+#endif  // CUBIT_OPS_CUDA_HEAD_TILE_CUH_
