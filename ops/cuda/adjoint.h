@@ -24,6 +24,8 @@
 namespace cubit {
 namespace cuda {
 
+struct SolveQueue;
+
 // [B, T, H, K] in device memory.
 struct DeviceHeads {
   void* data = nullptr;
@@ -66,8 +68,7 @@ struct AdjointArguments {
   // Work space.
   float* minus_delta = nullptr;      // [B, H, T]
   float* lambda_partials = nullptr;  // [B, H, blocks]: sums of Y . X
-  uint32_t* ticket = nullptr;        // zero: next block to be solved
-  uint32_t* solved = nullptr;        // [B, H, blocks], zero: Y is there
+  SolveQueue* queue = nullptr;
 
   __host__ __device__ bool is_delta() const { return column_scale == nullptr; }
 };
@@ -80,8 +81,6 @@ void AdjointBFloat16(const AdjointArguments& in, cudaStream_t stream);
 void AdjointBFloat16x3(const AdjointArguments& in, cudaStream_t stream);
 void AdjointTFloat32(const AdjointArguments& in, cudaStream_t stream);
 
-// Makes the arguments' work space (and clears what must be zero), then calls
-// one of the above.
 }  // namespace cuda
 }  // namespace cubit
 

@@ -7,7 +7,7 @@ namespace cubit {
 namespace cuda {
 
 void AdjointBFloat16(const AdjointArguments& in, cudaStream_t stream) {
-  LaunchAdjoint<Product::kBFloat16>(in, stream);
+  LaunchAdjoint<BFloat16Products>(in, stream);
 }
 
 }  // namespace cuda

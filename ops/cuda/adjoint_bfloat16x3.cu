@@ -7,7 +7,7 @@ namespace cubit {
 namespace cuda {
 
 void AdjointBFloat16x3(const AdjointArguments& in, cudaStream_t stream) {
-  LaunchAdjoint<Product::kBFloat16x3>(in, stream);
+  LaunchAdjoint<BFloat16x3Products>(in, stream);
 }
 
 }  // namespace cuda

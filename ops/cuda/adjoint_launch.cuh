@@ -23,7 +23,7 @@ void AllowSharedMemory(Kernel kernel, size_t bytes) {
 }
 
 // How the score gradients are tiled: measured (docs/performance.md).
-template <Product kProduct, int kDim>
+template <typename Products, int kDim>
 struct GradientTiling {
   static constexpr int kSteps = 1;
   static constexpr int kStreamed = 32;
@@ -31,17 +31,17 @@ struct GradientTiling {
   static constexpr int kBlocksPerMultiprocessor = 1;
 };
 template <int kDim>
-struct GradientTiling<Product::kBFloat16, kDim> {
+struct GradientTiling<BFloat16Products, kDim> {
   static constexpr int kSteps = 2;
   static constexpr int kStreamed = 32;
   static constexpr int kStages = 2;
   static constexpr int kBlocksPerMultiprocessor = 2;
 };
 
-template <Product kProduct, int kDim>
+template <typename Products, int kDim>
 void LaunchAdjointSolve(const AdjointArguments& in, cudaStream_t stream) {
-  constexpr auto kKernel = AdjointSolveKernel<kProduct, kDim>;
-  constexpr size_t kBytes = sizeof(SolveMemory<kProduct, kDim>);
+  constexpr auto kKernel = AdjointSolveKernel<Products, kDim>;
+  constexpr size_t kBytes = sizeof(AdjointSolveMemory<Products, kDim>);
   AllowSharedMemory(kKernel, kBytes);
   const int num_blocks = (in.seq_len + kSolveBlock - 1) / kSolveBlock;
   kKernel<<<in.batch * in.num_heads * num_blocks, kSolveThreads, kBytes,
@@ -49,13 +49,13 @@ void LaunchAdjointSolve(const AdjointArguments& in, cudaStream_t stream) {
   CUBIT_CUDA_CHECK_LAUNCH();
 }
 
-template <Product kProduct, int kDim,
-          typename Tiling = GradientTiling<kProduct, kDim>>
+template <typename Products, int kDim,
+          typename Tiling = GradientTiling<Products, kDim>>
 void LaunchScoreGradients(const AdjointArguments& in, cudaStream_t stream) {
   constexpr auto kKernel =
-      ScoreGradientsKernel<kProduct, kDim, Tiling::kSteps, Tiling::kStreamed,
+      ScoreGradientsKernel<Products, kDim, Tiling::kSteps, Tiling::kStreamed,
                            Tiling::kStages, Tiling::kBlocksPerMultiprocessor>;
-  using Memory = GradientMemory<kProduct, kDim, Tiling::kSteps,
+  using Memory = GradientMemory<Products, kDim, Tiling::kSteps,
                                 Tiling::kStreamed, Tiling::kStages>;
   AllowSharedMemory(kKernel, sizeof(Memory));
   const dim3 grid((in.seq_len + Memory::kRows - 1) / Memory::kRows,
@@ -64,24 +64,24 @@ void LaunchScoreGradients(const AdjointArguments& in, cudaStream_t stream) {
   CUBIT_CUDA_CHECK_LAUNCH();
 }
 
-template <Product kProduct, int kDim>
+template <typename Products, int kDim>
 void LaunchAdjointOfDim(const AdjointArguments& in, cudaStream_t stream) {
-  LaunchAdjointSolve<kProduct, kDim>(in, stream);
-  LaunchScoreGradients<kProduct, kDim>(in, stream);
+  LaunchAdjointSolve<Products, kDim>(in, stream);
+  LaunchScoreGradients<Products, kDim>(in, stream);
 }
 
 // Head dims between these are padded with zeros in shared memory.
-template <Product kProduct>
+template <typename Products>
 void LaunchAdjoint(const AdjointArguments& in, cudaStream_t stream) {
   CUBIT_CHECK_LE(in.head_dim, 128) << "head dim of the GPU's solves";
   if (in.head_dim <= 32) {
-    LaunchAdjointOfDim<kProduct, 32>(in, stream);
+    LaunchAdjointOfDim<Products, 32>(in, stream);
   } else if (in.head_dim <= 64) {
-    LaunchAdjointOfDim<kProduct, 64>(in, stream);
+    LaunchAdjointOfDim<Products, 64>(in, stream);
   } else if (in.head_dim <= 80) {
-    LaunchAdjointOfDim<kProduct, 80>(in, stream);
+    LaunchAdjointOfDim<Products, 80>(in, stream);
   } else {
-    LaunchAdjointOfDim<kProduct, 128>(in, stream);
+    LaunchAdjointOfDim<Products, 128>(in, stream);
   }
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Y = L^-T dX, the first half of adjoint.h, and what follows from it row by row.
-// With D = P_jj + lambda (KRR) or 1 and g = 1 / D (KRR) or beta,
+// Y = L^-T dX, the first half of adjoint.h, and what follows from it row by
+// row. With D = P_jj + lambda (KRR) or 1 and g = 1 / D (KRR) or beta,
 //
 //   U_j + sum_{i>j} g_i P_ij U_i = dX_j,   Y = U / D,
 //
@@ -9,7 +9,7 @@
 // subtracts P^T (f Y), and multiplies by the inverse of its own unit
 // upper-triangular block, which was made before.
 //
-// One block of threads solves one block of rows. Tickets give the blocks out
+// One block of threads solves one block of rows. A counter gives the blocks out
 // last first, all heads in turn, so that whoever waits, waits for a block that
 // is already being worked on. A solved block is published by a flag in device
 // memory (release), awaited by its readers (acquire). Every sum has a fixed
@@ -21,9 +21,11 @@
 #include <cstdint>
 
 #include "ops/cuda/adjoint.h"
-#include "ops/cuda/fragment.cuh"
 #include "ops/cuda/head_tile.cuh"
 #include "ops/cuda/mma.cuh"
+#include "ops/cuda/products.cuh"
+#include "ops/cuda/solve_queue.cuh"
+#include "ops/cuda/tile.cuh"
 #include "ops/cuda/unit_upper.cuh"
 
 namespace cubit {
@@ -32,28 +34,19 @@ namespace cuda {
 constexpr int kSolveThreads = 128;
 constexpr float kLog2E = 1.44269504088896341f;
 
-__device__ __forceinline__ uint32_t LoadAcquire(const uint32_t* flag) {
-  uint32_t value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];\n"
-               : "=r"(value)
-               : "l"(flag)
-               : "memory");
-  return value;
-}
-__device__ __forceinline__ void StoreRelease(uint32_t* flag, uint32_t value) {
-  asm volatile("st.release.gpu.global.u32 [%0], %1;\n" ::"l"(flag), "r"(value)
-               : "memory");
-}
-
 // One warp waits until `block` is solved; returns the first of the solved
-// blocks that end in it (at most 32 back).
-__device__ __forceinline__ int AwaitSolved(const uint32_t* solved, int block) {
-  // About ten seconds; then something is broken, and an error is better than
-  // a GPU that hangs.
+// blocks that end in it (at most 32 back). The flag of block i is
+// flags[-i * stride].
+__device__ __forceinline__ int AwaitSolved(const uint32_t* flags,
+                                           int64_t stride, uint32_t launch,
+                                           int block) {
+  // Some seconds; then something is broken, and an error is better than a GPU
+  // that hangs.
   constexpr int kMostPolls = 1 << 23;
   const int mine = block - static_cast<int>(threadIdx.x % 32);
   for (int polls = 0; polls < kMostPolls; ++polls) {
-    const bool ready = mine >= 0 && LoadAcquire(solved + mine) != 0;
+    const bool ready =
+        mine >= 0 && LoadAcquire(flags - mine * stride) == launch;
     const uint32_t waiting = ~__ballot_sync(0xffffffffu, ready);
     if ((waiting & 1) == 0) {
       const int count = waiting == 0 ? 32 : __ffs(waiting) - 1;
@@ -64,29 +57,31 @@ __device__ __forceinline__ int AwaitSolved(const uint32_t* solved, int block) {
   return 0;
 }
 
-template <Product kProduct, int kDim>
-struct SolveMemory {
-  using Element = typename ElementOf<kProduct>::Type;
-  static constexpr int kStride = kDim + kTilePad;
-  static constexpr int kTile = kSolveBlock * kStride;
+template <typename Products, int kDim>
+struct AdjointSolveMemory {
+  using Element = typename Products::Element;
+  using HeadTile = Tile<Element, kSolveBlock, kDim>;
+  using FloatTile = Tile<float, kSolveBlock, kDim>;
 
-  Element keys[kTile];
+  alignas(1024) char keys[HeadTile::kBytes];
+  // Later the right-hand side in fp32.
   union {
-    Element queries[2][kTile];
-    float rhs[kTile];
+    alignas(1024) char queries[2][HeadTile::kBytes];
+    float rhs[FloatTile::kBytes / 4];
   };
+  // Later Y in fp32.
   union {
-    Element y[2][kTile];
-    float solution[kTile];
+    alignas(1024) char y[2][HeadTile::kBytes];
+    float solution[FloatTile::kBytes / 4];
   };
-  float inverse[kSolveBlock * kUnitUpperStride];
+  alignas(16) float inverse[UnitUpperTile::kBytes / 4];
   float lse[2][kSolveBlock];
   float factors[2][kSolveBlock];  // Delta: beta
   int segments[2][kSolveBlock];
-  float self[kSolveBlock];       // P_jj
-  float g[kSolveBlock];          // g above; KRR: also 1 / D
+  float self[kSolveBlock];  // P_jj
+  float g[kSolveBlock];     // g above; KRR: also 1 / D
   float dot_partials[kSolveThreads / 32];
-  int ticket;
+  int item;
   int ready;
 };
 
@@ -96,13 +91,16 @@ struct SolveItem {
   int first;     // row
   int64_t row0;  // of [B, H, T]
   float lambda;
+  uint32_t launch;  // number of this launch
 };
 
-template <Product kProduct, int kDim>
+template <typename Products, int kDim>
 class AdjointSolver {
  public:
-  using Memory = SolveMemory<kProduct, kDim>;
+  using Memory = AdjointSolveMemory<Products, kDim>;
   using Element = typename Memory::Element;
+  using HeadTile = typename Memory::HeadTile;
+  using FloatTile = typename Memory::FloatTile;
 
   __device__ __forceinline__ AdjointSolver(const AdjointArguments& in,
                                            const SolveItem& item, Memory* m)
@@ -127,7 +125,7 @@ class AdjointSolver {
   }
 
   __device__ void Run() {
-    LoadHeads(in_.keys, item_.first, m_.keys);
+    LoadHeads(in_.keys, item_.first, Keys());
     LoadQueries(item_.block, 0);
     CommitCopies();
     const int last = LastBlock();
@@ -142,12 +140,22 @@ class AdjointSolver {
   }
 
  private:
-  static constexpr int kStride = Memory::kStride;
+  static constexpr int kStride = FloatTile::kStride;
+
+  __device__ __forceinline__ Element* Keys() {
+    return reinterpret_cast<Element*>(m_.keys);
+  }
+  __device__ __forceinline__ Element* Queries(int stage) {
+    return reinterpret_cast<Element*>(m_.queries[stage]);
+  }
+  __device__ __forceinline__ Element* Y(int stage) {
+    return reinterpret_cast<Element*>(m_.y[stage]);
+  }
 
   __device__ __forceinline__ void LoadHeads(const DeviceHeads& heads, int row,
                                             Element* tile) {
-    LoadTile<Element, kSolveBlock, kDim, kSolveThreads>(
-        heads, item_.b, item_.h, row, in_.seq_len, in_.head_dim, tile);
+    CopyHeadRows<HeadTile, kSolveThreads>(heads, item_.b, item_.h, row,
+                                          in_.seq_len, in_.head_dim, tile);
   }
 
   // Last block with a row that sees a key of this block.
@@ -164,7 +172,7 @@ class AdjointSolver {
   // Queries of a block and their scalars.
   __device__ __forceinline__ void LoadQueries(int block, int stage) {
     const int first = block * kSolveBlock;
-    LoadHeads(in_.queries, first, m_.queries[stage]);
+    LoadHeads(in_.queries, first, Queries(stage));
     const int i = threadIdx.x % kSolveBlock;
     const int row = first + i;
     const bool valid = row < in_.seq_len;
@@ -183,7 +191,7 @@ class AdjointSolver {
   }
 
   __device__ __forceinline__ float Beta(int row) const {
-    return AsFloat(in_.beta.Head<const Element>(
+    return ElementToFloat(in_.beta.Head<const Element>(
         item_.b, item_.h)[row * in_.beta.seq_stride]);
   }
 
@@ -198,7 +206,8 @@ class AdjointSolver {
         const int column = n * 8 + quad_ * 2 + e % 2;
         const bool valid = row < in_.seq_len && column < in_.head_dim;
         sums_[n][e] =
-            valid ? -AsFloat(d_x[row * in_.d_x.seq_stride + column]) : 0.0f;
+            valid ? -ElementToFloat(d_x[row * in_.d_x.seq_stride + column])
+                  : 0.0f;
       }
     }
   }
@@ -213,14 +222,14 @@ class AdjointSolver {
     }
 #pragma unroll
     for (int k = 0; k < kDim; k += 16) {
-      FragmentA<kProduct> a;
-      LoadA(m_.keys + own_row_ * kStride + k, kStride, &a);
+      typename Products::Left a;
+      Products::template LoadLeft<HeadTile>(Keys(), own_row_, k, &a);
 #pragma unroll
       for (int n = 0; n < 4; ++n) {
-        FragmentB<kProduct> b[2];
-        LoadBFromRows(m_.queries[stage] + 16 * n * kStride + k, kStride, b);
-        Multiply(a, b[0], weights_[2 * n]);
-        Multiply(a, b[1], weights_[2 * n + 1]);
+        typename Products::Right b[2];
+        Products::template LoadRight<HeadTile>(Queries(stage), 16 * n, k, b);
+        Products::Multiply(weights_[2 * n], a, b[0]);
+        Products::Multiply(weights_[2 * n + 1], a, b[1]);
       }
     }
 #pragma unroll
@@ -292,7 +301,6 @@ class AdjointSolver {
 
   // sums_ += P^T (f Y) over the later blocks, the last first.
   __device__ __forceinline__ void Stream(int last) {
-    const uint32_t* solved = in_.solved + SolvedIndex(0);
     int ready = last + 1;  // blocks from here on are known to be solved
     bool loaded = false;   // Y of this block is on its way
     int stage = 1;
@@ -303,27 +311,27 @@ class AdjointSolver {
       CommitCopies();
       const bool load_next = block - 1 > item_.block && block - 1 >= ready;
       if (load_next) {
-        LoadHeads(in_.y, (block - 1) * kSolveBlock, m_.y[stage ^ 1]);
+        LoadHeads(in_.y, (block - 1) * kSolveBlock, Y(stage ^ 1));
       }
       CommitCopies();
       WaitForCopies<2>();
       __syncthreads();
-      Weigh(stage, /*diagonal=*/false,
-            CrossesDocuments(block * kSolveBlock));
+      Weigh(stage, /*diagonal=*/false, CrossesDocuments(block * kSolveBlock));
       if (in_.is_delta()) MultiplyByFactors(stage);
       if (!loaded) {
         if (threadIdx.x < 32) {
-          const int first = AwaitSolved(solved, block);
+          const int first =
+              AwaitSolved(Flag(0), NumPairs(), item_.launch, block);
           if (threadIdx.x == 0) m_.ready = first;
         }
         __syncthreads();
         ready = m_.ready;
-        LoadHeads(in_.y, block * kSolveBlock, m_.y[stage]);
+        LoadHeads(in_.y, block * kSolveBlock, Y(stage));
         CommitCopies();
         WaitForCopies<0>();
         __syncthreads();
       }
-      AddWeighted(m_.y[stage]);
+      AddWeighted(Y(stage));
       loaded = load_next;
     }
   }
@@ -341,23 +349,31 @@ class AdjointSolver {
   __device__ __forceinline__ void AddWeighted(const Element* y) {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      FragmentA<kProduct> a;
-      MakeFromSums(weights_[2 * k], weights_[2 * k + 1], &a);
+      const typename Products::Left a =
+          Products::FromAccumulators(weights_[2 * k], weights_[2 * k + 1]);
 #pragma unroll
       for (int n = 0; n < kDim / 16; ++n) {
-        FragmentB<kProduct> b[2];
-        LoadBFromColumns(y + 16 * k * kStride + 16 * n, kStride, b);
-        Multiply(a, b[0], sums_[2 * n]);
-        Multiply(a, b[1], sums_[2 * n + 1]);
+        typename Products::Right b[2];
+        Products::template LoadRightDirect<HeadTile>(y, 16 * k, 16 * n, b);
+        Products::Multiply(sums_[2 * n], a, b[0]);
+        Products::Multiply(sums_[2 * n + 1], a, b[1]);
       }
     }
   }
 
-  __device__ __forceinline__ int64_t SolvedIndex(int block) const {
-    const int num_blocks = (in_.seq_len + kSolveBlock - 1) / kSolveBlock;
-    return static_cast<int64_t>(item_.b * in_.num_heads + item_.h) *
-               num_blocks +
-           block;
+  __device__ __forceinline__ int NumBlocks() const {
+    return (in_.seq_len + kSolveBlock - 1) / kSolveBlock;
+  }
+  __device__ __forceinline__ int NumPairs() const {
+    return in_.batch * in_.num_heads;
+  }
+  __device__ __forceinline__ int Pair() const {
+    return item_.b * in_.num_heads + item_.h;
+  }
+  // Published when a block of this head is solved; the last block comes first.
+  __device__ __forceinline__ uint32_t* Flag(int block) const {
+    return in_.queue->ready +
+           static_cast<int64_t>(NumBlocks() - 1 - block) * NumPairs() + Pair();
   }
 
   // Stores an accumulator of all own rows, times factor(row in block).
@@ -370,8 +386,7 @@ class AdjointSolver {
       const float f = factor(row);
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
-        *reinterpret_cast<float2*>(target + row * kStride + n * 8 +
-                                   quad_ * 2) =
+        *reinterpret_cast<float2*>(target + row * kStride + n * 8 + quad_ * 2) =
             make_float2(f * sums_[n][2 * half], f * sums_[n][2 * half + 1]);
       }
     }
@@ -387,31 +402,27 @@ class AdjointSolver {
               m_.solution);
     __syncwarp();
     StoreRows(in_.y, nullptr);
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      __threadfence();
-      StoreRelease(in_.solved + SolvedIndex(item_.block), 1);
-    }
+    PublishReady(Flag(item_.block), item_.launch);
     StoreRows(in_.d_v, in_.is_delta() ? nullptr : in_.value_scale + item_.row0);
     FinishDots();
   }
 
   __device__ __forceinline__ void MultiplyByInverse() {
-    constexpr Product kExact = Product::kBFloat16x3;
+    using Exact = BFloat16x3Products;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) sums_[n][e] = 0;
     }
     for (int k = own_row_; k < kSolveBlock; k += 16) {
-      FragmentA<kExact> a;
-      LoadA(m_.inverse + own_row_ * kUnitUpperStride + k, kUnitUpperStride, &a);
+      Exact::Left a;
+      Exact::LoadLeft<UnitUpperTile>(m_.inverse, own_row_, k, &a);
 #pragma unroll
       for (int n = 0; n < kDim / 16; ++n) {
-        FragmentB<kExact> b[2];
-        LoadBFromColumns(m_.rhs + k * kStride + 16 * n, kStride, b);
-        Multiply(a, b[0], sums_[2 * n]);
-        Multiply(a, b[1], sums_[2 * n + 1]);
+        Exact::Right b[2];
+        Exact::LoadRightDirect<FloatTile>(m_.rhs, k, 16 * n, b);
+        Exact::Multiply(sums_[2 * n], a, b[0]);
+        Exact::Multiply(sums_[2 * n + 1], a, b[1]);
       }
     }
   }
@@ -426,8 +437,8 @@ class AdjointSolver {
       if (row >= in_.seq_len) break;
       const float scale = scales == nullptr ? 1.0f : scales[row];
       for (int c = threadIdx.x % 32; c < in_.head_dim; c += 32) {
-        Store(scale * m_.solution[(own_row_ + i) * kStride + c],
-              target + row * heads.seq_stride + c);
+        StoreElement(scale * m_.solution[(own_row_ + i) * kStride + c],
+                     target + row * heads.seq_stride + c);
       }
     }
   }
@@ -464,20 +475,21 @@ __device__ __noinline__ float WeightedProducts(const AdjointArguments& in,
   const int lane = threadIdx.x % 32;
   const Element* r = in.queries.Head<const Element>(b, h);
   const Element* x = in.x.Head<const Element>(b, h);
-  const int64_t row0 = (static_cast<int64_t>(b) * in.num_heads + h) * in.seq_len;
+  const int64_t row0 =
+      (static_cast<int64_t>(b) * in.num_heads + h) * in.seq_len;
   int begin = 0;
   if (in.segments != nullptr) {
-    begin = DocumentBegin(
-        in.segments + static_cast<int64_t>(b) * in.seq_len, row);
+    begin =
+        DocumentBegin(in.segments + static_cast<int64_t>(b) * in.seq_len, row);
   }
   float sum = 0;
   for (int j = begin; j <= row; ++j) {
     float score = 0;
     float product = 0;
     for (int c = lane; c < in.head_dim; c += 32) {
-      score += AsFloat(r[row * in.queries.seq_stride + c]) *
-               AsFloat(r[j * in.queries.seq_stride + c]);
-      product += y[c] * AsFloat(x[j * in.x.seq_stride + c]);
+      score += ElementToFloat(r[row * in.queries.seq_stride + c]) *
+               ElementToFloat(r[j * in.queries.seq_stride + c]);
+      product += y[c] * ElementToFloat(x[j * in.x.seq_stride + c]);
     }
     score = WarpSum(score) * in.column_scale[row0 + j];
     sum += expf(score - in.lse[row0 + row]) * WarpSum(product);
@@ -485,8 +497,8 @@ __device__ __noinline__ float WeightedProducts(const AdjointArguments& in,
   return sum;
 }
 
-template <Product kProduct, int kDim>
-__device__ __forceinline__ void AdjointSolver<kProduct, kDim>::FinishDots() {
+template <typename Products, int kDim>
+__device__ __forceinline__ void AdjointSolver<Products, kDim>::FinishDots() {
   const int lane = threadIdx.x % 32;
   const Element* v = in_.v.Head<const Element>(item_.b, item_.h);
   const Element* x = in_.x.Head<const Element>(item_.b, item_.h);
@@ -504,8 +516,10 @@ __device__ __forceinline__ void AdjointSolver<kProduct, kDim>::FinishDots() {
       if (c < in_.head_dim) {
         // Y as the other products see it.
         const float value = Rounded<Element>(y[c]);
-        y_dot_v = fmaf(value, AsFloat(v[row * in_.v.seq_stride + c]), y_dot_v);
-        y_dot_x = fmaf(value, AsFloat(x[row * in_.x.seq_stride + c]), y_dot_x);
+        y_dot_v =
+            fmaf(value, ElementToFloat(v[row * in_.v.seq_stride + c]), y_dot_v);
+        y_dot_x =
+            fmaf(value, ElementToFloat(x[row * in_.x.seq_stride + c]), y_dot_x);
       }
     }
     y_dot_v = WarpSum(y_dot_v);
@@ -513,10 +527,11 @@ __device__ __forceinline__ void AdjointSolver<kProduct, kDim>::FinishDots() {
     y_dot_x_sum += y_dot_x;
     float minus_delta = y_dot_v - y_dot_x;
     if (!in_.is_delta()) {
-      minus_delta = item_.lambda > 1
-                        ? WeightedProducts<Element>(in_, item_.b, item_.h, row, y)
-                        : in_.value_scale[item_.row0 + row] * y_dot_v -
-                              item_.lambda * y_dot_x;
+      minus_delta =
+          item_.lambda > 1
+              ? WeightedProducts<Element>(in_, item_.b, item_.h, row, y)
+              : in_.value_scale[item_.row0 + row] * y_dot_v -
+                    item_.lambda * y_dot_x;
     }
     if (lane == 0) {
       in_.minus_delta[item_.row0 + row] = minus_delta;
@@ -529,31 +544,34 @@ __device__ __forceinline__ void AdjointSolver<kProduct, kDim>::FinishDots() {
   if (threadIdx.x == 0) {
     float sum = 0;
     for (float partial : m_.dot_partials) sum += partial;
-    in_.lambda_partials[SolvedIndex(item_.block)] = sum;
+    in_.lambda_partials[static_cast<int64_t>(Pair()) * NumBlocks() +
+                        item_.block] = sum;
   }
 }
 
-template <Product kProduct, int kDim>
+template <typename Products, int kDim>
 __global__ void __launch_bounds__(kSolveThreads)
     AdjointSolveKernel(const __grid_constant__ AdjointArguments in) {
-  using Memory = SolveMemory<kProduct, kDim>;
-  extern __shared__ __align__(16) char shared[];
+  using Memory = AdjointSolveMemory<Products, kDim>;
+  extern __shared__ __align__(1024) char shared[];
   Memory* memory = reinterpret_cast<Memory*>(shared);
   if (threadIdx.x == 0) {
-    memory->ticket = static_cast<int>(atomicAdd(in.ticket, 1u));
+    memory->item = static_cast<int>(atomicAdd(&in.queue->next_item, 1u));
   }
   __syncthreads();
   const int num_pairs = in.batch * in.num_heads;
   const int num_blocks = (in.seq_len + kSolveBlock - 1) / kSolveBlock;
-  const int pair = memory->ticket % num_pairs;
+  const int pair = memory->item % num_pairs;
   SolveItem item;
   item.b = pair / in.num_heads;
   item.h = pair % in.num_heads;
-  item.block = num_blocks - 1 - memory->ticket / num_pairs;
+  item.block = num_blocks - 1 - memory->item / num_pairs;
   item.first = item.block * kSolveBlock;
   item.row0 = static_cast<int64_t>(pair) * in.seq_len;
+  item.launch = *const_cast<volatile uint32_t*>(&in.queue->launch) + 1;
   item.lambda = in.is_delta() ? 0.0f : expf(in.log_lambda[item.h]);
-  AdjointSolver<kProduct, kDim>(in, item, memory).Run();
+  AdjointSolver<Products, kDim>(in, item, memory).Run();
+  if (threadIdx.x == 0) LeaveQueue(in.queue);
 }
 
 }  // namespace cuda

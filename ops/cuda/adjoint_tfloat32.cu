@@ -7,7 +7,7 @@ namespace cubit {
 namespace cuda {
 
 void AdjointTFloat32(const AdjointArguments& in, cudaStream_t stream) {
-  LaunchAdjoint<Product::kTFloat32>(in, stream);
+  LaunchAdjoint<TFloat32Products>(in, stream);
 }
 
 }  // namespace cuda

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Tiles of one head in shared memory: kRows rows of kDim elements, kTilePad
-// elements apart so that the rows of a fragment lie in different banks; zeros
-// beyond the sequence and the head dim.
+// Rows of one head for the kernels of adjoint.h.
 
 #ifndef CUBIT_OPS_CUDA_HEAD_TILE_CUH_
 #define CUBIT_OPS_CUDA_HEAD_TILE_CUH_
@@ -10,46 +8,40 @@
 #include <cstdint>
 
 #include "ops/cuda/adjoint.h"
-#include "ops/cuda/fragment.cuh"
-#include "ops/cuda/mma.cuh"
+#include "ops/cuda/tile.cuh"
 
 namespace cubit {
 namespace cuda {
 
-// 16 bytes of bf16 (ldmatrix reads 8 rows of 16 bytes), 32 bytes of fp32 (half
-// a warp reads 4 rows of 32 bytes).
-constexpr int kTilePad = 8;
+// Starts the copy of rows [row, row + TileType::kRows) of head (b, h), zeros
+// beyond the sequence and the head dim (CopyRows in tile.cuh).
+template <typename TileType, int kThreads>
+__device__ __forceinline__ void CopyHeadRows(const DeviceHeads& heads, int b,
+                                             int h, int row, int seq_len,
+                                             int head_dim,
+                                             typename TileType::Element* tile) {
+  using Element = typename TileType::Element;
+  CopyRows<TileType, TileType::kRows, kThreads>(
+      tile, 0, heads.Head<const Element>(b, h) + row * heads.seq_stride,
+      heads.seq_stride, seq_len - row, head_dim, heads.vectors);
+}
 
-// Starts to copy rows [row, row + kRows) of head (b, h) into `tile`. The caller
-// commits and waits, then synchronises the block.
-template <typename Element, int kRows, int kDim, int kThreads>
-__device__ __forceinline__ void LoadTile(const DeviceHeads& heads, int b, int h,
-                                         int row, int seq_len, int head_dim,
-                                         Element* tile) {
-  constexpr int kStride = kDim + kTilePad;
-  const Element* head = heads.Head<const Element>(b, h);
-  if (heads.vectors) {
-    constexpr int kVector = 16 / sizeof(Element);
-    constexpr int kVectors = kDim / kVector;
-#pragma unroll 4
-    for (int i = threadIdx.x; i < kRows * kVectors; i += kThreads) {
-      const int r = i / kVectors;
-      const int c = i % kVectors * kVector;
-      const bool valid = row + r < seq_len && c < head_dim;
-      const Element* source =
-          valid ? head + (row + r) * heads.seq_stride + c : head;
-      CopyAsync16(SharedAddress(tile + r * kStride + c), source, valid);
-    }
-    return;
-  }
-  for (int i = threadIdx.x; i < kRows * kDim; i += kThreads) {
-    const int r = i / kDim;
-    const int c = i % kDim;
-    const bool valid = row + r < seq_len && c < head_dim;
-    float value = 0;
-    if (valid) value = AsFloat(head[(row + r) * heads.seq_stride + c]);
-    Store(value, tile + r * kStride + c);
-  }
+__device__ __forceinline__ float ElementToFloat(float x) { return x; }
+__device__ __forceinline__ float ElementToFloat(__nv_bfloat16 x) {
+  return __bfloat162float(x);
+}
+__device__ __forceinline__ void StoreElement(float x, float* target) {
+  *target = x;
+}
+__device__ __forceinline__ void StoreElement(float x, __nv_bfloat16* target) {
+  *target = __float2bfloat16_rn(x);
+}
+// `x` as an Element stores it.
+template <typename Element>
+__device__ __forceinline__ float Rounded(float x) {
+  Element element;
+  StoreElement(x, &element);
+  return ElementToFloat(element);
 }
 
 // First row of the document of `row`, and the end of that document.

@@ -16,9 +16,10 @@
 
 #include "ops/cuda/adjoint.h"
 #include "ops/cuda/adjoint_solve.cuh"
-#include "ops/cuda/fragment.cuh"
 #include "ops/cuda/head_tile.cuh"
 #include "ops/cuda/mma.cuh"
+#include "ops/cuda/products.cuh"
+#include "ops/cuda/tile.cuh"
 
 namespace cubit {
 namespace cuda {
@@ -26,23 +27,24 @@ namespace cuda {
 constexpr int kGradientThreads = 128;
 
 // Own rows: 16 kSteps for each of four warps; streamed rows: kStreamed at once.
-template <Product kProduct, int kDim, int kSteps, int kStreamed, int kStages>
+template <typename Products, int kDim, int kSteps, int kStreamed, int kStages>
 struct GradientMemory {
-  using Element = typename ElementOf<kProduct>::Type;
-  static constexpr int kStride = kDim + kTilePad;
+  using Element = typename Products::Element;
   static constexpr int kRows = 64 * kSteps;
+  using OwnTile = Tile<Element, kRows, kDim>;
+  using StreamedTile = Tile<Element, kStreamed, kDim>;
 
   struct Stage {
-    Element scored[kStreamed * kStride];    // keys or queries
-    Element weighed[kStreamed * kStride];   // X or Y
-    float lse[kStreamed];                   // of queries
+    alignas(1024) char scored[StreamedTile::kBytes];   // keys or queries
+    alignas(1024) char weighed[StreamedTile::kBytes];  // X or Y
+    float lse[kStreamed];                              // of queries
     float minus_delta[kStreamed];
-    float factors[kStreamed];               // Delta: beta
-    float column_scale[kStreamed];          // of keys
+    float factors[kStreamed];       // Delta: beta
+    float column_scale[kStreamed];  // of keys
     int segments[kStreamed];
   };
-  Element scored[kRows * kStride];
-  Element weighed[kRows * kStride];
+  alignas(1024) char scored[OwnTile::kBytes];
+  alignas(1024) char weighed[OwnTile::kBytes];
   Stage stages[kStages];
   // Of own rows. In registers they would cost the products theirs.
   float column_scale[kRows];
@@ -53,12 +55,14 @@ struct GradientMemory {
   int segments[kRows];
 };
 
-template <Product kProduct, int kDim, int kSteps, int kStreamed, int kStages>
+template <typename Products, int kDim, int kSteps, int kStreamed, int kStages>
 class ScoreGradients {
  public:
-  using Memory = GradientMemory<kProduct, kDim, kSteps, kStreamed, kStages>;
+  using Memory = GradientMemory<Products, kDim, kSteps, kStreamed, kStages>;
   using Stage = typename Memory::Stage;
   using Element = typename Memory::Element;
+  using OwnTile = typename Memory::OwnTile;
+  using StreamedTile = typename Memory::StreamedTile;
 
   __device__ __forceinline__ ScoreGradients(const AdjointArguments& in, int b,
                                             int h, int first, Memory* m)
@@ -85,7 +89,6 @@ class ScoreGradients {
   }
 
  private:
-  static constexpr int kStride = Memory::kStride;
   static constexpr int kRows = Memory::kRows;
   static constexpr int kGroups = kStreamed / 8;
 
@@ -112,30 +115,35 @@ class ScoreGradients {
     }
   }
 
-  template <int kTileRows>
+  template <typename TileType>
   __device__ __forceinline__ void Load(const DeviceHeads& heads, int row,
-                                       Element* tile) {
-    LoadTile<Element, kTileRows, kDim, kGradientThreads>(
-        heads, b_, h_, row, in_.seq_len, in_.head_dim, tile);
+                                       char* tile) {
+    CopyHeadRows<TileType, kGradientThreads>(heads, b_, h_, row, in_.seq_len,
+                                             in_.head_dim,
+                                             reinterpret_cast<Element*>(tile));
+  }
+  __device__ __forceinline__ static const Element* Elements(const char* tile) {
+    return reinterpret_cast<const Element*>(tile);
   }
 
   __device__ __forceinline__ void LoadScalar(const float* per_token, int row,
                                              int i, float* target) {
     const bool valid = row < in_.seq_len;
-    CopyAsync4(SharedAddress(target + i),
-               per_token + row0_ + (valid ? row : 0), valid);
+    CopyAsync4(SharedAddress(target + i), per_token + row0_ + (valid ? row : 0),
+               valid);
   }
 
   __device__ __forceinline__ float Beta(int row) const {
-    return AsFloat(in_.beta.Head<const Element>(
-        b_, h_)[row * in_.beta.seq_stride]);
+    return ElementToFloat(
+        in_.beta.Head<const Element>(b_, h_)[row * in_.beta.seq_stride]);
   }
 
   // Streamed rows [row, row + kStreamed) and their scalars.
   template <bool kColumnPass>
   __device__ __forceinline__ void LoadStage(int row, Stage* stage) {
-    Load<kStreamed>(kColumnPass ? in_.queries : in_.keys, row, stage->scored);
-    Load<kStreamed>(kColumnPass ? in_.y : in_.x, row, stage->weighed);
+    Load<StreamedTile>(kColumnPass ? in_.queries : in_.keys, row,
+                       stage->scored);
+    Load<StreamedTile>(kColumnPass ? in_.y : in_.x, row, stage->weighed);
     const int i = threadIdx.x;
     if (i >= kStreamed) return;
     const bool valid = row + i < in_.seq_len;
@@ -171,8 +179,8 @@ class ScoreGradients {
 
   template <bool kColumnPass>
   __device__ __forceinline__ void Pass() {
-    Load<kRows>(kColumnPass ? in_.keys : in_.queries, first_, m_.scored);
-    Load<kRows>(kColumnPass ? in_.x : in_.y, first_, m_.weighed);
+    Load<OwnTile>(kColumnPass ? in_.keys : in_.queries, first_, m_.scored);
+    Load<OwnTile>(kColumnPass ? in_.x : in_.y, first_, m_.weighed);
     int begin, end;
     Range<kColumnPass>(&begin, &end);
     const int tiles = (end - begin + kStreamed - 1) / kStreamed;
@@ -228,15 +236,15 @@ class ScoreGradients {
     }
     float scores[kSteps][kGroups][4];
     float products[kSteps][kGroups][4];
-    MultiplyRows(m_.scored, stage.scored, &scores);
-    MultiplyRows(m_.weighed, stage.weighed, &products);
-    const bool on_diagonal = kColumnPass ? row <= own_last
-                                         : row + kStreamed > own_first;
+    MultiplyRows(Elements(m_.scored), Elements(stage.scored), &scores);
+    MultiplyRows(Elements(m_.weighed), Elements(stage.weighed), &products);
+    const bool on_diagonal =
+        kColumnPass ? row <= own_last : row + kStreamed > own_first;
     bool crosses = false;
     if (segments_ != nullptr) {
       const int low = kColumnPass ? first_ : row;
-      const int high = kColumnPass ? min(row + kStreamed, in_.seq_len) - 1
-                                   : OwnEnd() - 1;
+      const int high =
+          kColumnPass ? min(row + kStreamed, in_.seq_len) - 1 : OwnEnd() - 1;
       crosses = segments_[low] != segments_[high];
     }
     // d_scores, in place.
@@ -245,7 +253,7 @@ class ScoreGradients {
     } else {
       RowPassGradients(row, stage, on_diagonal, crosses, products, &scores);
     }
-    AddProducts(scores, stage.scored);
+    AddProducts(scores, Elements(stage.scored));
   }
 
   // result = own rows . streamed rows.
@@ -262,19 +270,19 @@ class ScoreGradients {
     }
 #pragma unroll
     for (int k = 0; k < kDim; k += 16) {
-      FragmentA<kProduct> a[kSteps];
+      typename Products::Left a[kSteps];
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
-        LoadA(own + (own_row_ + 16 * s) * kStride + k, kStride, &a[s]);
+        Products::template LoadLeft<OwnTile>(own, own_row_ + 16 * s, k, &a[s]);
       }
 #pragma unroll
       for (int n = 0; n < kGroups / 2; ++n) {
-        FragmentB<kProduct> b[2];
-        LoadBFromRows(streamed + 16 * n * kStride + k, kStride, b);
+        typename Products::Right b[2];
+        Products::template LoadRight<StreamedTile>(streamed, 16 * n, k, b);
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) {
-          Multiply(a[s], b[0], (*result)[s][2 * n]);
-          Multiply(a[s], b[1], (*result)[s][2 * n + 1]);
+          Products::Multiply((*result)[s][2 * n], a[s], b[0]);
+          Products::Multiply((*result)[s][2 * n + 1], a[s], b[1]);
         }
       }
     }
@@ -305,8 +313,8 @@ class ScoreGradients {
           float p = Exp2(fmaf(score, exponent[i], minus_lse));
           if (on_diagonal && row + column <= RowOf(i)) p = 0;
           if (crosses && segment != m_.segments[OwnRow(i)]) p = 0;
-          score = p * fmaf(minus_factor,
-                           products[i / 2][n][i % 2 * 2 + side], minus_delta);
+          score = p * fmaf(minus_factor, products[i / 2][n][i % 2 * 2 + side],
+                           minus_delta);
         }
       }
     }
@@ -355,19 +363,21 @@ class ScoreGradients {
       const float (&weights)[kSteps][kGroups][4], const Element* streamed) {
 #pragma unroll
     for (int k = 0; k < kGroups / 2; ++k) {
-      FragmentA<kProduct> a[kSteps];
+      typename Products::Left a[kSteps];
 #pragma unroll
       for (int s = 0; s < kSteps; ++s) {
-        MakeFromSums(weights[s][2 * k], weights[s][2 * k + 1], &a[s]);
+        a[s] = Products::FromAccumulators(weights[s][2 * k],
+                                          weights[s][2 * k + 1]);
       }
 #pragma unroll
       for (int n = 0; n < kDim / 16; ++n) {
-        FragmentB<kProduct> b[2];
-        LoadBFromColumns(streamed + 16 * k * kStride + 16 * n, kStride, b);
+        typename Products::Right b[2];
+        Products::template LoadRightDirect<StreamedTile>(streamed, 16 * k,
+                                                         16 * n, b);
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) {
-          Multiply(a[s], b[0], sums_[s][2 * n]);
-          Multiply(a[s], b[1], sums_[s][2 * n + 1]);
+          Products::Multiply(sums_[s][2 * n], a[s], b[0]);
+          Products::Multiply(sums_[s][2 * n + 1], a[s], b[1]);
         }
       }
     }
@@ -380,24 +390,25 @@ class ScoreGradients {
   }
 
   // Writes the rows of sums_, plus own_factor[i] times the own scored row.
-  __device__ __forceinline__ void StoreSums(const float (&own_factor)[2 *
-                                                                      kSteps],
-                                            const DeviceHeads& heads) {
+  __device__ __forceinline__ void StoreSums(
+      const float (&own_factor)[2 * kSteps], const DeviceHeads& heads) {
     Element* target = heads.Head<Element>(b_, h_);
 #pragma unroll
     for (int i = 0; i < 2 * kSteps; ++i) {
       const int row = RowOf(i);
       if (row >= in_.seq_len) continue;
-      const Element* own = m_.scored + OwnRow(i) * kStride;
+      const Element* own = Elements(m_.scored);
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
           const int c = 8 * n + 2 * quad_ + side;
-          const float value = sums_[i / 2][n][i % 2 * 2 + side] +
-                              own_factor[i] * AsFloat(own[c]);
+          const float value =
+              sums_[i / 2][n][i % 2 * 2 + side] +
+              own_factor[i] *
+                  ElementToFloat(own[OwnTile::Offset(OwnRow(i), c)]);
           if (c < in_.head_dim) {
-            Store(value, target + row * heads.seq_stride + c);
+            StoreElement(value, target + row * heads.seq_stride + c);
           }
         }
       }
@@ -406,13 +417,14 @@ class ScoreGradients {
 
   // This thread's part of |r_i|^2.
   __device__ __forceinline__ float SquareOfQuad(int i) const {
-    const Element* own = m_.scored + OwnRow(i) * kStride;
+    const Element* own = Elements(m_.scored);
     float square = 0;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
 #pragma unroll
       for (int side = 0; side < 2; ++side) {
-        const float r = AsFloat(own[8 * n + 2 * quad_ + side]);
+        const float r = ElementToFloat(
+            own[OwnTile::Offset(OwnRow(i), 8 * n + 2 * quad_ + side)]);
         square = fmaf(r, r, square);
       }
     }
@@ -423,7 +435,7 @@ class ScoreGradients {
   __device__ __forceinline__ void FinishColumns() {
 #pragma unroll
     for (int i = 0; i < 2 * kSteps; ++i) {
-      const Element* own = m_.scored + OwnRow(i) * kStride;
+      const Element* own = Elements(m_.scored);
       const float scale = m_.column_scale[OwnRow(i)];
       float dot = 0;
 #pragma unroll
@@ -431,7 +443,8 @@ class ScoreGradients {
 #pragma unroll
         for (int side = 0; side < 2; ++side) {
           float& sum = sums_[i / 2][n][i % 2 * 2 + side];
-          const float r = AsFloat(own[8 * n + 2 * quad_ + side]);
+          const float r = ElementToFloat(
+              own[OwnTile::Offset(OwnRow(i), 8 * n + 2 * quad_ + side)]);
           dot = fmaf(sum, r, dot);
           sum *= scale;
         }
@@ -457,8 +470,8 @@ class ScoreGradients {
       const float self = -QuadSum(row_sums_[i]);
       if (in_.is_delta()) {
         if (writes) {
-          Store(-product, in_.d_beta.Head<Element>(b_, h_) +
-                              row * in_.d_beta.seq_stride);
+          StoreElement(-product, in_.d_beta.Head<Element>(b_, h_) +
+                                     row * in_.d_beta.seq_stride);
         }
         continue;
       }
@@ -503,13 +516,12 @@ __device__ __forceinline__ void AddLogLambdaGradient(const AdjointArguments& in,
   if (lane == 0) in.d_log_lambda[h] += -expf(in.log_lambda[h]) * sum;
 }
 
-template <Product kProduct, int kDim, int kSteps, int kStreamed, int kStages,
+template <typename Products, int kDim, int kSteps, int kStreamed, int kStages,
           int kBlocksPerMultiprocessor>
 __global__ void __launch_bounds__(kGradientThreads, kBlocksPerMultiprocessor)
     ScoreGradientsKernel(const __grid_constant__ AdjointArguments in) {
-  using Gradients =
-      ScoreGradients<kProduct, kDim, kSteps, kStreamed, kStages>;
-  extern __shared__ __align__(16) char shared[];
+  using Gradients = ScoreGradients<Products, kDim, kSteps, kStreamed, kStages>;
+  extern __shared__ __align__(1024) char shared[];
   const int pair = blockIdx.y;
   const int b = pair / in.num_heads;
   const int h = pair % in.num_heads;

@@ -8,13 +8,15 @@
 #ifndef CUBIT_OPS_CUDA_UNIT_UPPER_CUH_
 #define CUBIT_OPS_CUDA_UNIT_UPPER_CUH_
 
-#include "ops/cuda/fragment.cuh"
+#include "ops/cuda/products.cuh"
+#include "ops/cuda/tile.cuh"
 
 namespace cubit {
 namespace cuda {
 
 constexpr int kUnitUpperSize = 64;
-constexpr int kUnitUpperStride = kUnitUpperSize + 8;
+using UnitUpperTile = Tile<float, kUnitUpperSize, kUnitUpperSize>;
+constexpr int kUnitUpperStride = UnitUpperTile::kStride;
 
 // One warp inverts the 16 x 16 block at `m`; lane c has column c.
 __device__ __forceinline__ void InvertDiagonalBlock(float* m) {
@@ -42,32 +44,31 @@ template <int kDepth>
 __device__ __forceinline__ void TripleProduct(const float* a, const float* b,
                                               const float* c,
                                               float (&result)[2][4]) {
-  constexpr Product kProduct = Product::kBFloat16x3;
+  using Products = BFloat16x3Products;
   constexpr int kBlocks = kDepth / 16;
   float sums[2 * kBlocks][4] = {};
 #pragma unroll
   for (int k = 0; k < kBlocks; ++k) {
-    FragmentA<kProduct> left;
-    LoadA(a + 16 * k, kUnitUpperStride, &left);
+    Products::Left left;
+    Products::LoadLeft<UnitUpperTile>(a, 0, 16 * k, &left);
 #pragma unroll
     for (int n = 0; n < kBlocks; ++n) {
-      FragmentB<kProduct> right[2];
-      LoadBFromColumns(b + 16 * k * kUnitUpperStride + 16 * n, kUnitUpperStride,
-                       right);
-      Multiply(left, right[0], sums[2 * n]);
-      Multiply(left, right[1], sums[2 * n + 1]);
+      Products::Right right[2];
+      Products::LoadRightDirect<UnitUpperTile>(b, 16 * k, 16 * n, right);
+      Products::Multiply(sums[2 * n], left, right[0]);
+      Products::Multiply(sums[2 * n + 1], left, right[1]);
     }
   }
 #pragma unroll
   for (int i = 0; i < 4; ++i) result[0][i] = result[1][i] = 0;
 #pragma unroll
   for (int k = 0; k < kBlocks; ++k) {
-    FragmentA<kProduct> left;
-    MakeFromSums(sums[2 * k], sums[2 * k + 1], &left);
-    FragmentB<kProduct> right[2];
-    LoadBFromColumns(c + 16 * k * kUnitUpperStride, kUnitUpperStride, right);
-    Multiply(left, right[0], result[0]);
-    Multiply(left, right[1], result[1]);
+    const Products::Left left =
+        Products::FromAccumulators(sums[2 * k], sums[2 * k + 1]);
+    Products::Right right[2];
+    Products::LoadRightDirect<UnitUpperTile>(c, 16 * k, 0, right);
+    Products::Multiply(result[0], left, right[0]);
+    Products::Multiply(result[1], left, right[1]);
   }
 }
 

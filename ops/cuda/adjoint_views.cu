@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include <cstdint>
+
+#include "ops/cuda/adjoint_views.h"
+#include "ops/cuda/solve_queue.cuh"
+#include "runtime/check.h"
+#include "runtime/cuda_check.h"
+
+namespace cubit {
+namespace cuda {
+
+DeviceHeads HeadsOnDevice(const ConstHeadTensor& x, const char* name,
+                          const ConstHeadTensor& like, int64_t head_dim) {
+  CUBIT_CHECK(x.dtype == like.dtype)
+      << name << ": dtype " << Name(x.dtype) << ", wanted " << Name(like.dtype);
+  CUBIT_CHECK(x.batch == like.batch && x.seq_len == like.seq_len &&
+              x.num_heads == like.num_heads && x.head_dim == head_dim)
+      << name << ": got " << x.batch << ", " << x.seq_len << ", " << x.num_heads
+      << ", " << x.head_dim << ", wanted " << like.batch << ", " << like.seq_len
+      << ", " << like.num_heads << ", " << head_dim;
+  const int64_t size = SizeOf(x.dtype);
+  const auto whole = [size](int64_t n) { return n * size % 16 == 0; };
+  DeviceHeads heads;
+  // The kernels write through the views of outputs alone.
+  heads.data = const_cast<void*>(x.data);
+  heads.batch_stride = x.batch_stride;
+  heads.seq_stride = x.seq_stride;
+  heads.head_stride = x.head_stride;
+  heads.vectors = reinterpret_cast<uintptr_t>(x.data) % 16 == 0 &&
+                  whole(x.batch_stride) && whole(x.seq_stride) &&
+                  whole(x.head_stride) && whole(x.head_dim);
+  return heads;
+}
+
+void RunAdjoint(AdjointArguments in, const ConstHeadTensor& queries,
+                const AttentionMask& mask, SolvePrecision precision,
+                const ConstTensor& lse, Stream& stream) {
+  CUBIT_CHECK(mask.causal)
+      << "the dense system of a mixer that is not causal is solved on the CPU "
+         "alone: use --device=cpu";
+  CUBIT_CHECK_SHAPE(lse, {queries.batch, queries.num_heads, queries.seq_len});
+  if (!mask.segment_ids.empty()) {
+    CUBIT_CHECK_SHAPE(mask.segment_ids, {queries.batch, queries.seq_len});
+    in.segments = mask.segment_ids.data<int32_t>();
+  }
+  in.lse = lse.data<float>();
+  in.batch = static_cast<int>(queries.batch);
+  in.num_heads = static_cast<int>(queries.num_heads);
+  in.seq_len = static_cast<int>(queries.seq_len);
+  in.head_dim = static_cast<int>(queries.head_dim);
+  const int64_t pairs = queries.batch * queries.num_heads;
+  const int64_t items =
+      pairs * ((queries.seq_len + kSolveBlock - 1) / kSolveBlock);
+  if (items == 0) return;
+  const int64_t num_floats = pairs * queries.seq_len + items;
+  in.minus_delta = static_cast<float*>(
+      CudaWorkspace(num_floats * static_cast<int64_t>(sizeof(float)), stream));
+  in.lambda_partials = in.minus_delta + pairs * queries.seq_len;
+  in.queue = GetSolveQueue(items, stream);
+  if (queries.dtype == DType::kBFloat16) {
+    return AdjointBFloat16(in, CudaStream(stream));
+  }
+  CUBIT_CHECK(queries.dtype == DType::kFloat32)
+      << "dtype " << Name(queries.dtype);
+  if (precision == SolvePrecision::kTFloat32) {
+    return AdjointTFloat32(in, CudaStream(stream));
+  }
+  AdjointBFloat16x3(in, CudaStream(stream));
+}
+
+}  // namespace cuda
+}  // namespace cubit

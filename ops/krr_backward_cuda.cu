@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "ops/cuda/adjoint_views.h"
+#include "ops/krr.h"
+
+namespace cubit {
+
+void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
+                      ConstTensor column_scale, ConstTensor value_scale,
+                      ConstTensor log_lambda, const AttentionMask& mask,
+                      SolvePrecision precision, ConstHeadTensor x,
+                      ConstTensor lse, ConstHeadTensor d_x, HeadTensor y,
+                      HeadTensor d_r, HeadTensor d_v, Tensor d_column_scale,
+                      Tensor d_value_scale, Tensor d_log_lambda,
+                      Stream& stream) {
+  const Shape per_token = {r.batch, r.num_heads, r.seq_len};
+  CUBIT_CHECK(
+      column_scale.shape() == per_token && value_scale.shape() == per_token &&
+      d_column_scale.shape() == per_token && d_value_scale.shape() == per_token)
+      << "wanted " << per_token.ToString();
+  CUBIT_CHECK_SHAPE(log_lambda, {r.num_heads});
+  CUBIT_CHECK_SHAPE(d_log_lambda, {r.num_heads});
+  const auto heads = [&r](const ConstHeadTensor& t, const char* name) {
+    return cuda::HeadsOnDevice(t, name, r, r.head_dim);
+  };
+  cuda::AdjointArguments in;
+  in.queries = in.keys = heads(r, "r");
+  in.v = heads(v, "v");
+  in.x = heads(x, "x");
+  in.d_x = heads(d_x, "d_x");
+  in.y = heads(y, "y");
+  in.d_queries = heads(d_r, "d_r");
+  in.d_v = heads(d_v, "d_v");
+  in.column_scale = column_scale.data<float>();
+  in.value_scale = value_scale.data<float>();
+  in.log_lambda = log_lambda.data<float>();
+  in.d_column_scale = d_column_scale.data<float>();
+  in.d_value_scale = d_value_scale.data<float>();
+  in.d_log_lambda = d_log_lambda.data<float>();
+  cuda::RunAdjoint(in, r, mask, precision, lse, stream);
+}
+
+}  // namespace cubit
