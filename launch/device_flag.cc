@@ -18,10 +18,10 @@ absl::Status CheckDeviceFlag() {
   const std::string device = absl::GetFlag(FLAGS_device);
   if (device == "auto" || device == DeviceKind()) return absl::OkStatus();
   if (device == "cpu" || device == "cuda") {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "--device=", device, ", but this is the worker for ", DeviceKind(),
-        "; start the program without _", DeviceKind(),
-        " in its name, which picks one"));
+    return absl::FailedPreconditionError(
+        absl::StrCat("--device=", device, ", but this is the worker for ",
+                     DeviceKind(), "; start the program without _",
+                     DeviceKind(), " in its name, which picks one"));
   }
   return absl::InvalidArgumentError(
       absl::StrCat("--device is \"", device, "\"; give auto, cpu or cuda"));
