@@ -31,7 +31,7 @@ struct WorkspaceQuery {
 int64_t OpsWorkspaceBytes(const WorkspaceQuery& query);
 
 // Bytes of device memory that a process of this back end holds besides what it
-// allocates: the context and the code of the kernels. Measured, not derived.
+// allocates: the context and the code of the kernels. An allowance.
 int64_t ProcessDeviceBytes();
 
 }  // namespace cubit

@@ -14,8 +14,8 @@ constexpr int64_t kProductBytes = 32 * kMiB;
 // Thread blocks whose sums of columns stand beside each other
 // (ops/cuda/norm.cuh on 132 multiprocessors).
 constexpr int64_t kNormBlocks = 132 * 16;
-// Context and code of the kernels and of the libraries, measured on an H200
-// with CUDA 13.0 (docs/performance.md).
+// Context and code of the kernels and of the libraries: an allowance, which
+// //tests/benchmarks:train_step prints beside what the device shows.
 constexpr int64_t kProcessBytes = 640 * kMiB;
 
 }  // namespace
