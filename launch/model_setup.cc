@@ -13,7 +13,8 @@ namespace {
 
 // Logits that exist at once. Every chunk of rows reads and writes the whole
 // gradient of the vocabulary's weights (fp32, 155 MB at 125M): on a GPU, a few
-// large chunks keep that far below the products (64 MiB are 670 rows). A CPU's caches want small chunks, and its products are full at once.
+// large chunks keep that far below the products (64 MiB are 670 rows). A CPU's
+// caches want small chunks, and its products are at full rate at once.
 constexpr int64_t kGpuLogitsBytes = int64_t{1} << 30;
 constexpr int64_t kCpuLogitsBytes = int64_t{64} << 20;
 
