@@ -25,10 +25,14 @@ class Linear {
  public:
   // Declares the parameters of all parts in `store`; weights start normal with
   // `stddev`, biases (if any) at zero and without decay.
+  // The result has as many columns as all parts, up to a multiple of
+  // `column_multiple`; those beyond are zero, and so must their gradients be.
   Linear(ParameterStore* store, const std::vector<LinearPart>& parts,
-         int64_t in_features, bool bias, double stddev);
+         int64_t in_features, bool bias, double stddev,
+         int64_t column_multiple = 1);
 
   int64_t in_features() const { return in_features_; }
+  // Columns of the result, padding included.
   int64_t out_features() const { return out_features_; }
 
   // y = x W^T + b + residual: x [N, in]; residual [N, out] or absent; y
@@ -46,6 +50,9 @@ class Linear {
                     ConstTensor pre, Tensor d_pre) const;
 
  private:
+  // `fused` parameters with their padding, [out] or [out, in]; absent stays so.
+  Tensor WithPadding(const Tensor& fused) const;
+
   std::vector<Parameter*> weights_;
   std::vector<Parameter*> biases_;
   int64_t in_features_;

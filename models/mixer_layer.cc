@@ -9,6 +9,19 @@
 namespace cubit {
 namespace {
 
+// Rows of the fused projections begin at multiples of 16 bytes in bf16 too, as
+// matrix units and wide loads want it; per-token scalars would break that.
+constexpr int64_t kColumnMultiple = 8;
+
+// Mixers find the number of heads by dividing, so padding is for heads that are
+// wider than it.
+int64_t ColumnMultiple(const TokenMixer& mixer) {
+  const std::vector<MixerProjection> list = mixer.projections();
+  return ProjectionColumn(list, list.size(), 1) >= kColumnMultiple
+             ? kColumnMultiple
+             : 1;
+}
+
 std::vector<LinearPart> InParts(const std::string& name,
                                 const ModelConfig& config,
                                 const TokenMixer& mixer) {
@@ -29,7 +42,7 @@ MixerLayer::MixerLayer(ParameterStore* store, const std::string& name,
       num_heads_(config.num_heads),
       head_dim_(config.head_dim()),
       in_(store, InParts(name, config, *mixer), config.hidden_size, config.bias,
-          InputStddev(config)),
+          InputStddev(config), ColumnMultiple(*mixer)),
       out_(store, {{name + ".o_proj", config.hidden_size}},
            config.num_heads * config.head_dim(), config.bias,
            OutputStddev(config)) {

@@ -58,6 +58,11 @@ class ParameterStore {
   Parameter* Add(std::string name, ShardSpec shard, Initializer init,
                  bool decay, bool follow = false);
 
+  // Leaves room for `elements` behind the parameter that was added last. They
+  // are part of the flat buffers, stay zero as long as their gradients do, and
+  // are in no checkpoint.
+  void Pad(int64_t elements) { size_ += elements; }
+
   // Bytes of the value buffer (and of the gradient buffer).
   int64_t buffer_bytes() const;
   // Bytes of the copy that products read: none if that is the values.

@@ -79,7 +79,8 @@ struct MixerHealth {
 //
 // `columns` [B, T, C] are the fused projections in the order of projections(),
 // heads one after the other within each: projection p of head h begins at
-// column H * (sum of widths before p) + h * width.
+// column H * (sum of widths before p) + h * width. Fewer than 8 columns of
+// zeros may follow.
 class TokenMixer {
  public:
   virtual ~TokenMixer() = default;
@@ -97,8 +98,8 @@ class TokenMixer {
   virtual void Forward(const MixerContext& context, Tensor columns,
                        MixerSaved* saved, Tensor out) const = 0;
 
-  // d_columns [B, T, C] is written in full; d_scalars [H] each, in the order of
-  // scalars(), are accumulated.
+  // d_columns [B, T, C] is written in full but for padding; d_scalars [H] each,
+  // in the order of scalars(), are accumulated.
   virtual void Backward(const MixerContext& context, ConstTensor columns,
                         const MixerSaved& saved, ConstTensor out,
                         ConstTensor d_out, MixerScratch* scratch,

@@ -44,7 +44,7 @@ std::vector<MixerScalar> SoftmaxMixer::scalars() const {
 
 template <typename View, typename Columns>
 View SoftmaxMixer::Projection(const Columns& columns, int64_t index) const {
-  const int64_t width = columns.dim(2) / 3;
+  const int64_t width = columns.dim(2) / (3 * head_dim_) * head_dim_;
   return HeadsOf(columns, index * width, width / head_dim_, head_dim_);
 }
 
