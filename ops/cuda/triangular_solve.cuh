@@ -64,6 +64,12 @@ struct SolveArguments {
   SolveQueue* queue;
 };
 
+// What a system reads for one row, loaded long before it is used.
+struct RowInput {
+  float x;
+  float y;
+};
+
 // Row i of the system: X_i + left sum_j E_ij X_j = right V_i.
 struct RowEquation {
   float left;
@@ -88,13 +94,15 @@ struct KrrSystem {
     return in.column_scale[static_cast<int64_t>(pair) * in.seq_len + key];
   }
   template <typename Element>
-  __device__ static RowEquation Equation(const SolveArguments& in, int pair,
-                                         int row, float self, float sum) {
-    const float lambda = expf(in.log_lambda[pair % in.num_heads]);
-    const float left = 1.0f / (self + lambda * sum);
-    const float scale =
-        in.value_scale[static_cast<int64_t>(pair) * in.seq_len + row];
-    return {left, left * sum * scale};
+  __device__ static RowInput LoadRow(const SolveArguments& in, int pair,
+                                     int row) {
+    return {expf(in.log_lambda[pair % in.num_heads]),
+            in.value_scale[static_cast<int64_t>(pair) * in.seq_len + row]};
+  }
+  __device__ static RowEquation Equation(RowInput input, float self,
+                                         float sum) {
+    const float left = 1.0f / (self + input.x * sum);
+    return {left, left * sum * input.y};
   }
 };
 
@@ -109,14 +117,18 @@ struct DeltaSystem {
     return in.scale;
   }
   template <typename Element>
-  __device__ static RowEquation Equation(const SolveArguments& in, int pair,
-                                         int row, float, float sum) {
+  __device__ static RowInput LoadRow(const SolveArguments& in, int pair,
+                                     int row) {
     const HeadStrides& strides = in.beta_strides;
-    const float beta = ToFloat(static_cast<const Element*>(
-        in.beta)[(pair / in.num_heads) * strides.batch + row * strides.seq +
-                 (pair % in.num_heads) * strides.head]);
+    const Element* beta = static_cast<const Element*>(in.beta);
+    return {
+        ToFloat(beta[(pair / in.num_heads) * strides.batch + row * strides.seq +
+                     (pair % in.num_heads) * strides.head]),
+        0.0f};
+  }
+  __device__ static RowEquation Equation(RowInput input, float, float sum) {
     // The first row of a document sees no key: X = V.
-    return {sum == 0.0f ? 0.0f : beta / sum, 1.0f};
+    return {sum == 0.0f ? 0.0f : input.x / sum, 1.0f};
   }
 };
 
@@ -240,6 +252,12 @@ class ForwardSolver {
     }
     first_tile_ = first_key / kKeys;
     diagonal_tile_ = row_begin_ / kKeys;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      row_input_[half] = System::template LoadRow<Element>(
+          in_, pair_, min(Row(half), in_.seq_len - 1));
+    }
+    FindReadyBlocks();
   }
 
   // Keys before row_begin_ whose document is before `segment`: documents are
@@ -343,14 +361,35 @@ class ForwardSolver {
     }
   }
 
+  __device__ const uint32_t* ReadyFlag(int block) const {
+    return in_.queue->ready + (block - in_.first_block) * in_.num_pairs + pair_;
+  }
+
+  // Looks once how far the head is solved. A block is published after those
+  // before it, so one flag speaks for all of them.
+  __device__ void FindReadyBlocks() {
+    int ready = in_.first_block - 1;
+    if (threadIdx.x % 32 == 0) {
+#pragma unroll
+      for (int distance = 2; distance > 0; --distance) {
+        const int block = block_ - distance;
+        if (block >= in_.first_block &&
+            LoadAcquire(ReadyFlag(block)) == launch_) {
+          ready = block;
+        }
+      }
+    }
+    ready_block_ = __shfl_sync(0xffffffffu, ready, 0);
+    __syncwarp();
+  }
+
   // Waits for the solution of a tile of earlier rows and starts its copy.
   __device__ void CopyX(int tile) {
     const int begin = tile * kKeys;
     const int block = begin / kRows;
-    if (block >= in_.first_block) {
-      AwaitReady(
-          in_.queue->ready + (block - in_.first_block) * in_.num_pairs + pair_,
-          launch_);
+    if (block > ready_block_) {
+      AwaitReady(ReadyFlag(block), launch_);
+      ready_block_ = block;
     }
     CopyRows<KeyTile, kKeys, kThreads>(
         X(tile % 2), 0, x_ + begin * in_.x_strides.seq, in_.x_strides.seq,
@@ -416,20 +455,32 @@ class ForwardSolver {
            shared_.segment[tile % 2][column] == row_segment_[half];
   }
 
-  // s becomes E, 0 where it is masked; adds to the row sums.
-  __device__ void Exponentiate(int tile, bool masked, Scores& s) {
-    const float* factors = shared_.factor[tile % 2];
+  // s, scores of 8 columns, becomes E, 0 where it is masked; adds to the row
+  // sums.
+  __device__ void ExponentiateColumns(int tile, int n, bool masked,
+                                      float (&s)[4]) {
+    const float2 factor =
+        LoadPair(shared_.factor[tile % 2] + n * 8 + quad_ * 2);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float e =
+          Exp2(fmaf(s[i], i % 2 == 0 ? factor.x : factor.y, -maximum_[i / 2]));
+      if (masked && !IsVisible(tile, n * 8 + quad_ * 2 + i % 2, i / 2)) e = 0;
+      s[i] = e;
+      sum_[i / 2] += e;
+    }
+  }
+  __device__ void Exponentiate(int tile, Scores& s) {
+    if (NeedsMask(tile)) {
+#pragma unroll
+      for (int n = 0; n < kKeys / 8; ++n) {
+        ExponentiateColumns(tile, n, true, s[n]);
+      }
+      return;
+    }
 #pragma unroll
     for (int n = 0; n < kKeys / 8; ++n) {
-      const float2 factor = LoadPair(factors + n * 8 + quad_ * 2);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float e = Exp2(
-            fmaf(s[n][i], i % 2 == 0 ? factor.x : factor.y, -maximum_[i / 2]));
-        if (masked && !IsVisible(tile, n * 8 + quad_ * 2 + i % 2, i / 2)) e = 0;
-        s[n][i] = e;
-        sum_[i / 2] += e;
-      }
+      ExponentiateColumns(tile, n, false, s[n]);
     }
   }
 
@@ -454,22 +505,24 @@ class ForwardSolver {
       CopyKeys(tile + 1);
       Scores s;
       ComputeScores(tile, s);
-      Exponentiate(tile, NeedsMask(tile), s);
+      Exponentiate(tile, s);
       WaitForCopies<1>();
       __syncthreads();
       Accumulate(X(tile % 2), s);
       if (tile + 1 < diagonal_tile_) CopyX(tile + 1);
       CommitCopies();
     }
+    // Or what the last item left would be kept in registers until now.
+#pragma unroll
+    for (int t = 0; t < kWarps - 1; ++t) lower_[t] = Left();
+#pragma unroll
+    for (int i = 0; i < 8; ++i) own_[i / 4][i % 4] = 0;
 #pragma unroll
     for (int d = 0; d < kDiagonalTiles; ++d) {
       WaitForCopies<0>();
       __syncthreads();
       if (d + 1 < kDiagonalTiles) CopyKeys(diagonal_tile_ + d + 1);
-      Scores s;
-      ComputeScores(diagonal_tile_ + d, s);
-      Exponentiate(diagonal_tile_ + d, true, s);
-      KeepDiagonal(d, s);
+      KeepDiagonal(d);
     }
   }
 
@@ -488,23 +541,38 @@ class ForwardSolver {
     }
   }
 
-  // Keeps the warp's sub-blocks of diagonal tile `d` of E: those before its own
-  // as operands, its own as it is.
-  __device__ void KeepDiagonal(int d, const Scores& e) {
+  // The warp's sub-blocks of diagonal tile `d` of E: those before its own are
+  // kept as operands, its own as it is; later ones it does not see.
+  __device__ void KeepDiagonal(int d) {
+    const int tile = diagonal_tile_ + d;
 #pragma unroll
     for (int p = 0; p < kKeys / 16; ++p) {
       const int t = d * (kKeys / 16) + p;
+      if (t > warp_) continue;
+      float e[2][4] = {};
+#pragma unroll
+      for (int k = 0; k < kDim / 16; ++k) {
+        Right b[2];
+        Products::template LoadRight<KeyTile>(Keys(tile % 2), p * 16, k * 16,
+                                              b);
+        Products::Multiply(e[0], query_[k], b[0]);
+        Products::Multiply(e[1], query_[k], b[1]);
+      }
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        ExponentiateColumns(tile, 2 * p + n, true, e[n]);
+      }
       if (t < kWarps - 1 && t < warp_) {
-        lower_[t] = Products::FromAccumulators(e[2 * p], e[2 * p + 1]);
+        lower_[t] = Products::FromAccumulators(e[0], e[1]);
       }
       if (t != warp_) continue;
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        own_[i / 4][i % 4] = e[2 * p + i / 4][i % 4];
+        own_[i / 4][i % 4] = e[i / 4][i % 4];
         const int column = (i / 4) * 8 + quad_ * 2 + i % 2;
         const int row = group_ + ((i / 2) % 2) * 8;
         if (column == row) {
-          self_[(i / 2) % 2] = fixed_maximum_ ? 1.0f : e[2 * p + i / 4][i % 4];
+          self_[(i / 2) % 2] = fixed_maximum_ ? 1.0f : e[i / 4][i % 4];
         }
       }
     }
@@ -519,8 +587,7 @@ class ForwardSolver {
       const float self = SumOverQuad(self_[half]);
       equation_[half] = {0.0f, 1.0f};
       if (row >= in_.seq_len || row < in_.first_row) continue;
-      equation_[half] =
-          System::template Equation<Element>(in_, pair_, row, self, sum);
+      equation_[half] = System::Equation(row_input_[half], self, sum);
       if (quad_ == 0) {
         in_.lse[static_cast<int64_t>(pair_) * in_.seq_len + row] =
             (maximum_[half] + log2f(sum)) * kLn2;
@@ -661,6 +728,7 @@ class ForwardSolver {
   uint32_t launch_;
 
   // The item.
+  int ready_block_;  // this and earlier ones of the head are known to be ready
   int block_, pair_, row_begin_, num_rows_, first_tile_, diagonal_tile_;
   const Element* key_;
   Element* x_;
@@ -672,8 +740,9 @@ class ForwardSolver {
   float acc_[kDim / 8][4];     // sum of E_ij X_j over the keys so far
   float maximum_[2], sum_[2];  // m_i log2(e), the lane's share of Z_i
   float self_[2];              // E_ii, in the lane that computed it
-  Left lower_[kWarps - 1];     // sub-blocks of E before the warp's own
-  float own_[2][4];            // its own
+  RowInput row_input_[2];
+  Left lower_[kWarps - 1];  // sub-blocks of E before the warp's own
+  float own_[2][4];         // its own
   RowEquation equation_[2];
   SplitLeft inverse_;
 };
