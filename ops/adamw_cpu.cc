@@ -73,6 +73,8 @@ void ClipScale(ConstTensor sum_of_squares, double max_norm, Tensor scale,
   }
 }
 
+// The parameters are those of the header.
+// NOLINTNEXTLINE(readability-function-size)
 void AdamWUpdate(const AdamWStep& step, ConstTensor decay,
                  ConstTensor grad_scale, ConstTensor grad, Tensor m, Tensor v,
                  Tensor weight, Tensor compute, Stream&) {

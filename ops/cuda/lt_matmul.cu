@@ -86,12 +86,14 @@ uint32_t Alignment(const void* pointer) {
 
 // Everything that the choice of an algorithm may depend on.
 using Key = std::tuple<bool, bool, int64_t, int64_t, int64_t, DType, DType,
-                       bool, Epilogue, uint32_t, uint32_t, uint32_t, uint32_t>;
+                       bool, Epilogue, uint32_t, uint32_t, uint32_t, uint32_t,
+                       uint32_t, uint32_t>;
 
 Key KeyOf(const LtProduct& p) {
   return Key(p.transpose_a, p.transpose_b, p.m, p.n, p.k, p.input, p.output,
              p.c != nullptr, p.epilogue, Alignment(p.a), Alignment(p.b),
-             Alignment(p.c == nullptr ? p.d : p.c), Alignment(p.d));
+             Alignment(p.c == nullptr ? p.d : p.c), Alignment(p.d),
+             Alignment(p.bias), Alignment(p.aux));
 }
 
 // A kind of product: cuBLASLt's descriptors, and how it is computed. Lives as
@@ -111,6 +113,7 @@ class Plan {
                                                       &value, sizeof(value)));
   }
   void Propose(const LtProduct& product);
+  void SetPointers(const LtProduct& product);
   void Launch(const LtProduct& product, const cublasLtMatmulAlgo_t& algorithm,
               void* d, Stream& stream);
   void Choose(const LtProduct& product, Stream& stream);
@@ -147,6 +150,7 @@ Plan::Plan(const LtProduct& p) {
   a_ = p.transpose_a ? Layout(p.input, p.k, p.m) : Layout(p.input, p.m, p.k);
   b_ = p.transpose_b ? Layout(p.input, p.n, p.k) : Layout(p.input, p.k, p.n);
   d_ = Layout(p.output, p.m, p.n);
+  SetPointers(p);  // what is proposed may depend on their alignment
   Propose(p);
 }
 
@@ -180,10 +184,14 @@ void Plan::Propose(const LtProduct& p) {
   candidates_.resize(static_cast<size_t>(found));
 }
 
-void Plan::Launch(const LtProduct& p, const cublasLtMatmulAlgo_t& algorithm,
-                  void* d, Stream& stream) {
+void Plan::SetPointers(const LtProduct& p) {
   if (p.bias != nullptr) Set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, p.bias);
   if (p.aux != nullptr) Set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, p.aux);
+}
+
+void Plan::Launch(const LtProduct& p, const cublasLtMatmulAlgo_t& algorithm,
+                  void* d, Stream& stream) {
+  SetPointers(p);
   const float alpha = 1.0f;
   const float beta = p.c == nullptr ? 0.0f : 1.0f;
   void* workspace = CudaWorkspace(kWorkspaceBytes, stream);
