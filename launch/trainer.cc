@@ -189,6 +189,7 @@ absl::StatusOr<Trainer::StepResult> Trainer::TrainStep() {
   position_ += config_.batch().global_batch_size();
   result.learning_rate = LearningRate(
       config_.schedule(), config_.optimizer().learning_rate(), step_);
+  state_->optimizer().ComputeGradientNorm(state_->stream());
   result.grad_norm = state_->optimizer().GradientNorm(state_->stream());
   result.skipped =
       !std::isfinite(result.loss) || !std::isfinite(result.grad_norm);
@@ -196,7 +197,7 @@ absl::StatusOr<Trainer::StepResult> Trainer::TrainStep() {
     ++skipped_steps_;
   } else {
     state_->optimizer().Update(step_ - skipped_steps_, result.learning_rate,
-                               result.grad_norm, state_->stream());
+                               state_->stream());
   }
   state_->stream().Synchronize();
   result.seconds = SecondsSince(start);

@@ -2,8 +2,6 @@
 
 #include "models/block.h"
 
-#include "ops/elementwise.h"
-
 namespace cubit {
 
 Block::Block(ParameterStore* store, const std::string& name,
@@ -40,15 +38,15 @@ BlockScratch Block::AllocateScratch(int64_t batch, int64_t seq_len,
 void Block::Forward(const LayerContext& context, ConstTensor x,
                     BlockSaved* saved) const {
   mixer_norm_.Forward(context, x, &saved->mixer_norm);
-  mixer_.Forward(context, saved->mixer_norm.y, &saved->mixer, saved->residual);
-  AddInPlace(x, saved->residual, *context.stream);
+  mixer_.Forward(context, saved->mixer_norm.y, x, &saved->mixer,
+                 saved->residual);
   ForwardMlp(context, saved);
 }
 
 void Block::ForwardMlp(const LayerContext& context, BlockSaved* saved) const {
   mlp_norm_.Forward(context, saved->residual, &saved->mlp_norm);
-  mlp_.Forward(context, saved->mlp_norm.y, &saved->mlp, saved->out);
-  AddInPlace(saved->residual, saved->out, *context.stream);
+  mlp_.Forward(context, saved->mlp_norm.y, saved->residual, &saved->mlp,
+               saved->out);
 }
 
 void Block::Backward(const LayerContext& context, ConstTensor x,
@@ -66,9 +64,8 @@ void Block::Backward(const LayerContext& context, ConstTensor x,
 void Block::Decode(const LayerContext& context, int64_t position, ConstTensor x,
                    BlockSaved* saved, MixerLayerCache* cache) const {
   mixer_norm_.Forward(context, x, &saved->mixer_norm);
-  mixer_.Decode(context, position, saved->mixer_norm.y, &saved->mixer, cache,
+  mixer_.Decode(context, position, saved->mixer_norm.y, x, &saved->mixer, cache,
                 saved->residual);
-  AddInPlace(x, saved->residual, *context.stream);
   ForwardMlp(context, saved);
 }
 

@@ -87,7 +87,8 @@ void LanguageHead::LossAndGradient(const LayerContext& context, ConstTensor x,
 
 void LanguageHead::Logits(const LayerContext& context, ConstTensor x,
                           Tensor logits) const {
-  LinearForward(x, Value(), ConstTensor(), logits, *context.stream);
+  LinearForward(x, Value(), ConstTensor(), ConstTensor(), logits,
+                *context.stream);
 }
 
 }  // namespace cubit

@@ -25,9 +25,15 @@ Linear::Linear(ParameterStore* store, const std::vector<LinearPart>& parts,
 }
 
 void Linear::Forward(const LayerContext& context, ConstTensor x,
-                     Tensor y) const {
-  LinearForward(x, FusedValue(weights_), FusedValue(biases_), y,
+                     ConstTensor residual, Tensor y) const {
+  LinearForward(x, FusedValue(weights_), FusedValue(biases_), residual, y,
                 *context.stream);
+}
+
+void Linear::ForwardGelu(const LayerContext& context, ConstTensor x, Tensor pre,
+                         Tensor y) const {
+  LinearGeluForward(x, FusedValue(weights_), FusedValue(biases_), pre, y,
+                    *context.stream);
 }
 
 void Linear::Backward(const LayerContext& context, ConstTensor d_y,
@@ -36,6 +42,14 @@ void Linear::Backward(const LayerContext& context, ConstTensor d_y,
                        *context.stream);
   LinearBackwardInput(d_y, FusedValue(weights_), /*accumulate=*/false, d_x,
                       *context.stream);
+}
+
+void Linear::BackwardGelu(const LayerContext& context, ConstTensor d_y,
+                          ConstTensor x, ConstTensor pre, Tensor d_pre) const {
+  LinearBackwardWeight(d_y, x, FusedGradient(weights_), FusedGradient(biases_),
+                       *context.stream);
+  LinearGeluBackwardInput(d_y, FusedValue(weights_), pre, d_pre,
+                          *context.stream);
 }
 
 }  // namespace cubit

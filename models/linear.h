@@ -31,11 +31,19 @@ class Linear {
   int64_t in_features() const { return in_features_; }
   int64_t out_features() const { return out_features_; }
 
-  // x [N, in], y [N, out].
-  void Forward(const LayerContext& context, ConstTensor x, Tensor y) const;
+  // y = x W^T + b + residual: x [N, in]; residual [N, out] or absent; y
+  // [N, out], may be residual.
+  void Forward(const LayerContext& context, ConstTensor x, ConstTensor residual,
+               Tensor y) const;
+  // pre = x W^T + b, y = GELU(pre).
+  void ForwardGelu(const LayerContext& context, ConstTensor x, Tensor pre,
+                   Tensor y) const;
   // d_x [N, in] is written; parameter gradients are accumulated.
   void Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
                 Tensor d_x) const;
+  // Of a layer whose input x was GELU(pre): d_pre [N, in] is written.
+  void BackwardGelu(const LayerContext& context, ConstTensor d_y, ConstTensor x,
+                    ConstTensor pre, Tensor d_pre) const;
 
  private:
   std::vector<Parameter*> weights_;

@@ -83,11 +83,12 @@ MixerLayerScratch MixerLayer::AllocateScratch(int64_t batch, int64_t seq_len,
 }
 
 void MixerLayer::Forward(const LayerContext& context, ConstTensor x,
-                         MixerLayerSaved* saved, Tensor y) const {
-  in_.Forward(context, x, Rows(saved->columns));
+                         ConstTensor residual, MixerLayerSaved* saved,
+                         Tensor y) const {
+  in_.Forward(context, x, ConstTensor(), Rows(saved->columns));
   mixer_->Forward(ContextFor(context), saved->columns, saved->mixer.get(),
                   saved->out);
-  out_.Forward(context, Rows(saved->out), y);
+  out_.Forward(context, Rows(saved->out), residual, y);
 }
 
 void MixerLayer::Backward(const LayerContext& context, ConstTensor d_y,
@@ -124,12 +125,13 @@ void MixerLayer::FillCache(const LayerContext& context,
 }
 
 void MixerLayer::Decode(const LayerContext& context, int64_t position,
-                        ConstTensor x, MixerLayerSaved* saved,
-                        MixerLayerCache* cache, Tensor y) const {
-  in_.Forward(context, x, Rows(saved->columns));
+                        ConstTensor x, ConstTensor residual,
+                        MixerLayerSaved* saved, MixerLayerCache* cache,
+                        Tensor y) const {
+  in_.Forward(context, x, ConstTensor(), Rows(saved->columns));
   mixer_->Decode(ContextFor(context), position, saved->columns,
                  cache->mixer.get(), saved->out);
-  out_.Forward(context, Rows(saved->out), y);
+  out_.Forward(context, Rows(saved->out), residual, y);
 }
 
 }  // namespace cubit

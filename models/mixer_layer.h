@@ -45,8 +45,8 @@ class MixerLayer {
                                 Arena& arena) const;
   MixerLayerScratch AllocateScratch(int64_t batch, int64_t seq_len,
                                     Arena& arena) const;
-  // x, y [N, D] with N = B * T of `saved`.
-  void Forward(const LayerContext& context, ConstTensor x,
+  // y = residual + the branch; x, residual, y [N, D] with N = B * T of `saved`.
+  void Forward(const LayerContext& context, ConstTensor x, ConstTensor residual,
                MixerLayerSaved* saved, Tensor y) const;
   // d_x [N, D] is written.
   void Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
@@ -60,9 +60,10 @@ class MixerLayer {
                                 Arena& arena) const;
   void FillCache(const LayerContext& context, const MixerLayerSaved& saved,
                  MixerLayerCache* cache) const;
-  // One token: x, y [B, D]; `saved` has T = 1.
+  // One token: x, residual, y [B, D]; `saved` has T = 1.
   void Decode(const LayerContext& context, int64_t position, ConstTensor x,
-              MixerLayerSaved* saved, MixerLayerCache* cache, Tensor y) const;
+              ConstTensor residual, MixerLayerSaved* saved,
+              MixerLayerCache* cache, Tensor y) const;
 
  private:
   MixerShape ShapeOf(int64_t batch, int64_t seq_len) const;

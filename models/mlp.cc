@@ -35,37 +35,36 @@ MlpSaved Mlp::AllocateSaved(int64_t rows, Arena& arena) const {
 
 MlpScratch Mlp::AllocateScratch(int64_t rows, Arena& arena) const {
   MlpScratch scratch;
-  scratch.d_activation =
-      arena.Allocate(DType::kFloat32, {rows, down_.in_features()});
   if (kind_ == MlpKind::kSwiGlu) {
-    scratch.d_pre = arena.Allocate(DType::kFloat32, {rows, up_.out_features()});
+    scratch.d_activation =
+        arena.Allocate(DType::kFloat32, {rows, down_.in_features()});
   }
+  scratch.d_pre = arena.Allocate(DType::kFloat32, {rows, up_.out_features()});
   return scratch;
 }
 
-void Mlp::Forward(const LayerContext& context, ConstTensor x, MlpSaved* saved,
-                  Tensor y) const {
-  up_.Forward(context, x, saved->pre);
+void Mlp::Forward(const LayerContext& context, ConstTensor x,
+                  ConstTensor residual, MlpSaved* saved, Tensor y) const {
   if (kind_ == MlpKind::kGelu) {
-    GeluForward(saved->pre, saved->activation, *context.stream);
+    up_.ForwardGelu(context, x, saved->pre, saved->activation);
   } else {
+    up_.Forward(context, x, ConstTensor(), saved->pre);
     SwiGluForward(saved->pre, saved->activation, *context.stream);
   }
-  down_.Forward(context, saved->activation, y);
+  down_.Forward(context, saved->activation, residual, y);
 }
 
 void Mlp::Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
                    const MlpSaved& saved, const MlpScratch& scratch,
                    Tensor d_x) const {
-  down_.Backward(context, d_y, saved.activation, scratch.d_activation);
   if (kind_ == MlpKind::kGelu) {
-    GeluBackward(scratch.d_activation, saved.pre, scratch.d_activation,
-                 *context.stream);
-    up_.Backward(context, scratch.d_activation, x, d_x);
-    return;
+    down_.BackwardGelu(context, d_y, saved.activation, saved.pre,
+                       scratch.d_pre);
+  } else {
+    down_.Backward(context, d_y, saved.activation, scratch.d_activation);
+    SwiGluBackward(scratch.d_activation, saved.pre, scratch.d_pre,
+                   *context.stream);
   }
-  SwiGluBackward(scratch.d_activation, saved.pre, scratch.d_pre,
-                 *context.stream);
   up_.Backward(context, scratch.d_pre, x, d_x);
 }
 

@@ -20,8 +20,8 @@ struct MlpSaved {
 };
 
 struct MlpScratch {
-  Tensor d_activation;  // [N, F]
-  Tensor d_pre;         // [N, 2F]; absent for GELU, which works in place
+  Tensor d_activation;  // [N, F]; absent for GELU, fused into the product
+  Tensor d_pre;         // [N, F], or [N, 2F] for SwiGLU
 };
 
 class Mlp {
@@ -31,9 +31,9 @@ class Mlp {
 
   MlpSaved AllocateSaved(int64_t rows, Arena& arena) const;
   MlpScratch AllocateScratch(int64_t rows, Arena& arena) const;
-  // x, y [N, D].
-  void Forward(const LayerContext& context, ConstTensor x, MlpSaved* saved,
-               Tensor y) const;
+  // y = residual + the branch; x, residual, y [N, D].
+  void Forward(const LayerContext& context, ConstTensor x, ConstTensor residual,
+               MlpSaved* saved, Tensor y) const;
   // d_x [N, D] is written.
   void Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
                 const MlpSaved& saved, const MlpScratch& scratch,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Pointwise non-linearities of the MLP.
+// Pointwise non-linearities of the MLP. All tensors of a call are fp32 or all
+// are bf16.
 
 #ifndef CUBIT_OPS_ACTIVATIONS_H_
 #define CUBIT_OPS_ACTIVATIONS_H_

@@ -1,79 +1,96 @@
 // SPDX-License-Identifier: Apache-2.0
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "ops/adamw.h"
+#include "ops/adamw_factors.h"
 #include "ops/pieces.h"
+#include "runtime/bfloat16.h"
 #include "runtime/thread_pool.h"
 
 namespace cubit {
 namespace {
 
-// The factors of an update, computed once in double.
-struct Factors {
-  float grad_scale;
-  float beta1;
-  float one_minus_beta1;
-  float beta2;
-  float one_minus_beta2;
-  float m_correction;  // m_hat = m_correction m
-  float v_correction;
-  float epsilon;
-  float learning_rate;
-  float weight_decay;
-};
+static_assert(kPieceElements % kAdamWGroup == 0,
+              "a piece begins where a group does");
 
-Factors ComputeFactors(const AdamWStep& step) {
-  const double beta1 = static_cast<double>(step.beta1);
-  const double beta2 = static_cast<double>(step.beta2);
-  const double count = static_cast<double>(step.step);
-  Factors f;
-  f.grad_scale = step.grad_scale;
-  f.beta1 = step.beta1;
-  f.one_minus_beta1 = static_cast<float>(1.0 - beta1);
-  f.beta2 = step.beta2;
-  f.one_minus_beta2 = static_cast<float>(1.0 - beta2);
-  f.m_correction = static_cast<float>(1.0 / (1.0 - std::pow(beta1, count)));
-  f.v_correction = static_cast<float>(1.0 / (1.0 - std::pow(beta2, count)));
-  f.epsilon = step.epsilon;
-  f.learning_rate = step.learning_rate;
-  f.weight_decay = step.weight_decay;
-  return f;
-}
-
-void UpdateRange(const Factors& f, const float* grad, int64_t count, float* m,
-                 float* v, float* weight) {
+void UpdateRange(const AdamWFactors& f, float grad_scale, float weight_decay,
+                 const float* grad, int64_t count, float* m, float* v,
+                 float* weight) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
-    const float g = f.grad_scale * grad[i];
+    const float g = grad_scale * grad[i];
     m[i] = f.beta1 * m[i] + f.one_minus_beta1 * g;
     v[i] = f.beta2 * v[i] + f.one_minus_beta2 * g * g;
     const float m_hat = f.m_correction * m[i];
     const float v_hat = f.v_correction * v[i];
     weight[i] -= f.learning_rate * (m_hat / (std::sqrt(v_hat) + f.epsilon) +
-                                    f.weight_decay * weight[i]);
+                                    weight_decay * weight[i]);
+  }
+}
+
+struct Arrays {
+  const uint8_t* decay;  // null: all are decayed
+  const float* grad;
+  float* m;
+  float* v;
+  float* weight;
+  BFloat16* compute;  // null: none
+};
+
+// [begin, end), `begin` where a group begins.
+void UpdatePiece(const AdamWFactors& factors, float grad_scale, const Arrays& a,
+                 int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i += kAdamWGroup) {
+    const bool decayed = a.decay == nullptr || a.decay[i / kAdamWGroup] != 0;
+    UpdateRange(factors, grad_scale, decayed ? factors.weight_decay : 0.0f,
+                a.grad + i, std::min(kAdamWGroup, end - i), a.m + i, a.v + i,
+                a.weight + i);
+  }
+  if (a.compute == nullptr) return;
+  for (int64_t i = begin; i < end; ++i) {
+    a.compute[i] = ToBFloat16(a.weight[i]);
   }
 }
 
 }  // namespace
 
-void AdamWUpdate(const AdamWStep& step, ConstTensor grad, Tensor m, Tensor v,
-                 Tensor weight, Stream&) {
-  CUBIT_CHECK_GE(step.step, 1);
-  CUBIT_CHECK_EQ(grad.shape(), m.shape());
-  CUBIT_CHECK_EQ(grad.shape(), v.shape());
-  CUBIT_CHECK_EQ(grad.shape(), weight.shape());
-  const Factors factors = ComputeFactors(step);
-  const float* grad_data = grad.data<float>();
-  float* m_data = m.data<float>();
-  float* v_data = v.data<float>();
-  float* weight_data = weight.data<float>();
-  ParallelFor(
-      grad.num_elements(), kPieceElements, [=](int64_t begin, int64_t end) {
-        UpdateRange(factors, grad_data + begin, end - begin, m_data + begin,
-                    v_data + begin, weight_data + begin);
-      });
+void ClipScale(ConstTensor sum_of_squares, double max_norm, Tensor scale,
+               Stream&) {
+  CUBIT_CHECK_EQ(sum_of_squares.num_elements(), 1);
+  CUBIT_CHECK_EQ(scale.num_elements(), 1);
+  const double norm = std::sqrt(*sum_of_squares.data<double>());
+  float* result = scale.data<float>();
+  if (!std::isfinite(norm)) {
+    *result = std::numeric_limits<float>::quiet_NaN();
+  } else if (max_norm > 0 && norm > max_norm) {
+    *result = static_cast<float>(max_norm / norm);
+  } else {
+    *result = 1.0f;
+  }
+}
+
+void AdamWUpdate(const AdamWStep& step, ConstTensor decay,
+                 ConstTensor grad_scale, ConstTensor grad, Tensor m, Tensor v,
+                 Tensor weight, Tensor compute, Stream&) {
+  const AdamWFactors factors =
+      CheckAdamW(step, decay, grad_scale, grad, m, v, weight, compute);
+  const float scale = grad_scale.empty() ? 1.0f : *grad_scale.data<float>();
+  if (std::isnan(scale)) return;
+  Arrays arrays;
+  arrays.decay = decay.empty() ? nullptr : decay.data<uint8_t>();
+  arrays.grad = grad.data<float>();
+  arrays.m = m.data<float>();
+  arrays.v = v.data<float>();
+  arrays.weight = weight.data<float>();
+  arrays.compute = compute.empty() ? nullptr : compute.data<BFloat16>();
+  ParallelFor(grad.num_elements(), kPieceElements,
+              [=](int64_t begin, int64_t end) {
+                UpdatePiece(factors, scale, arrays, begin, end);
+              });
 }
 
 }  // namespace cubit

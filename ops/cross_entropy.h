@@ -22,8 +22,9 @@ constexpr int kIgnoredTarget = -100;
 //   target]).
 // Columns v >= valid_vocab (padding) take no part: their gradient is zero.
 // A row with target kIgnoredTarget has loss and gradient zero.
-//   logits [n, V]; targets [n] int32; losses [n] fp32; d_logits [n, V] may
-//   alias logits.
+//   logits [n, V] fp32 or bf16; targets [n] int32; losses [n] fp32; d_logits
+//   [n, V], of the logits' dtype, may be logits. A target outside [0,
+//   valid_vocab) is CHECKed on the CPU; on CUDA its loss and gradient are NaN.
 // The z-loss is that of PaLM (arXiv:2204.02311, section 5).
 void CrossEntropy(ConstTensor logits, ConstTensor targets, int64_t valid_vocab,
                   float z_loss, float grad_scale, Tensor losses,

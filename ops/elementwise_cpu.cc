@@ -6,6 +6,7 @@
 #include "ops/elementwise.h"
 #include "ops/pieces.h"
 #include "ops/reduction.h"
+#include "runtime/bfloat16.h"
 #include "runtime/thread_pool.h"
 
 namespace cubit {
@@ -36,6 +37,26 @@ void ScaleInPlace(float factor, Tensor x, Stream&) {
 #pragma omp simd
                 for (int64_t i = begin; i < end; ++i) x_data[i] *= factor;
               });
+}
+
+void Convert(ConstTensor x, Tensor y, Stream& stream) {
+  CUBIT_CHECK_EQ(x.shape(), y.shape());
+  const int64_t count = x.num_elements();
+  if (x.dtype() == y.dtype()) {
+    CopyOnDevice(y.raw(), x.raw(), x.size_bytes(), stream);
+  } else if (x.dtype() == DType::kFloat32) {
+    const float* x_data = x.data<float>();
+    BFloat16* y_data = y.data<BFloat16>();
+    ParallelFor(count, kPieceElements, [=](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) y_data[i] = ToBFloat16(x_data[i]);
+    });
+  } else {
+    const BFloat16* x_data = x.data<BFloat16>();
+    float* y_data = y.data<float>();
+    ParallelFor(count, kPieceElements, [=](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) y_data[i] = ToFloat(x_data[i]);
+    });
+  }
 }
 
 void SumOfSquares(ConstTensor x, Tensor result, Stream&) {

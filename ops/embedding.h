@@ -11,11 +11,14 @@
 namespace cubit {
 
 // y[n] = weight[ids[n]].
-//   ids [N] int32 in [0, V) (CHECKed on the CPU), weight [V, D], y [N, D].
+//   ids [N] int32 in [0, V) (CHECKed on the CPU; on CUDA a token outside gives
+//   a row of NaN), weight [V, D] and y [N, D] of one dtype, fp32 or bf16.
 void EmbeddingForward(ConstTensor ids, ConstTensor weight, Tensor y,
                       Stream& stream);
 
 // d_weight[ids[n]] += d_y[n], in the order of n for every row.
+//   d_y [N, D] fp32 or bf16, d_weight [V, D] fp32. A token outside [0, V) is
+//   CHECKed on the CPU and adds nothing on CUDA.
 void EmbeddingBackward(ConstTensor ids, ConstTensor d_y, Tensor d_weight,
                        Stream& stream);
 

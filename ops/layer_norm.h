@@ -13,15 +13,17 @@ namespace cubit {
 
 // y = (x - mean) rstd * weight + bias, per row; rstd = 1 / sqrt(var + eps), var
 // the biased variance.
-//   x, y [N, D]; weight [D]; bias [D] or absent; mean, rstd [N] fp32, kept for
-//   the backward. y may alias x only if x is not needed again.
+//   x, y [N, D] fp32 or bf16; weight [D] fp32; bias [D] fp32 or absent; mean,
+//   rstd [N] fp32, kept for the backward. y may alias x only if x is not needed
+//   again.
 void LayerNormForward(ConstTensor x, ConstTensor weight, ConstTensor bias,
                       float eps, Tensor y, Tensor mean, Tensor rstd,
                       Stream& stream);
 
 // Adds the gradient of y to d_x, d_weight and d_bias (absent if bias was):
 // d_x is accumulated because the residual stream already carries a gradient.
-//   d_y, x, d_x [N, D]; d_weight, d_bias [D] fp32, summed in a fixed order.
+//   d_y, x, d_x [N, D] of one dtype; d_weight, d_bias [D] fp32, summed in a
+//   fixed order.
 //   d_x may not alias d_y.
 void LayerNormBackward(ConstTensor d_y, ConstTensor x, ConstTensor weight,
                        ConstTensor mean, ConstTensor rstd, Tensor d_x,

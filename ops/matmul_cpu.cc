@@ -5,6 +5,7 @@
 
 #include "absl/functional/function_ref.h"
 
+#include "ops/activations.h"
 #include "ops/blas.h"
 #include "ops/matmul.h"
 #include "ops/pieces.h"
@@ -55,6 +56,27 @@ void ForEachBlock(int64_t rows, int64_t columns,
   });
 }
 
+// Puts bias + residual into a block of y [., out]; both may be null, and the
+// residual may be y. Returns whether there was something to put.
+bool StartBlock(const Block& block, int64_t out, const float* bias,
+                const float* residual, float* y) {
+  if (bias == nullptr && residual == nullptr) return false;
+  for (int64_t row = block.row; row < block.row + block.rows; ++row) {
+    const int64_t begin = row * out + block.column;
+    if (residual == nullptr) {
+      std::copy_n(bias + block.column, block.columns, y + begin);
+    } else if (bias != nullptr) {
+#pragma omp simd
+      for (int64_t i = 0; i < block.columns; ++i) {
+        y[begin + i] = residual[begin + i] + bias[block.column + i];
+      }
+    } else if (residual != y) {
+      std::copy_n(residual + begin, block.columns, y + begin);
+    }
+  }
+  return true;
+}
+
 // d_bias[o] += sum over n of d_y[n, o], each column in the order of n.
 void AddColumnSums(const float* d_y, int64_t num_rows, int64_t out,
                    float* d_bias) {
@@ -78,29 +100,33 @@ void AddColumnSums(const float* d_y, int64_t num_rows, int64_t out,
 }  // namespace
 
 void LinearForward(ConstTensor x, ConstTensor weight, ConstTensor bias,
-                   Tensor y, Stream&) {
+                   ConstTensor residual, Tensor y, Stream&) {
   const int64_t num_rows = x.dim(0);
   const int64_t in = x.dim(1);
   const int64_t out = weight.dim(0);
   CUBIT_CHECK_SHAPE(weight, {out, in});
   CUBIT_CHECK_SHAPE(y, {num_rows, out});
   if (!bias.empty()) CUBIT_CHECK_SHAPE(bias, {out});
+  if (!residual.empty()) CUBIT_CHECK_SHAPE(residual, {num_rows, out});
   const float* x_data = x.data<float>();
   const float* weight_data = weight.data<float>();
   const float* bias_data = bias.data<float>();
+  const float* residual_data = residual.data<float>();
   float* y_data = y.data<float>();
   ForEachBlock(num_rows, out, [=](const Block& block) {
     float* corner = y_data + block.row * out + block.column;
-    if (bias_data != nullptr) {
-      // The product adds to what is there; that costs it nothing.
-      for (int64_t i = 0; i < block.rows; ++i) {
-        std::copy_n(bias_data + block.column, block.columns, corner + i * out);
-      }
-    }
+    // The product adds to what is there; that costs it nothing.
+    const bool add = StartBlock(block, out, bias_data, residual_data, y_data);
     Sgemm(false, true, block.rows, block.columns, in, 1.0f,
           x_data + block.row * in, in, weight_data + block.column * in, in,
-          bias_data != nullptr ? 1.0f : 0.0f, corner, out);
+          add ? 1.0f : 0.0f, corner, out);
   });
+}
+
+void LinearGeluForward(ConstTensor x, ConstTensor weight, ConstTensor bias,
+                       Tensor pre, Tensor y, Stream& stream) {
+  LinearForward(x, weight, bias, ConstTensor(), pre, stream);
+  GeluForward(pre, y, stream);
 }
 
 void LinearBackwardInput(ConstTensor d_y, ConstTensor weight, bool accumulate,
@@ -119,6 +145,13 @@ void LinearBackwardInput(ConstTensor d_y, ConstTensor weight, bool accumulate,
           accumulate ? 1.0f : 0.0f, d_x_data + block.row * in + block.column,
           in);
   });
+}
+
+void LinearGeluBackwardInput(ConstTensor d_y, ConstTensor weight,
+                             ConstTensor pre, Tensor d_pre, Stream& stream) {
+  CUBIT_CHECK_EQ(pre.shape(), d_pre.shape());
+  LinearBackwardInput(d_y, weight, /*accumulate=*/false, d_pre, stream);
+  GeluBackward(d_pre, pre, d_pre, stream);
 }
 
 void LinearBackwardWeight(ConstTensor d_y, ConstTensor x, Tensor d_weight,

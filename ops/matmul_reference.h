@@ -12,17 +12,20 @@
 namespace cubit {
 namespace reference {
 
-// y = x W^T + bias; x [N, in], weight [out, in], bias [out] or empty.
+// y = x W^T + bias + residual; x [N, in], weight [out, in], bias [out] or
+// empty, residual [N, out] or empty.
 template <typename T>
 std::vector<T> LinearForward(const std::vector<T>& x,
                              const std::vector<T>& weight,
-                             const std::vector<T>& bias, int64_t in,
+                             const std::vector<T>& bias,
+                             const std::vector<T>& residual, int64_t in,
                              int64_t out) {
   const int64_t num_rows = static_cast<int64_t>(x.size()) / in;
   std::vector<T> y(num_rows * out);
   for (int64_t n = 0; n < num_rows; ++n) {
     for (int64_t o = 0; o < out; ++o) {
       T sum = bias.empty() ? T(0) : bias[o];
+      if (!residual.empty()) sum += residual[n * out + o];
       for (int64_t i = 0; i < in; ++i)
         sum += x[n * in + i] * weight[o * in + i];
       y[n * out + o] = sum;

@@ -11,11 +11,12 @@
 namespace cubit {
 
 // y = x rstd * weight, rstd = 1 / sqrt(mean(x^2) + eps), per row.
-//   x, y [N, D]; weight [D]; rstd [N] fp32, kept for the backward.
+//   x, y [N, D] fp32 or bf16; weight [D] fp32; rstd [N] fp32, kept for the
+//   backward. y may alias x only if x is not needed again.
 void RmsNormForward(ConstTensor x, ConstTensor weight, float eps, Tensor y,
                     Tensor rstd, Stream& stream);
 
-// Adds to d_x [N, D] (see LayerNormBackward) and d_weight [D].
+// Adds to d_x [N, D] (see LayerNormBackward) and d_weight [D] fp32.
 void RmsNormBackward(ConstTensor d_y, ConstTensor x, ConstTensor weight,
                      ConstTensor rstd, Tensor d_x, Tensor d_weight,
                      Stream& stream);

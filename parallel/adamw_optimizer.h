@@ -31,16 +31,20 @@ class AdamWOptimizer {
   // `store` must outlive the optimizer and hold gradients.
   AdamWOptimizer(const AdamWOptions& options, ParameterStore* store);
 
-  // Bytes of both moments.
+  // Bytes of both moments and what goes with them.
   static int64_t StateBytes(const ParameterStore& store);
   absl::Status Allocate();
 
-  // Norm of all gradients; infinite or NaN if one of them is.
+  // Computes the norm of all gradients, and from it the factor that clips them.
+  // The host does not wait.
+  void ComputeGradientNorm(Stream& stream);
+  // What ComputeGradientNorm found, infinite or NaN if a gradient was. Waits.
   double GradientNorm(Stream& stream);
 
-  // Update number `step` (1 for the first) with gradients of norm `norm`, which
-  // must be finite (CHECK).
-  void Update(int64_t step, double learning_rate, double norm, Stream& stream);
+  // Update number `step` (1 for the first), with the gradients that
+  // ComputeGradientNorm saw; nothing is changed if their norm was not finite.
+  // The host does not wait.
+  void Update(int64_t step, double learning_rate, Stream& stream);
 
   // The moments of every parameter, as "adamw.m.NAME" and "adamw.v.NAME".
   std::vector<CheckpointTensor> State();
@@ -51,7 +55,9 @@ class AdamWOptimizer {
   Buffer buffer_;
   Tensor m_;  // flat, as the store's values
   Tensor v_;
-  Tensor norm_;  // [1] fp64
+  Tensor sum_of_squares_;  // [1] fp64, of the gradients
+  Tensor grad_scale_;      // [1]
+  Tensor decay_;           // uint8, one for each group of kAdamWGroup elements
 };
 
 }  // namespace cubit

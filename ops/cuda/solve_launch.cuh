@@ -122,6 +122,21 @@ void LaunchForProducts(const SolveArguments& in, Stream& stream) {
   LaunchForDim<System, Products, 128>(in, stream);
 }
 
+// Instantiated in forward_bfloat16.cu, forward_bfloat16x3.cu and
+// forward_tfloat32.cu, which compile at the same time.
+extern template void LaunchForProducts<KrrSystem, BFloat16Products>(
+    const SolveArguments&, Stream&);
+extern template void LaunchForProducts<DeltaSystem, BFloat16Products>(
+    const SolveArguments&, Stream&);
+extern template void LaunchForProducts<KrrSystem, BFloat16x3Products>(
+    const SolveArguments&, Stream&);
+extern template void LaunchForProducts<DeltaSystem, BFloat16x3Products>(
+    const SolveArguments&, Stream&);
+extern template void LaunchForProducts<KrrSystem, TFloat32Products>(
+    const SolveArguments&, Stream&);
+extern template void LaunchForProducts<DeltaSystem, TFloat32Products>(
+    const SolveArguments&, Stream&);
+
 template <typename System>
 void LaunchForwardSolve(DType dtype, SolvePrecision precision,
                         const SolveArguments& in, Stream& stream) {

@@ -1,6 +1,7 @@
 """Macros of the project: one place for compiler flags and for the rule that
 an op is a header, a reference and one implementation per back end."""
 
+load("@cuda//:defs.bzl", "CUDA_FOUND")
 load("//runtime/bazel:cuda.bzl", "cuda_library")
 
 _WARNINGS = [
@@ -61,6 +62,42 @@ def cubit_test(name, size, srcs = None, deps = [], copts = [], **kwargs):
         srcs = srcs or [name + ".cc"],
         deps = deps + ["@system//:gtest_main"],
         copts = _copts(copts),
+        **kwargs
+    )
+
+def cubit_cuda_test(name, size, srcs, deps = [], copts = [], tags = [], **kwargs):
+    """A GoogleTest program on a GPU, linked with //ops:cuda.
+
+    Its main (//tests/testing:cuda_test_main) puts what `new` returns into
+    memory that the GPU can reach and makes launches wait, so a test of an op on
+    host vectors runs as it is; `//ops:cpu` is left out of `deps`. Skips every
+    case where there is no GPU; no target where there is no nvcc.
+    """
+    if not CUDA_FOUND:
+        return
+    native.cc_test(
+        name = name,
+        size = size,
+        srcs = srcs,
+        deps = [dep for dep in deps if dep != "//ops:cpu"] + [
+            "//ops:cuda",
+            "//tests/testing:cuda_test_main",
+            "@system//:gtest",
+        ],
+        copts = _copts(copts),
+        tags = tags + ["cuda"],
+        **kwargs
+    )
+
+def cubit_op_test(name, size, deps = [], **kwargs):
+    """One source, NAME.cc, tested with both back ends: NAME and, for a NAME of
+    x_test, x_cuda_test. `deps` hold "//ops:cpu"."""
+    cubit_test(name = name, size = size, deps = deps, **kwargs)
+    cubit_cuda_test(
+        name = name[:-len("_test")] + "_cuda_test",
+        size = size,
+        srcs = [name + ".cc"],
+        deps = deps,
         **kwargs
     )
 

@@ -39,6 +39,7 @@ def _compile(ctx, src, context):
     args.add_all(_HOST_FLAGS, before_each = "-Xcompiler")
     args.add_all(ctx.attr.copts)
     args.add_all(context.defines, before_each = "-D")
+    args.add("-I.")
     args.add_all(context.quote_includes, before_each = "-I")
     args.add_all(context.includes, before_each = "-I")
     args.add_all(context.system_includes, before_each = "-isystem")

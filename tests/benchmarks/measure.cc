@@ -6,7 +6,6 @@
 #include <chrono>
 
 #include "ops/blas.h"
-#include "runtime/file_system.h"
 #include "runtime/thread_pool.h"
 #include "tests/testing/numerics.h"
 
@@ -42,11 +41,6 @@ double SgemmRate(double seconds) {
     });
   });
   return static_cast<double>(threads * 2 * kSize * kSize * kSize) / best;
-}
-
-absl::Status WriteJson(const std::string& path, const nlohmann::json& results) {
-  if (path.empty()) return absl::OkStatus();
-  return WriteFileAtomically(FileSystem::Posix(), path, results.dump(2) + "\n");
 }
 
 }  // namespace cubit

@@ -103,7 +103,7 @@ void MeasureLinear(int64_t in, int64_t out, Report& report) {
   const double flops = 2.0 * kRows * static_cast<double>(in * out);
   const std::string size = std::to_string(in) + "x" + std::to_string(out);
   report.Product("linear_forward " + size, flops, [&] {
-    LinearForward(x.view(), weight.view(), {}, y.view(), stream);
+    LinearForward(x.view(), weight.view(), {}, {}, y.view(), stream);
   });
   report.Product("linear_backward_input " + size, flops, [&] {
     LinearBackwardInput(y.view(), weight.view(), false, x.view(), stream);
@@ -206,8 +206,8 @@ void MeasureAdamW(int64_t count, Report& report) {
   Stream stream;
   report.Pass("adamw " + std::to_string(count), 7 * grad.view().size_bytes(),
               [&] {
-                AdamWUpdate(step, grad.view(), m.view(), v.view(),
-                            weight.view(), stream);
+                AdamWUpdate(step, {}, {}, grad.view(), m.view(), v.view(),
+                            weight.view(), {}, stream);
                 ++step.step;
               });
 }

@@ -55,7 +55,7 @@ class Product {
         d_weight_({out, in}) {}
 
   void Run(Stream& stream) {
-    LinearForward(x_.view(), weight_.view(), ConstTensor(), y_.view(), stream);
+    LinearForward(x_.view(), weight_.view(), {}, {}, y_.view(), stream);
     LinearBackwardInput(y_.view(), weight_.view(), false, d_x_.view(), stream);
     LinearBackwardWeight(y_.view(), x_.view(), d_weight_.view(), Tensor(),
                          stream);
@@ -130,8 +130,8 @@ absl::Status Run() {
     for (int64_t i = 0; i < plan.num_micro_batches; ++i) {
       state->ForwardBackward(batch, grad_scale);
     }
-    const double norm = state->optimizer().GradientNorm(state->stream());
-    state->optimizer().Update(++step, 1e-4, norm, state->stream());
+    state->optimizer().ComputeGradientNorm(state->stream());
+    state->optimizer().Update(++step, 1e-4, state->stream());
   });
   const double rate = plan.step_flops / step_seconds;
   std::printf("%s on %s\n", absl::GetFlag(FLAGS_preset).c_str(),

@@ -9,6 +9,7 @@
 #include "gtest/gtest.h"
 
 #include "ops/adamw_reference.h"
+#include "runtime/bfloat16.h"
 #include "tests/ops/backend_budget.h"
 #include "tests/testing/numerics.h"
 
@@ -24,22 +25,31 @@ AdamWStep Step(int64_t step) {
   AdamWStep s;
   s.learning_rate = 0.02f;
   s.weight_decay = 0.1f;
-  s.grad_scale = 0.25f;
   s.step = step;
   return s;
 }
 
 struct State {
   explicit State(int64_t n)
-      : m({n}), v({n}), weight(RandomNormal(1, "weight", {n})) {}
+      : m({n}),
+        v({n}),
+        weight(RandomNormal(1, "weight", {n})),
+        compute({n}),
+        decay({(n + kAdamWGroup - 1) / kAdamWGroup}, 1),
+        grad_scale({1}, 1.0f) {}
 
   HostTensor<float> m;
   HostTensor<float> v;
   HostTensor<float> weight;
+  HostTensor<BFloat16> compute;
+  HostTensor<uint8_t> decay;
+  HostTensor<float> grad_scale;
 
   void Update(const AdamWStep& step, const HostTensor<float>& grad) {
     Stream stream;
-    AdamWUpdate(step, grad.view(), m.view(), v.view(), weight.view(), stream);
+    AdamWUpdate(step, decay.view(), grad_scale.view(), grad.view(), m.view(),
+                v.view(), weight.view(), compute.view(), stream);
+    stream.Synchronize();
   }
 };
 
@@ -49,12 +59,15 @@ struct ReferenceState {
   explicit ReferenceState(const State& state)
       : m(testing::Widen<T>(state.m.values())),
         v(testing::Widen<T>(state.v.values())),
-        weight(testing::Widen<T>(state.weight.values())) {}
+        weight(testing::Widen<T>(state.weight.values())),
+        decay(state.decay.values()),
+        grad_scale(static_cast<double>(state.grad_scale[0])) {}
 
   void Update(const AdamWStep& step, const HostTensor<float>& grad) {
     for (size_t i = 0; i < m.size(); ++i) {
       const auto updated = reference::AdamWUpdate<T>(
-          step, static_cast<T>(grad.values()[i]), {m[i], v[i], weight[i]});
+          step, decay[i / kAdamWGroup] != 0, grad_scale,
+          static_cast<T>(grad.values()[i]), {m[i], v[i], weight[i]});
       m[i] = updated.m;
       v[i] = updated.v;
       weight[i] = updated.weight;
@@ -64,12 +77,16 @@ struct ReferenceState {
   std::vector<T> m;
   std::vector<T> v;
   std::vector<T> weight;
+  std::vector<uint8_t> decay;
+  double grad_scale;
 };
 
 class AdamW : public ::testing::TestWithParam<int64_t> {};
 
 TEST_P(AdamW, FollowsTheReferenceOverManySteps) {
   State state(GetParam());
+  state.grad_scale[0] = 0.25f;
+  for (int64_t i = 0; i < state.decay.shape()[0]; i += 3) state.decay[i] = 0;
   ReferenceState<float> plain(state);
   ReferenceState<double> exact(state);
   for (int64_t step = 1; step <= 10; ++step) {
@@ -83,6 +100,9 @@ TEST_P(AdamW, FollowsTheReferenceOverManySteps) {
   EXPECT_TRUE(IsWithinBudget(state.v.values(), plain.v, exact.v));
   EXPECT_TRUE(
       IsWithinBudget(state.weight.values(), plain.weight, exact.weight));
+  for (int64_t i = 0; i < GetParam(); ++i) {
+    ASSERT_EQ(ToFloat(state.compute[i]), ToFloat(ToBFloat16(state.weight[i])));
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, AdamW, ::testing::Values(1, 19, 16384, 20001));
@@ -109,13 +129,65 @@ TEST(AdamWUpdate, DecayIsNotPartOfTheGradient) {
 TEST(AdamWUpdate, ScalesTheGradient) {
   State scaled(1);
   State plain(1);
-  AdamWStep step = Step(1);
-  scaled.Update(step, HostTensor<float>({1}, 4.0f));
-  step.grad_scale = 1;
-  plain.Update(step, HostTensor<float>({1}, 1.0f));
+  scaled.grad_scale[0] = 0.25f;
+  scaled.Update(Step(1), HostTensor<float>({1}, 4.0f));
+  plain.Update(Step(1), HostTensor<float>({1}, 1.0f));
   EXPECT_EQ(scaled.m.values(), plain.m.values());
   EXPECT_EQ(scaled.v.values(), plain.v.values());
   EXPECT_EQ(scaled.weight.values(), plain.weight.values());
+}
+
+TEST(AdamWUpdate, AScaleThatIsNotANumberChangesNothing) {
+  State state(100);
+  state.m = RandomNormal(2, "m", {100});
+  const State before = state;
+  state.grad_scale[0] = std::numeric_limits<float>::quiet_NaN();
+  state.Update(Step(3), RandomNormal(2, "grad", {100}));
+  EXPECT_EQ(state.m.values(), before.m.values());
+  EXPECT_EQ(state.v.values(), before.v.values());
+  EXPECT_EQ(state.weight.values(), before.weight.values());
+  for (const BFloat16 value : state.compute.values()) EXPECT_EQ(value.bits, 0);
+}
+
+TEST(AdamWUpdate, AbsentArgumentsMeanDecayScaleOneAndNoCopy) {
+  State whole(150);
+  State short_form(150);
+  const HostTensor<float> grad = RandomNormal(3, "grad", {150});
+  whole.Update(Step(1), grad);
+  Stream stream;
+  AdamWUpdate(Step(1), {}, {}, grad.view(), short_form.m.view(),
+              short_form.v.view(), short_form.weight.view(), {}, stream);
+  stream.Synchronize();
+  EXPECT_EQ(short_form.m.values(), whole.m.values());
+  EXPECT_EQ(short_form.v.values(), whole.v.values());
+  EXPECT_EQ(short_form.weight.values(), whole.weight.values());
+}
+
+float ClipScaleOf(double sum_of_squares, double max_norm) {
+  const HostTensor<double> sum({1}, sum_of_squares);
+  HostTensor<float> scale({1}, -7.0f);
+  Stream stream;
+  ClipScale(sum.view(), max_norm, scale.view(), stream);
+  stream.Synchronize();
+  return scale[0];
+}
+
+TEST(ClipScale, BringsTheNormDownToTheLimit) {
+  EXPECT_EQ(ClipScaleOf(16.0, 1.0), 0.25f);
+  EXPECT_EQ(ClipScaleOf(16.0, 4.0), 1.0f);
+  EXPECT_EQ(ClipScaleOf(0.25, 1.0), 1.0f);
+  EXPECT_EQ(ClipScaleOf(0.0, 1.0), 1.0f);
+  EXPECT_EQ(ClipScaleOf(1e60, 1.0), 1e-30f);
+  EXPECT_EQ(ClipScaleOf(16.0, 0.0), 1.0f);  // no clipping
+}
+
+TEST(ClipScale, IsNanForANormThatIsNotFinite) {
+  for (const double max_norm : {0.0, 1.0}) {
+    EXPECT_TRUE(std::isnan(
+        ClipScaleOf(std::numeric_limits<double>::infinity(), max_norm)));
+    EXPECT_TRUE(std::isnan(
+        ClipScaleOf(std::numeric_limits<double>::quiet_NaN(), max_norm)));
+  }
 }
 
 TEST(AdamWUpdate, CorrectsTheBiasLateInTraining) {
@@ -127,7 +199,6 @@ TEST(AdamWUpdate, CorrectsTheBiasLateInTraining) {
   state.weight.values() = {1.0f};
   AdamWStep step = Step(1000000);
   step.weight_decay = 0;
-  step.grad_scale = 1;
   state.Update(step, HostTensor<float>({1}, 0.5f));
   EXPECT_NEAR(state.weight[0], 1.0f - 0.02f, 1e-7f);
 }

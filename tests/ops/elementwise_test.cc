@@ -9,6 +9,7 @@
 #include "gtest/gtest.h"
 
 #include "ops/elementwise_reference.h"
+#include "runtime/bfloat16.h"
 #include "tests/testing/numerics.h"
 
 namespace cubit {
@@ -64,8 +65,48 @@ TEST_P(Elementwise, SumOfSquaresMatchesReference) {
   EXPECT_NEAR(SumOfSquaresOf(a), want, 1e-13 * want);
 }
 
+TEST_P(Elementwise, ConvertRoundsToBFloat16AndBack) {
+  HostTensor<BFloat16> rounded({n});
+  Convert(a.view(), rounded.view(), stream);
+  HostTensor<float> back = Poisoned({n});
+  Convert(rounded.view(), back.view(), stream);
+  for (int64_t i = 0; i < n; ++i) {
+    ASSERT_EQ(static_cast<double>(back[i]),
+              reference::RoundToBFloat16(static_cast<double>(a[i])))
+        << a[i];
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Sizes, Elementwise,
                          ::testing::Values(1, 7, 33, 16384, 16385));
+
+TEST(Convert, TiesGoToEvenAndNanStays) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  // Half a unit of bf16 above 1 and above its odd neighbour; just over half;
+  // what rounds to infinity.
+  const HostTensor<float> x(
+      {6}, {1.00390625f, 1.01171875f, 1.00390637f, -3.4e38f, kInfinity,
+            std::numeric_limits<float>::quiet_NaN()});
+  HostTensor<BFloat16> rounded({6});
+  HostTensor<float> back = Poisoned({6});
+  Stream stream;
+  Convert(x.view(), rounded.view(), stream);
+  Convert(rounded.view(), back.view(), stream);
+  EXPECT_EQ(back[0], 1.0f);
+  EXPECT_EQ(back[1], 1.015625f);
+  EXPECT_EQ(back[2], 1.0078125f);
+  EXPECT_EQ(back[3], -kInfinity);
+  EXPECT_EQ(back[4], kInfinity);
+  EXPECT_TRUE(std::isnan(back[5]));
+}
+
+TEST(Convert, BetweenEqualTypesCopies) {
+  const HostTensor<float> x = RandomNormal(3, "x", {37});
+  HostTensor<float> y = Poisoned({37});
+  Stream stream;
+  Convert(x.view(), y.view(), stream);
+  EXPECT_EQ(y.values(), x.values());
+}
 
 TEST(SumOfSquares, CountsEveryElementOfALongTensor) {
   const int64_t n = 256 * 16384 + 777;  // more than 256 pieces of least size

@@ -28,6 +28,7 @@ using ::cubit::testing::IsWithinBudget;
 using ::cubit::testing::KrrCase;
 using ::cubit::testing::Poisoned;
 using ::cubit::testing::Product;
+using ::cubit::testing::ProductRoundings;
 using ::cubit::testing::RandomNormal;
 using ::cubit::testing::TestMask;
 using ::cubit::testing::ToDouble;
@@ -157,6 +158,9 @@ class KrrSolve : public ::testing::TestWithParam<SolveCase> {};
 
 TEST_P(KrrSolve, MatchesReference) {
   const SolveCase& c = GetParam();
+  if (!c.causal && ProductRoundings() > 1) {
+    GTEST_SKIP() << "skipped: the dense system is solved on the CPU alone";
+  }
   HostTensor<int32_t> segments;
   if (!c.documents.empty()) {
     segments = Documents(c.size.batch, c.size.seq_len, c.documents);
@@ -165,7 +169,7 @@ TEST_P(KrrSolve, MatchesReference) {
                     TestMask(c.causal, segments));
   const auto exact = krr.RunReference<double>();
   ExpectWithinBudget(krr.RunOp(), krr.RunReference<float>(), exact,
-                     krr.ScoreRoundings());
+                     krr.ScoreRoundings(), ProductRoundings());
 }
 
 INSTANTIATE_TEST_SUITE_P(

@@ -7,6 +7,7 @@
 
 #include "gtest/gtest.h"
 
+#include "ops/activations_reference.h"
 #include "ops/matmul_reference.h"
 #include "tests/ops/backend_budget.h"
 #include "tests/testing/numerics.h"
@@ -42,11 +43,21 @@ struct Problem {
         bias(RandomNormal(1, "bias", {s.out})),
         d_y(RandomNormal(1, "d_y", {s.num_rows, s.out})) {}
 
+  // y of the reference, in the precision of T.
+  template <typename T>
+  std::vector<T> Forward(bool with_bias, bool with_residual) const {
+    const std::vector<T> none;
+    return reference::LinearForward(
+        Widen<T>(x.values()), Widen<T>(weight.values()),
+        with_bias ? Widen<T>(bias.values()) : none,
+        with_residual ? Widen<T>(d_y.values()) : none, size.in, size.out);
+  }
+
   Size size;
   HostTensor<float> x;       // [N, in]
   HostTensor<float> weight;  // [out, in]
   HostTensor<float> bias;    // [out]
-  HostTensor<float> d_y;     // [N, out]
+  HostTensor<float> d_y;     // [N, out]; also serves as the residual
 };
 
 TEST(LinearReference, BackwardMatchesComplexStep) {
@@ -59,7 +70,7 @@ TEST(LinearReference, BackwardMatchesComplexStep) {
                         const ComplexVector& weight_step,
                         const ComplexVector& bias_step) {
     return Product(d_y, reference::LinearForward(x_step, weight_step, bias_step,
-                                                 p.size.in, p.size.out));
+                                                 {}, p.size.in, p.size.out));
   };
   const ComplexVector zx(x.begin(), x.end());
   const ComplexVector zw(weight.begin(), weight.end());
@@ -91,26 +102,71 @@ class Linear : public ::testing::TestWithParam<Size> {
 
 TEST_P(Linear, ForwardMatchesReference) {
   const auto [num_rows, in, out] = GetParam();
-  HostTensor<float> y = Poisoned({num_rows, out});
-  LinearForward(p.x.view(), p.weight.view(), p.bias.view(), y.view(), stream);
-  EXPECT_TRUE(IsWithinBudget(
-      y.values(),
-      reference::LinearForward(p.x.values(), p.weight.values(), p.bias.values(),
-                               in, out),
-      reference::LinearForward(ToDouble(p.x.values()),
-                               ToDouble(p.weight.values()),
-                               ToDouble(p.bias.values()), in, out)));
+  for (const bool with_bias : {false, true}) {
+    for (const bool with_residual : {false, true}) {
+      HostTensor<float> y = Poisoned({num_rows, out});
+      LinearForward(p.x.view(), p.weight.view(),
+                    with_bias ? ConstTensor(p.bias.view()) : ConstTensor(),
+                    with_residual ? ConstTensor(p.d_y.view()) : ConstTensor(),
+                    y.view(), stream);
+      EXPECT_TRUE(IsWithinBudget(y.values(),
+                                 p.Forward<float>(with_bias, with_residual),
+                                 p.Forward<double>(with_bias, with_residual)))
+          << with_bias << with_residual;
+    }
+  }
 }
 
-TEST_P(Linear, ForwardWithoutBiasMatchesReference) {
+TEST_P(Linear, ForwardMayOverwriteTheResidual) {
+  HostTensor<float> apart = Poisoned(p.d_y.shape());
+  LinearForward(p.x.view(), p.weight.view(), p.bias.view(), p.d_y.view(),
+                apart.view(), stream);
+  HostTensor<float> over = p.d_y;
+  LinearForward(p.x.view(), p.weight.view(), p.bias.view(), over.view(),
+                over.view(), stream);
+  EXPECT_EQ(over.values(), apart.values());
+}
+
+template <typename T>
+std::vector<T> GeluOf(std::vector<T> x) {
+  for (T& value : x) value = reference::Gelu(value);
+  return x;
+}
+
+TEST_P(Linear, GeluForwardKeepsWhatIsBeforeIt) {
   const auto [num_rows, in, out] = GetParam();
+  HostTensor<float> pre = Poisoned({num_rows, out});
   HostTensor<float> y = Poisoned({num_rows, out});
-  LinearForward(p.x.view(), p.weight.view(), {}, y.view(), stream);
-  EXPECT_TRUE(IsWithinBudget(
-      y.values(),
-      reference::LinearForward(p.x.values(), p.weight.values(), {}, in, out),
-      reference::LinearForward(ToDouble(p.x.values()),
-                               ToDouble(p.weight.values()), {}, in, out)));
+  LinearGeluForward(p.x.view(), p.weight.view(), p.bias.view(), pre.view(),
+                    y.view(), stream);
+  const std::vector<float> plain = p.Forward<float>(true, false);
+  const std::vector<double> exact = p.Forward<double>(true, false);
+  EXPECT_TRUE(IsWithinBudget(pre.values(), plain, exact));
+  EXPECT_TRUE(IsWithinBudget(y.values(), GeluOf(plain), GeluOf(exact)));
+}
+
+template <typename T>
+std::vector<T> ThroughGelu(std::vector<T> d, const std::vector<T>& pre) {
+  for (size_t i = 0; i < d.size(); ++i) {
+    d[i] *= reference::GeluDerivative(pre[i]);
+  }
+  return d;
+}
+
+TEST_P(Linear, GeluBackwardInputMatchesReference) {
+  const auto [num_rows, in, out] = GetParam();
+  HostTensor<float> d_pre = Poisoned({num_rows, in});
+  LinearGeluBackwardInput(p.d_y.view(), p.weight.view(), p.x.view(),
+                          d_pre.view(), stream);
+  const std::vector<float> plain =
+      ThroughGelu(reference::LinearBackwardInput(p.d_y.values(),
+                                                 p.weight.values(), in, out),
+                  p.x.values());
+  const std::vector<double> exact = ThroughGelu(
+      reference::LinearBackwardInput(ToDouble(p.d_y.values()),
+                                     ToDouble(p.weight.values()), in, out),
+      ToDouble(p.x.values()));
+  EXPECT_TRUE(IsWithinBudget(d_pre.values(), plain, exact));
 }
 
 TEST_P(Linear, BackwardInputReplacesOrAccumulates) {
@@ -165,7 +221,8 @@ TEST(LinearForward, AcceptsNoRows) {
   const Problem p({0, 3, 2});
   HostTensor<float> y({0, 2});
   Stream stream;
-  LinearForward(p.x.view(), p.weight.view(), p.bias.view(), y.view(), stream);
+  LinearForward(p.x.view(), p.weight.view(), p.bias.view(), {}, y.view(),
+                stream);
 }
 
 TEST(LinearBackwardWeight, OfNoRowsAddsNothing) {
@@ -187,7 +244,7 @@ TEST(LinearForward, GivesTheSameBitsTwice) {
   HostTensor<float> second = Poisoned({300, 200});
   Stream stream;
   for (HostTensor<float>* y : {&first, &second}) {
-    LinearForward(p.x.view(), p.weight.view(), p.bias.view(), y->view(),
+    LinearForward(p.x.view(), p.weight.view(), p.bias.view(), {}, y->view(),
                   stream);
   }
   EXPECT_EQ(first.values(), second.values());
@@ -197,8 +254,9 @@ TEST(LinearForwardDeathTest, RefusesShapesThatDisagree) {
   const Problem p({2, 3, 4});
   HostTensor<float> y = Poisoned({2, 3});
   Stream stream;
-  EXPECT_DEATH(LinearForward(p.x.view(), p.weight.view(), {}, y.view(), stream),
-               "wanted \\[2, 4\\], got \\[2, 3\\]");
+  EXPECT_DEATH(
+      LinearForward(p.x.view(), p.weight.view(), {}, {}, y.view(), stream),
+      "wanted \\[2, 4\\], got \\[2, 3\\]");
 }
 
 }  // namespace

@@ -58,7 +58,7 @@ void RunProducts(Results& results) {
   HostTensor<float> d_weight({kOut, kDim});
   HostTensor<float> d_bias({kOut});
   Stream stream;
-  LinearForward(x.view(), weight.view(), bias.view(), y.view(), stream);
+  LinearForward(x.view(), weight.view(), bias.view(), {}, y.view(), stream);
   LinearBackwardInput(d_y.view(), weight.view(), true, d_x.view(), stream);
   LinearBackwardWeight(d_y.view(), x.view(), d_weight.view(), d_bias.view(),
                        stream);
@@ -138,7 +138,8 @@ void RunOptimizer(Results& results) {
   AdamWStep step;
   step.learning_rate = 0.1f;
   Stream stream;
-  AdamWUpdate(step, grad.view(), m.view(), v.view(), weight.view(), stream);
+  AdamWUpdate(step, {}, {}, grad.view(), m.view(), v.view(), weight.view(), {},
+              stream);
   SumOfSquares(grad.view(), squares.view(), stream);
   results.Append(weight);
   results.Append(squares[0]);

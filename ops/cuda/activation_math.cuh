@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// GELU and the sigmoid of activations.h on one fp32 value, to the precision of
+// the elements' type T: a few ulp of fp32, or, where the result is rounded to
+// bf16, the special-function unit's approximations (2 ulp of fp32 each).
+
+#ifndef CUBIT_OPS_CUDA_ACTIVATION_MATH_CUH_
+#define CUBIT_OPS_CUDA_ACTIVATION_MATH_CUH_
+
+#include <cuda_bf16.h>
+
+#include "ops/cuda/mma.cuh"
+
+namespace cubit {
+namespace cuda {
+
+constexpr float kLog2E = 1.44269504f;
+
+// exp(x); exp(-inf) = 0.
+template <typename T>
+__device__ __forceinline__ float Exp(float x);
+template <>
+__device__ __forceinline__ float Exp<float>(float x) {
+  return expf(x);
+}
+template <>
+__device__ __forceinline__ float Exp<__nv_bfloat16>(float x) {
+  return Exp2(kLog2E * x);
+}
+
+template <typename T>
+__device__ __forceinline__ float Sigmoid(float x);
+template <>
+__device__ __forceinline__ float Sigmoid<float>(float x) {
+  return 1.0f / (1.0f + expf(-x));
+}
+template <>
+__device__ __forceinline__ float Sigmoid<__nv_bfloat16>(float x) {
+  return __fdividef(1.0f, 1.0f + Exp2(-kLog2E * x));
+}
+
+constexpr float kTwoSqrtTwoOverPi = 1.59576912f;
+constexpr float kGeluCubic = 0.044715f;
+
+// Beyond |x| = 16 the sigmoid is 0 or 1 in every bit; the bound keeps x^3 from
+// overflowing. NaN passes.
+__device__ __forceinline__ float GeluBounded(float x) {
+  x = x < -16.0f ? -16.0f : x;
+  return x > 16.0f ? 16.0f : x;
+}
+
+// 2u, u the argument of tanh: GELU(x) = x sigmoid(2u).
+__device__ __forceinline__ float TwiceGeluInner(float bounded) {
+  return kTwoSqrtTwoOverPi * bounded * (1.0f + kGeluCubic * bounded * bounded);
+}
+
+template <typename T>
+__device__ __forceinline__ float Gelu(float x) {
+  return x * Sigmoid<T>(TwiceGeluInner(GeluBounded(x)));
+}
+
+template <typename T>
+__device__ __forceinline__ float GeluDerivative(float x) {
+  const float bounded = GeluBounded(x);
+  const float s = Sigmoid<T>(TwiceGeluInner(bounded));
+  const float slope =
+      kTwoSqrtTwoOverPi * (1.0f + 3.0f * kGeluCubic * bounded * bounded);
+  return s + bounded * s * (1.0f - s) * slope;
+}
+
+}  // namespace cuda
+}  // namespace cubit
+
+#endif  // CUBIT_OPS_CUDA_ACTIVATION_MATH_CUH_

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Gradients of what every row shares: sums over rows in two steps, each in an
+// order that the shape alone fixes (and the number of multiprocessors).
+
+#ifndef CUBIT_OPS_CUDA_COLUMN_SUMS_CUH_
+#define CUBIT_OPS_CUDA_COLUMN_SUMS_CUH_
+
+#include <algorithm>
+#include <cstdint>
+
+#include "ops/cuda/memory_pass.cuh"
+
+namespace cubit {
+namespace cuda {
+
+constexpr int kSumColumns = 32;
+constexpr int kSumRows = 32;
+
+// The second step: sum[j] += partial[0, j] + partial[1, j] + ..., rows `stride`
+// apart. A block of kSumColumns x kSumRows threads.
+static __global__ void AddPartialSumsKernel(const float* partial, int num_rows,
+                                            int64_t stride, int num_columns,
+                                            float* sum) {
+  __shared__ float shared[kSumRows][kSumColumns + 1];
+  const int first = static_cast<int>(blockIdx.x) * kSumColumns;
+  const int column = first + static_cast<int>(threadIdx.x);
+  float total = 0;
+  if (column < num_columns) {
+#pragma unroll 8
+    for (int n = static_cast<int>(threadIdx.y); n < num_rows; n += kSumRows) {
+      total += partial[n * stride + column];
+    }
+  }
+  shared[threadIdx.y][threadIdx.x] = total;
+  __syncthreads();
+  // Warp y adds up column y: lane r has the part of rows r, r + kSumRows, ...
+  total = WarpSum(shared[threadIdx.x][threadIdx.y]);
+  const int result = first + static_cast<int>(threadIdx.y);
+  if (threadIdx.x == 0 && result < num_columns) sum[result] += total;
+}
+
+inline void AddPartialSums(const float* partial, int num_rows, int64_t stride,
+                           int num_columns, float* sum, Stream& stream) {
+  AddPartialSumsKernel<<<CeilDivide(num_columns, kSumColumns),
+                         dim3(kSumColumns, kSumRows), 0, CudaStream(stream)>>>(
+      partial, num_rows, stride, num_columns, sum);
+  CUBIT_CUDA_CHECK_LAUNCH();
+}
+
+constexpr int kColumnSumThreads = 256;
+constexpr int kColumnSumWarps = kColumnSumThreads / kWarpSize;
+
+// The first step: partial[blockIdx.y, j] = sum of x[n, j] over the block's
+// rows. A lane has kWidth columns, a warp every kColumnSumWarps-th row.
+template <typename T, int kWidth>
+__global__ void __launch_bounds__(kColumnSumThreads)
+    PartialColumnSumsKernel(const T* x, int64_t num_rows, int num_columns,
+                            int64_t rows_per_block, float* partial) {
+  __shared__ float shared[kColumnSumWarps][kWarpSize * kWidth];
+  const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
+  const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
+  const int first = static_cast<int>(blockIdx.x) * kWarpSize * kWidth;
+  const int column = first + lane * kWidth;
+  const int64_t begin = static_cast<int64_t>(blockIdx.y) * rows_per_block;
+  const int64_t end =
+      begin + rows_per_block < num_rows ? begin + rows_per_block : num_rows;
+  float sums[kWidth] = {};
+  if (column < num_columns) {
+#pragma unroll 8
+    for (int64_t n = begin + warp; n < end; n += kColumnSumWarps) {
+      const Pack<T, kWidth> pack =
+          LoadPack<T, kWidth>(x + n * num_columns + column);
+#pragma unroll
+      for (int i = 0; i < kWidth; ++i) sums[i] += ToFloat(pack.values[i]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) shared[warp][lane * kWidth + i] = sums[i];
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < kWarpSize * kWidth;
+       i += kColumnSumThreads) {
+    if (first + i >= num_columns) break;
+    float total = 0;
+#pragma unroll
+    for (int w = 0; w < kColumnSumWarps; ++w) total += shared[w][i];
+    partial[static_cast<int64_t>(blockIdx.y) * num_columns + first + i] = total;
+  }
+}
+
+// sum[j] += the sum of x[n, j] over n, x [num_rows, num_columns] by rows.
+template <typename T>
+void AddColumnSums(const T* x, int64_t num_rows, int64_t num_columns,
+                   float* sum, Stream& stream) {
+  constexpr int kWide = kVectorWidth<T>;
+  constexpr int kBlocksPerMultiprocessor = 8;
+  const bool wide = num_columns % kWide == 0 && IsAligned16(x);
+  const int slices =
+      CeilDivide(num_columns, int64_t{kWarpSize} * (wide ? kWide : 1));
+  const int64_t wanted = std::max<int64_t>(
+      1, NumMultiprocessors() * kBlocksPerMultiprocessor / slices);
+  const int64_t rows_per_block =
+      std::max<int64_t>(CeilDivide(num_rows, wanted), kColumnSumWarps);
+  const int parts = CeilDivide(num_rows, rows_per_block);
+  float* partial = static_cast<float*>(
+      CudaWorkspace(parts * num_columns * int64_t{sizeof(float)}, stream));
+  const auto kernel = wide ? &PartialColumnSumsKernel<T, kWide>
+                           : &PartialColumnSumsKernel<T, 1>;
+  const dim3 grid(static_cast<unsigned>(slices), static_cast<unsigned>(parts));
+  kernel<<<grid, kColumnSumThreads, 0, CudaStream(stream)>>>(
+      x, num_rows, static_cast<int>(num_columns), rows_per_block, partial);
+  CUBIT_CUDA_CHECK_LAUNCH();
+  AddPartialSums(partial, parts, num_columns, static_cast<int>(num_columns),
+                 sum, stream);
+}
+
+}  // namespace cuda
+}  // namespace cubit
+
+#endif  // CUBIT_OPS_CUDA_COLUMN_SUMS_CUH_

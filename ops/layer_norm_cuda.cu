@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include <cstdint>
+
+#include "ops/cuda/norm.cuh"
+#include "ops/layer_norm.h"
+
+namespace cubit {
+
+void LayerNormForward(ConstTensor x, ConstTensor weight, ConstTensor bias,
+                      float eps, Tensor y, Tensor mean, Tensor rstd,
+                      Stream& stream) {
+  const int64_t num_rows = x.dim(0);
+  const int64_t dim = x.dim(1);
+  CUBIT_CHECK_SHAPE(weight, {dim});
+  if (!bias.empty()) CUBIT_CHECK_SHAPE(bias, {dim});
+  CUBIT_CHECK_SHAPE(y, {num_rows, dim});
+  CUBIT_CHECK_SHAPE(mean, {num_rows});
+  CUBIT_CHECK_SHAPE(rstd, {num_rows});
+  CUBIT_CHECK(y.dtype() == x.dtype()) << Name(y.dtype());
+  const cuda::NormForwardArguments arguments = {
+      x.raw(),
+      weight.data<float>(),
+      bias.empty() ? nullptr : bias.data<float>(),
+      num_rows,
+      static_cast<int>(dim),
+      eps,
+      y.raw(),
+      mean.data<float>(),
+      rstd.data<float>()};
+  cuda::Dispatch(x.dtype(), [&](auto zero) {
+    cuda::LaunchNormForward<decltype(zero), true>(arguments, stream);
+  });
+}
+
+void LayerNormBackward(ConstTensor d_y, ConstTensor x, ConstTensor weight,
+                       ConstTensor mean, ConstTensor rstd, Tensor d_x,
+                       Tensor d_weight, Tensor d_bias, Stream& stream) {
+  const int64_t num_rows = x.dim(0);
+  const int64_t dim = x.dim(1);
+  CUBIT_CHECK_SHAPE(d_y, {num_rows, dim});
+  CUBIT_CHECK_SHAPE(weight, {dim});
+  CUBIT_CHECK_SHAPE(mean, {num_rows});
+  CUBIT_CHECK_SHAPE(rstd, {num_rows});
+  CUBIT_CHECK_SHAPE(d_x, {num_rows, dim});
+  CUBIT_CHECK_SHAPE(d_weight, {dim});
+  if (!d_bias.empty()) CUBIT_CHECK_SHAPE(d_bias, {dim});
+  CUBIT_CHECK(d_y.dtype() == x.dtype() && d_x.dtype() == x.dtype())
+      << Name(d_y.dtype()) << ", " << Name(d_x.dtype());
+  const cuda::NormBackwardArguments arguments = {d_y.raw(),
+                                                 x.raw(),
+                                                 weight.data<float>(),
+                                                 mean.data<float>(),
+                                                 rstd.data<float>(),
+                                                 num_rows,
+                                                 static_cast<int>(dim),
+                                                 d_x.raw(),
+                                                 nullptr};
+  float* d_bias_data = d_bias.empty() ? nullptr : d_bias.data<float>();
+  cuda::Dispatch(x.dtype(), [&](auto zero) {
+    cuda::LaunchNormBackward<decltype(zero), true>(
+        arguments, d_weight.data<float>(), d_bias_data, stream);
+  });
+}
+
+}  // namespace cubit
