@@ -131,7 +131,7 @@ absl::StatusOr<CheckpointModel> RandomModel(const std::string& preset) {
 absl::StatusOr<std::vector<TaskSource>> Sources() {
   const std::string tasks = absl::GetFlag(FLAGS_tasks);
   const std::string folder = absl::GetFlag(FLAGS_task_data);
-  if (tasks == "all") {
+  if (tasks == kAllTasks) {
     if (folder.empty()) {
       return absl::InvalidArgumentError(
           "--tasks=all needs --task_data, the folder with the tasks' files");

@@ -46,6 +46,9 @@ struct EvaluationTask {
   EvaluationItem (*item)(JsonRow& row) = nullptr;
 };
 
+// Stands for every task that has a file.
+constexpr char kAllTasks[] = "all";
+
 // All tasks, in the order of the paper's table.
 const std::vector<EvaluationTask>& EvaluationTasks();
 
