@@ -13,8 +13,10 @@
 namespace cubit {
 namespace {
 
-// The character that `text` begins with and its length; a byte that begins
-// none is itself.
+// The code of a byte that is no UTF-8: beyond all characters.
+constexpr uint32_t kNoCharacter = 0x110000;
+
+// The character that `text` begins with and its length, 1 for kNoCharacter.
 struct Character {
   uint32_t code = 0;
   size_t length = 0;
@@ -25,7 +27,8 @@ Character FirstCharacter(absl::string_view text) {
   const auto byte = [&](size_t i) {
     return static_cast<uint32_t>(static_cast<unsigned char>(text[i]));
   };
-  if (length <= 1) return {byte(0), 1};
+  if (length == 0) return {kNoCharacter, 1};
+  if (length == 1) return {byte(0), 1};
   // The first byte holds 7 - length bits, each of the others six.
   uint32_t code = byte(0) & ((1U << (7 - length)) - 1);
   for (size_t i = 1; i < static_cast<size_t>(length); ++i) {
@@ -281,7 +284,7 @@ std::string PythonCapitalize(absl::string_view text) {
   bool first = true;
   while (!text.empty()) {
     const Character next = FirstCharacter(text);
-    if (Utf8CharacterLength(text) == 0) {
+    if (next.code == kNoCharacter) {
       result.push_back(text[0]);
     } else {
       const auto code = static_cast<wint_t>(next.code);
