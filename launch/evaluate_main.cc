@@ -2,6 +2,7 @@
 //
 // //launch:evaluate: downstream tasks and validation loss of a checkpoint.
 
+#include <algorithm>
 #include <cstdio>
 #include <string>
 #include <utility>
@@ -54,6 +55,8 @@ ABSL_FLAG(int64_t, max_length, 0,
 ABSL_FLAG(int64_t, batch_tokens, 0,
           "tokens of a batch; more is faster while memory lasts; 0: 4096 on a "
           "CPU, 65536 on a GPU");
+ABSL_FLAG(bool, dry_run, false,
+          "print what each task would take, and score nothing");
 ABSL_FLAG(std::string, json, "", "write the results to this file");
 ABSL_FLAG(std::string, predictions, "",
           "write one JSON line for every item to this file");
@@ -199,6 +202,24 @@ absl::StatusOr<ValidationResult> Validate(const CheckpointModel& loaded,
       [&](const Batch& batch) { return AllLosses(batch, config, scorer); });
 }
 
+void PrintPlan(const PreparedTask& task, const SequenceScorer& scorer) {
+  const ScoringPlan plan(task.requests, BatchTokens());
+  int64_t bytes = 0;
+  for (size_t i = 0; i < plan.num_batches(); ++i) {
+    bytes = std::max(bytes, scorer.BytesFor(plan.BatchSize(i), plan.SeqLen(i)));
+  }
+  const ScoringWork& work = plan.work();
+  std::printf("%s\n",
+              absl::StrFormat(
+                  "%s: %d items, %d texts to score, %d sequences with %d "
+                  "tokens (%d with padding), %d of them scored, %d batches, at "
+                  "most %d bytes beside the weights",
+                  task.task->name, task.items.size(), task.requests.size(),
+                  work.sequences, work.tokens, work.padded_tokens, work.targets,
+                  plan.num_batches(), bytes)
+                  .c_str());
+}
+
 void LogTask(const ScoredTask& scored) {
   LogInfo(absl::StrFormat(
       "%s: %d items of %s, %d sequences with %d tokens (%d with padding), %d "
@@ -226,6 +247,10 @@ absl::Status Evaluate() {
       absl::StrCat("evaluating ", report.model, " on ", QueryDevice().name));
   Stream stream;
   SequenceScorer scorer(loaded.model.get(), &stream);
+  if (absl::GetFlag(FLAGS_dry_run)) {
+    for (const PreparedTask& task : prepared) PrintPlan(task, scorer);
+    return absl::OkStatus();
+  }
   std::string predictions;
   for (const PreparedTask& task : prepared) {
     CUBIT_ASSIGN_OR_RETURN(ScoredTask scored,

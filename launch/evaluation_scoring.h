@@ -68,6 +68,11 @@ class ScoringPlan {
   ScoringPlan(absl::Span<const ScoringRequest> requests, int64_t batch_tokens);
 
   size_t num_batches() const { return begins_.size() - 1; }
+  // Sequences of a batch and their width.
+  int64_t BatchSize(size_t index) const {
+    return static_cast<int64_t>(begins_[index + 1] - begins_[index]);
+  }
+  int64_t SeqLen(size_t index) const { return Width(begins_[index]); }
   PlannedBatch Batch(size_t index) const;
   const ScoringWork& work() const { return work_; }
 
