@@ -121,11 +121,14 @@ absl::StatusOr<CheckpointModel> RandomModel(const std::string& preset) {
       const ModelConfig config,
       MakeModelConfig(random.config, random.tokenizer->vocab_size()));
   CUBIT_ASSIGN_OR_RETURN(random.model, LanguageModel::Create(config));
-  CUBIT_RETURN_IF_ERROR(
-      random.model->parameters().Allocate(/*with_gradients=*/false));
-  Stream stream;
-  random.model->parameters().Initialize(random.config.seed(), stream);
-  stream.Synchronize();
+  // A plan needs shapes alone.
+  if (!absl::GetFlag(FLAGS_dry_run)) {
+    CUBIT_RETURN_IF_ERROR(
+        random.model->parameters().Allocate(/*with_gradients=*/false));
+    Stream stream;
+    random.model->parameters().Initialize(random.config.seed(), stream);
+    stream.Synchronize();
+  }
   random.info.folder = absl::StrCat("random weights of preset ", preset);
   LogWarning(absl::StrCat("evaluating ", random.info.folder));
   return random;

@@ -21,6 +21,12 @@ namespace {
 // Widths of batches: fewer shapes, and rows that fill vector registers.
 constexpr int64_t kWidthMultiple = 16;
 
+// A batch with an eighth of the tokens that it may have ends before a sequence
+// of less than seven eighths of its width: a smaller batch costs less than the
+// tokens that fill a larger one up.
+constexpr int64_t kSmallestShare = 8;
+constexpr double kSmallestWidth = 0.875;
+
 // Tokens that go into the model: the last one is only ever a target.
 absl::Span<const int32_t> InputOf(const ScoringRequest& request) {
   return absl::MakeConstSpan(request.tokens)
@@ -203,18 +209,33 @@ ScoringPlan::ScoringPlan(absl::Span<const ScoringRequest> requests,
   begins_ = {0};
   while (begins_.back() < sequences_.size()) {
     const size_t begin = begins_.back();
-    const int64_t rows = std::max<int64_t>(1, batch_tokens / Width(begin));
-    const size_t end =
-        std::min(sequences_.size(), begin + static_cast<size_t>(rows));
+    const size_t end = EndOfBatch(begin, batch_tokens);
     begins_.push_back(end);
     work_.padded_tokens += static_cast<int64_t>(end - begin) * Width(begin);
   }
 }
 
-int64_t ScoringPlan::Width(size_t begin) const {
-  const auto longest = static_cast<int64_t>(
-      InputOf(requests_[sequences_[begin].request]).size());
-  return (longest + kWidthMultiple - 1) / kWidthMultiple * kWidthMultiple;
+int64_t ScoringPlan::Width(size_t sequence) const {
+  const auto length = static_cast<int64_t>(
+      InputOf(requests_[sequences_[sequence].request]).size());
+  return (length + kWidthMultiple - 1) / kWidthMultiple * kWidthMultiple;
+}
+
+size_t ScoringPlan::EndOfBatch(size_t begin, int64_t batch_tokens) const {
+  const int64_t width = Width(begin);
+  const auto most =
+      begin + static_cast<size_t>(std::max<int64_t>(1, batch_tokens / width));
+  size_t end = begin + 1;
+  while (end < std::min(most, sequences_.size())) {
+    const bool worth_a_batch = static_cast<int64_t>(end - begin) * width >=
+                               batch_tokens / kSmallestShare;
+    if (worth_a_batch && static_cast<double>(Width(end)) <
+                             kSmallestWidth * static_cast<double>(width)) {
+      break;
+    }
+    ++end;
+  }
+  return end;
 }
 
 PlannedBatch ScoringPlan::Batch(size_t index) const {

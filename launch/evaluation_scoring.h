@@ -61,7 +61,7 @@ struct PlannedBatch {
 // Batches of at most `batch_tokens` tokens (or one sequence), longest
 // sequences first, so that memory is enough at the end if it was at the
 // beginning. Every batch is as wide as its longest sequence, up to a multiple
-// of 16.
+// of 16, and ends before sequences that would leave much of it empty.
 class ScoringPlan {
  public:
   // `requests` must outlive the plan.
@@ -81,7 +81,10 @@ class ScoringPlan {
     size_t request = 0;          // whose input is run
     std::vector<size_t> served;  // requests whose input it begins with
   };
-  int64_t Width(size_t begin) const;
+  // Padded length of a sequence.
+  int64_t Width(size_t sequence) const;
+  // Where the batch that begins with sequence `begin` ends.
+  size_t EndOfBatch(size_t begin, int64_t batch_tokens) const;
 
   absl::Span<const ScoringRequest> requests_;
   std::vector<Sequence> sequences_;  // longest first
