@@ -56,8 +56,8 @@ absl::StatusOr<ScoringRequest> EncodeAfter(const Tokenizer& tokenizer,
   ScoringRequest request;
   request.tokens = ids;
   if (whole.size() > ids.size()) {
-    request.tokens.insert(request.tokens.end(), whole.begin() + ids.size(),
-                          whole.end());
+    const auto own = absl::MakeConstSpan(whole).subspan(ids.size());
+    request.tokens.insert(request.tokens.end(), own.begin(), own.end());
   }
   request.num_targets = static_cast<int64_t>(request.tokens.size()) -
                         static_cast<int64_t>(ids.size());
@@ -250,7 +250,7 @@ PlannedBatch ScoringPlan::Batch(size_t index) const {
     const Sequence& sequence = sequences_[begin + b];
     const auto input = InputOf(requests_[sequence.request]);
     const size_t row = b * static_cast<size_t>(batch.seq_len);
-    std::copy(input.begin(), input.end(), batch.inputs.begin() + row);
+    std::copy(input.begin(), input.end(), batch.inputs.data() + row);
     for (size_t request : sequence.served) {
       const std::vector<int32_t>& tokens = requests_[request].tokens;
       const auto targets = static_cast<size_t>(requests_[request].num_targets);

@@ -45,7 +45,6 @@ constexpr int kItems = 12;
 class EvaluateTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
-    home_ = new std::string(NewFolder());
     for (const char* folder : {"text", "tasks"}) {
       CUBIT_CHECK_OK(FileSystem::Posix().CreateFolders(Path(folder)));
     }
@@ -65,10 +64,14 @@ class EvaluateTest : public ::testing::Test {
                       "--set=evaluation.max_items=5"});
     CUBIT_CHECK_EQ(trained.status, 0) << trained.output;
   }
-  static void TearDownTestSuite() { delete home_; }
 
+  // A folder for all tests.
+  static std::string& Home() {
+    static auto* home = new std::string(NewFolder());
+    return *home;
+  }
   static std::string Path(const std::string& name) {
-    return *home_ + "/" + name;
+    return Home() + "/" + name;
   }
   static std::string Sentence(int i) {
     constexpr const char* kAnimals[] = {"cat", "dog", "hen"};
@@ -113,10 +116,10 @@ class EvaluateTest : public ::testing::Test {
                            "--data=" + Path("text"),
                            "--output_dir=" + Path(run)};
     arguments.insert(arguments.end(), more.begin(), more.end());
-    return RunAsUser(kTrain, arguments, *home_);
+    return RunAsUser(kTrain, arguments, Home());
   }
   static Outcome Evaluate(const Arguments& arguments) {
-    return RunAsUser(kEvaluate, arguments, *home_);
+    return RunAsUser(kEvaluate, arguments, Home());
   }
   // Arguments that score all tasks of `run`.
   static Arguments AllTasks(const Arguments& more) {
@@ -138,7 +141,7 @@ class EvaluateTest : public ::testing::Test {
     arguments.push_back("--checkpoint=" + Path("run"));
     arguments.push_back("--json");
     const ProgramResult result =
-        RunProgram(UserCommand(kGenerate, arguments), UserEnvironment(*home_));
+        RunProgram(UserCommand(kGenerate, arguments), UserEnvironment(Home()));
     EXPECT_EQ(result.exit_status, 0) << result.errors;
     std::vector<Json> lines;
     for (absl::string_view line :
@@ -147,11 +150,7 @@ class EvaluateTest : public ::testing::Test {
     }
     return lines;
   }
-
-  static std::string* home_;
 };
-
-std::string* EvaluateTest::home_ = nullptr;
 
 TEST_F(EvaluateTest, FindsWhatTheModelHasLearnt) {
   const std::string json = Path("results.json");
@@ -315,7 +314,7 @@ TEST_F(EvaluateTest, GeneratesUpToAStopString) {
   EXPECT_EQ(texts[0]["finish_reason"], "stop");
   EXPECT_LT(texts[0]["tokens"], 10);
   const Outcome refused =
-      RunAsUser(kGenerate, {"--checkpoint=" + Path("run"), "--stop="}, *home_);
+      RunAsUser(kGenerate, {"--checkpoint=" + Path("run"), "--stop="}, Home());
   EXPECT_EQ(refused.status, 1);
   EXPECT_THAT(refused.output, HasSubstr("--stop is empty"));
 }
