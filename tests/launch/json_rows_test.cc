@@ -21,7 +21,7 @@ using testing::WriteText;
 class JsonRowsTest : public ::testing::Test {
  protected:
   std::string Write(const std::string& contents) {
-    const std::string path = NewFolder() + "/rows.jsonl";
+    std::string path = NewFolder() + "/rows.jsonl";
     WriteText(path, contents);
     return path;
   }
