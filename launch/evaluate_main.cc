@@ -12,6 +12,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 
 #include "launch/checkpoint_model.h"
 #include "launch/config_checks.h"
@@ -21,6 +23,7 @@
 #include "launch/model_setup.h"
 #include "launch/presets.h"
 #include "launch/validation.h"
+#include "parallel/checkpoint.h"
 #include "runtime/command_line.h"
 #include "runtime/device.h"
 #include "runtime/file_system.h"
@@ -55,6 +58,10 @@ ABSL_FLAG(int64_t, max_length, 0,
 ABSL_FLAG(int64_t, batch_tokens, 0,
           "tokens of a batch; more is faster while memory lasts; 0: 4096 on a "
           "CPU, 65536 on a GPU");
+ABSL_FLAG(bool, follow, false,
+          "score every checkpoint of the run as it appears (the newest, where "
+          "several did), until the run's last step; --json then holds a line "
+          "for each, --predictions the last one's items");
 ABSL_FLAG(bool, dry_run, false,
           "print what each task would take, and score nothing");
 ABSL_FLAG(std::string, json, "", "write the results to this file");
@@ -74,11 +81,16 @@ Examples:
       --tasks=hellaswag,piqa=my/piqa.jsonl --task_data=eval --limit=300 \
       --json=results.json --predictions=items.jsonl
   bazel run //launch:evaluate -- --checkpoint=runs/a --validation
+  bazel run //launch:evaluate -- --checkpoint=runs/a --follow --tasks=all \
+      --task_data=eval --json=runs/a/evaluation.jsonl
   bazel run //launch:evaluate -- --preset=cubit_125m_table \
       --tokenizer=gpt2-bpe --tasks=hellaswag --task_data=eval
 
 docs/evaluation.md says what each task's file holds and how it is scored.
 )";
+
+// Between two looks at a run's folder.
+constexpr absl::Duration kFollowPause = absl::Seconds(1);
 
 constexpr int64_t kCpuBatchTokens = 4096;
 constexpr int64_t kGpuBatchTokens = 65536;
@@ -101,6 +113,12 @@ absl::Status CheckFlags() {
     return absl::InvalidArgumentError(
         "give either --checkpoint, a run's folder, or --preset for random "
         "weights");
+  }
+  if (absl::GetFlag(FLAGS_follow) &&
+      (!absl::GetFlag(FLAGS_preset).empty() || absl::GetFlag(FLAGS_dry_run))) {
+    return absl::InvalidArgumentError(
+        "--follow waits for the checkpoints of a run; it goes with "
+        "--checkpoint, and not with --preset or --dry_run");
   }
   if (absl::GetFlag(FLAGS_tasks).empty() && !absl::GetFlag(FLAGS_validation) &&
       absl::GetFlag(FLAGS_data).empty()) {
@@ -233,15 +251,10 @@ void LogTask(const ScoredTask& scored) {
       static_cast<double>(scored.work.tokens) / scored.seconds));
 }
 
-absl::Status Evaluate() {
-  CUBIT_RETURN_IF_ERROR(CheckFlags());
-  const std::string preset = absl::GetFlag(FLAGS_preset);
-  CUBIT_ASSIGN_OR_RETURN(
-      const CheckpointModel loaded,
-      preset.empty() ? LoadCheckpointModel(absl::GetFlag(FLAGS_checkpoint))
-                     : RandomModel(preset));
-  CUBIT_ASSIGN_OR_RETURN(const std::vector<PreparedTask> prepared,
-                         PrepareTasks(loaded));
+// Scores the model; one line for every item goes to `predictions`.
+absl::StatusOr<EvaluationReport> EvaluateModel(
+    const CheckpointModel& loaded, const std::vector<PreparedTask>& prepared,
+    std::string* predictions) {
   EvaluationReport report;
   report.model = loaded.info.folder;
   report.step = loaded.info.step;
@@ -250,30 +263,98 @@ absl::Status Evaluate() {
       absl::StrCat("evaluating ", report.model, " on ", QueryDevice().name));
   Stream stream;
   SequenceScorer scorer(loaded.model.get(), &stream);
-  if (absl::GetFlag(FLAGS_dry_run)) {
-    for (const PreparedTask& task : prepared) PrintPlan(task, scorer);
-    return absl::OkStatus();
-  }
-  std::string predictions;
   for (const PreparedTask& task : prepared) {
     CUBIT_ASSIGN_OR_RETURN(ScoredTask scored,
                            ScoreTask(task, BatchTokens(), &scorer));
     LogTask(scored);
-    predictions += PredictionLines(task, scored.result);
+    *predictions += PredictionLines(task, scored.result);
     report.tasks.push_back(std::move(scored));
   }
   if (absl::GetFlag(FLAGS_validation) || !absl::GetFlag(FLAGS_data).empty()) {
     CUBIT_ASSIGN_OR_RETURN(report.validation, Validate(loaded, &scorer));
   }
   std::fputs(ReportTable(report).c_str(), stdout);
-  FileSystem& files = FileSystem::Posix();
-  const std::string json = absl::GetFlag(FLAGS_json);
-  if (!json.empty()) {
-    CUBIT_RETURN_IF_ERROR(WriteFileAtomically(files, json, ReportJson(report)));
+  std::fflush(stdout);
+  return report;
+}
+
+absl::Status Write(const std::string& path, const std::string& contents) {
+  if (path.empty()) return absl::OkStatus();
+  return WriteFileAtomically(FileSystem::Posix(), path, contents);
+}
+
+absl::Status EvaluateOnce() {
+  const std::string preset = absl::GetFlag(FLAGS_preset);
+  CUBIT_ASSIGN_OR_RETURN(
+      const CheckpointModel loaded,
+      preset.empty() ? LoadCheckpointModel(absl::GetFlag(FLAGS_checkpoint))
+                     : RandomModel(preset));
+  CUBIT_ASSIGN_OR_RETURN(const std::vector<PreparedTask> prepared,
+                         PrepareTasks(loaded));
+  if (absl::GetFlag(FLAGS_dry_run)) {
+    Stream stream;
+    const SequenceScorer scorer(loaded.model.get(), &stream);
+    for (const PreparedTask& task : prepared) PrintPlan(task, scorer);
+    return absl::OkStatus();
   }
-  const std::string items = absl::GetFlag(FLAGS_predictions);
-  if (items.empty()) return absl::OkStatus();
-  return WriteFileAtomically(files, items, predictions);
+  std::string predictions;
+  CUBIT_ASSIGN_OR_RETURN(const EvaluationReport report,
+                         EvaluateModel(loaded, prepared, &predictions));
+  CUBIT_RETURN_IF_ERROR(Write(absl::GetFlag(FLAGS_json), ReportJson(report)));
+  return Write(absl::GetFlag(FLAGS_predictions), predictions);
+}
+
+// The newest checkpoint in `folder` after `last_step`, once there is one.
+absl::StatusOr<CheckpointModel> AwaitCheckpoint(const std::string& folder,
+                                                int64_t last_step) {
+  FileSystem& files = FileSystem::Posix();
+  bool told = false;
+  for (;;) {
+    const std::vector<int64_t> steps = ListCheckpoints(files, folder);
+    if (!steps.empty() && steps.back() > last_step) {
+      const std::string step = CheckpointFolder(folder, steps.back());
+      absl::StatusOr<CheckpointModel> loaded = LoadCheckpointModel(step);
+      // The run keeps the newest ones only and may have removed this one.
+      if (loaded.ok() || files.Exists(step)) return loaded;
+    }
+    if (!told) LogInfo(absl::StrCat("waiting for a checkpoint in ", folder));
+    told = true;
+    absl::SleepFor(kFollowPause);
+  }
+}
+
+// Every checkpoint of a run that is still going on, up to its last step.
+absl::Status Follow() {
+  const std::string run = absl::GetFlag(FLAGS_checkpoint);
+  if (!FileSystem::Posix().Exists(run)) {
+    return absl::NotFoundError(absl::StrCat(
+        run, ": does not exist; --follow takes the folder of a run"));
+  }
+  std::vector<PreparedTask> prepared;
+  std::string lines;
+  std::string predictions;
+  for (int64_t step = -1;;) {
+    CUBIT_ASSIGN_OR_RETURN(const CheckpointModel loaded,
+                           AwaitCheckpoint(JoinPath(run, "checkpoints"), step));
+    step = loaded.info.step;
+    if (prepared.empty()) {
+      CUBIT_ASSIGN_OR_RETURN(prepared, PrepareTasks(loaded));
+    }
+    CUBIT_ASSIGN_OR_RETURN(const EvaluationReport report,
+                           EvaluateModel(loaded, prepared, &predictions));
+    lines += ReportJsonLine(report);
+    CUBIT_RETURN_IF_ERROR(Write(absl::GetFlag(FLAGS_json), lines));
+    CUBIT_RETURN_IF_ERROR(Write(absl::GetFlag(FLAGS_predictions), predictions));
+    predictions.clear();
+    if (step >= loaded.config.schedule().total_steps()) {
+      return absl::OkStatus();
+    }
+  }
+}
+
+absl::Status Evaluate() {
+  CUBIT_RETURN_IF_ERROR(CheckFlags());
+  return absl::GetFlag(FLAGS_follow) ? Follow() : EvaluateOnce();
 }
 
 }  // namespace

@@ -59,6 +59,28 @@ Json ValidationJson(const ValidationResult& validation) {
   return json;
 }
 
+Json ReportObject(const EvaluationReport& report) {
+  Json json;
+  json["model"] = report.model;
+  json["step"] = report.step;
+  json["tokens"] = report.tokens;
+  if (!report.tasks.empty()) {
+    Json results = Json::object();
+    for (const ScoredTask& scored : report.tasks) {
+      results[scored.task->name] = TaskJson(scored);
+    }
+    json["results"] = results;
+    const EvaluationAverage average = AverageOf(report.tasks);
+    json["average"] = {{"acc", average.acc},
+                       {"acc_norm", average.acc_norm},
+                       {"num_tasks", report.tasks.size()}};
+  }
+  if (report.validation.has_value()) {
+    json["validation"] = ValidationJson(*report.validation);
+  }
+  return json;
+}
+
 }  // namespace
 
 std::string ReportTable(const EvaluationReport& report) {
@@ -94,25 +116,11 @@ std::string ReportTable(const EvaluationReport& report) {
 }
 
 std::string ReportJson(const EvaluationReport& report) {
-  Json json;
-  json["model"] = report.model;
-  json["step"] = report.step;
-  json["tokens"] = report.tokens;
-  if (!report.tasks.empty()) {
-    Json results = Json::object();
-    for (const ScoredTask& scored : report.tasks) {
-      results[scored.task->name] = TaskJson(scored);
-    }
-    json["results"] = results;
-    const EvaluationAverage average = AverageOf(report.tasks);
-    json["average"] = {{"acc", average.acc},
-                       {"acc_norm", average.acc_norm},
-                       {"num_tasks", report.tasks.size()}};
-  }
-  if (report.validation.has_value()) {
-    json["validation"] = ValidationJson(*report.validation);
-  }
-  return json.dump(2) + "\n";
+  return ReportObject(report).dump(2) + "\n";
+}
+
+std::string ReportJsonLine(const EvaluationReport& report) {
+  return ReportObject(report).dump() + "\n";
 }
 
 std::string PredictionLines(const PreparedTask& prepared,

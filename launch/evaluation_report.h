@@ -33,6 +33,8 @@ std::string ReportTable(const EvaluationReport& report);
 //  "average": {"acc", "acc_norm", "num_tasks"}, "validation": {...}}; shares,
 // not percent. A standard error of one item is null.
 std::string ReportJson(const EvaluationReport& report);
+// The same on one line.
+std::string ReportJsonLine(const EvaluationReport& report);
 
 // One JSON object a line for every item of `prepared`: task, index, gold,
 // predictions, log-likelihoods, and the texts and token counts that were

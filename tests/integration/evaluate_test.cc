@@ -25,6 +25,8 @@ namespace {
 using ::testing::HasSubstr;
 using testing::NewFolder;
 using testing::Outcome;
+using testing::OutcomeOf;
+using testing::Program;
 using testing::ProgramResult;
 using testing::ReadText;
 using testing::RunAsUser;
@@ -244,6 +246,29 @@ TEST_F(EvaluateTest, TrainingScoresTasksAndIsNotChangedByIt) {
   }
 }
 
+// Starts beside a run that has stopped half-way, scores what there is, waits,
+// and ends after the run's last step.
+TEST_F(EvaluateTest, FollowsARunToItsEnd) {
+  ASSERT_EQ(Train("followed", {"--stop_at_step=60"}).status, 0);
+  const std::string json = Path("followed.jsonl");
+  Program follower(
+      UserCommand(kEvaluate, {"--checkpoint=" + Path("followed"), "--follow",
+                              "--tasks=all", "--task_data=" + Path("tasks"),
+                              "--json=" + json}),
+      UserEnvironment(Home()));
+  ASSERT_TRUE(follower.WaitForError("waiting for a checkpoint"));
+  const Outcome resumed = RunAsUser(
+      kTrain, {"--output_dir=" + Path("followed"), "--resume"}, Home());
+  ASSERT_EQ(resumed.status, 0) << resumed.output;
+  const Outcome followed = OutcomeOf(follower.Wait());
+  EXPECT_EQ(followed.status, 0) << followed.output;
+  const std::vector<Json> lines = Lines(json);
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_EQ(lines[0]["step"], 60);
+  EXPECT_EQ(lines[1]["step"], 80);
+  EXPECT_EQ(lines[1]["results"]["piqa"]["acc"], 1.0);
+}
+
 TEST_F(EvaluateTest, RefusesWhatItCannotDo) {
   const auto refused = [](const Arguments& arguments,
                           const std::string& reason) {
@@ -265,6 +290,10 @@ TEST_F(EvaluateTest, RefusesWhatItCannotDo) {
   refused({run, "--tasks=piqa=" + Path("bad.jsonl")}, "bad.jsonl, line 1");
   refused({"--checkpoint=" + Path("nowhere"), "--tasks=all", data},
           "does not exist");
+  refused({"--preset=tiny", "--tasks=all", data, "--follow"},
+          "it goes with --checkpoint");
+  refused({"--checkpoint=" + Path("nowhere"), "--tasks=all", data, "--follow"},
+          "--follow takes the folder of a run");
   const Outcome train =
       Train("refused", {"--set=evaluation.tasks=race",
                         "--set=evaluation.task_data=" + Path("tasks")});
