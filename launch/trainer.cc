@@ -78,6 +78,9 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
                                                      trainer->state_->stream());
   }
   CUBIT_RETURN_IF_ERROR(trainer->OpenData());
+  CUBIT_ASSIGN_OR_RETURN(
+      trainer->tasks_,
+      TrainingEvaluation::Create(config, *trainer->data_.tokenizer));
   CUBIT_RETURN_IF_ERROR(trainer->OpenMetrics());
   return trainer;
 }
@@ -307,6 +310,7 @@ absl::Status Trainer::AfterStep() {
   if (step_ == config_.schedule().total_steps()) return absl::OkStatus();
   if (IsDue(step_, config_.evaluation().every_steps())) {
     CUBIT_RETURN_IF_ERROR(Validate());
+    CUBIT_RETURN_IF_ERROR(EvaluateTasks());
   }
   if (IsDue(step_, config_.log().sample_every_steps())) {
     CUBIT_RETURN_IF_ERROR(Sample());
@@ -337,6 +341,27 @@ absl::Status Trainer::Validate() {
   line.tokens = result.tokens;
   line.loss_by_position = result.loss_by_position;
   return metrics_->Write(line);
+}
+
+absl::Status Trainer::EvaluateTasks() {
+  if (tasks_ == nullptr) return absl::OkStatus();
+  const absl::StatusOr<EventMetrics> result =
+      tasks_->Run(state_->model(), step_, state_->stream());
+  if (!result.ok()) {
+    // A run is worth more than one of its scores.
+    LogWarning(absl::StrCat("no scores of tasks at step ", step_, ": ",
+                            result.status().message(), "; training goes on"));
+    return Event("evaluation_failed", "reason",
+                 std::string(result.status().message()));
+  }
+  std::string line = absl::StrFormat("tasks at step %d:", step_);
+  for (const auto& [name, value] : result->fields) {
+    if (const auto* number = absl::get_if<double>(&value)) {
+      absl::StrAppend(&line, absl::StrFormat(" %s %.4g", name, *number));
+    }
+  }
+  LogInfo(line);
+  return metrics_->Write(*result);
 }
 
 absl::Status Trainer::Sample() {
@@ -389,6 +414,7 @@ absl::StatusOr<int> Trainer::StopEarly(int signal) {
 absl::Status Trainer::Finish() {
   CUBIT_RETURN_IF_ERROR(Save());
   CUBIT_RETURN_IF_ERROR(Validate());
+  CUBIT_RETURN_IF_ERROR(EvaluateTasks());
   CUBIT_RETURN_IF_ERROR(Sample());
   LogInfo(absl::StrFormat(
       "done: %d steps, %d tokens. Everything is in %s: metrics.jsonl, log.txt, "

@@ -2,6 +2,7 @@
 
 #include "models/sequence_scorer.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "ops/embedding.h"
@@ -61,33 +62,21 @@ absl::Status SequenceScorer::Reserve(int64_t batch_size, int64_t seq_len) {
   return absl::OkStatus();
 }
 
-void SequenceScorer::Upload(const ScoringBatch& batch) {
-  const auto copy = [&](const std::vector<int32_t>& ids, const Tensor& tensor) {
-    CopyToDevice(tensor.raw(), ids.data(),
-                 static_cast<int64_t>(ids.size() * sizeof(int32_t)), *stream_);
-  };
-  copy(batch.inputs, workspace_.activations.inputs);
-  copy(batch.targets, workspace_.activations.targets);
-  copy(batch.positions, workspace_.positions);
-  if (!batch.segment_ids.empty()) {
-    copy(batch.segment_ids, workspace_.activations.segment_ids);
-  }
+void SequenceScorer::Upload(const int32_t* ids, size_t count,
+                            const Tensor& tensor) {
+  CopyToDevice(tensor.raw(), ids, static_cast<int64_t>(count * sizeof(*ids)),
+               *stream_);
 }
 
-absl::StatusOr<std::vector<float>> SequenceScorer::Score(
-    const ScoringBatch& batch) {
-  const auto rows = static_cast<size_t>(batch.batch_size * batch.seq_len);
-  const size_t count = batch.positions.size();
-  CUBIT_CHECK_EQ(batch.inputs.size(), rows);
-  CUBIT_CHECK(batch.segment_ids.empty() || batch.segment_ids.size() == rows);
-  CUBIT_CHECK_EQ(batch.targets.size(), count);
-  CUBIT_CHECK(count >= 1 && count <= rows) << count << " of " << rows;
-  CUBIT_RETURN_IF_ERROR(Reserve(batch.batch_size, batch.seq_len));
-  Upload(batch);
-
+void SequenceScorer::ForwardTrunk(const ScoringBatch& batch) {
   Activations& a = workspace_.activations;
   LayerContext context = model_->ContextFor(a, workspace_.scratch, *stream_);
-  if (batch.segment_ids.empty()) context.mask.segment_ids = ConstTensor();
+  Upload(batch.inputs.data(), batch.inputs.size(), a.inputs);
+  if (batch.segment_ids.empty()) {
+    context.mask.segment_ids = ConstTensor();
+  } else {
+    Upload(batch.segment_ids.data(), batch.segment_ids.size(), a.segment_ids);
+  }
   EmbeddingForward(a.inputs.Reshape({a.inputs.num_elements()}),
                    model_->embedding_->compute, a.embedded, *stream_);
   ConstTensor x = a.embedded;
@@ -97,19 +86,42 @@ absl::StatusOr<std::vector<float>> SequenceScorer::Score(
     x = saved.out;
   }
   model_->final_norm_->Forward(context, x, &a.final_norm);
+}
 
+void SequenceScorer::ScorePositions(const ScoringBatch& batch, size_t begin,
+                                    size_t count, float* losses) {
+  const Activations& a = workspace_.activations;
+  const auto rows = static_cast<int64_t>(count);
+  Upload(batch.positions.data() + begin, count, workspace_.positions);
+  Upload(batch.targets.data() + begin, count, a.targets);
   // A table's rows by number: what the embedding does, on hidden states.
-  const auto wanted = static_cast<int64_t>(count);
-  const Tensor hidden = workspace_.hidden.Slice(0, wanted);
-  EmbeddingForward(workspace_.positions.Slice(0, wanted), a.final_norm.y,
-                   hidden, *stream_);
-  const Tensor losses = a.losses.Slice(0, wanted);
-  model_->head_->Loss(context, hidden, a.targets.Slice(0, wanted),
-                      workspace_.scratch.head, losses);
-  std::vector<float> result(count);
-  CopyToHost(result.data(), losses.raw(), losses.size_bytes(), *stream_);
+  const Tensor hidden = workspace_.hidden.Slice(0, rows);
+  EmbeddingForward(workspace_.positions.Slice(0, rows), a.final_norm.y, hidden,
+                   *stream_);
+  LayerContext context;
+  context.stream = stream_;
+  const Tensor result = a.losses.Slice(0, rows);
+  model_->head_->Loss(context, hidden, a.targets.Slice(0, rows),
+                      workspace_.scratch.head, result);
+  CopyToHost(losses, result.raw(), result.size_bytes(), *stream_);
+}
+
+absl::StatusOr<std::vector<float>> SequenceScorer::Score(
+    const ScoringBatch& batch) {
+  const auto rows = static_cast<size_t>(batch.batch_size * batch.seq_len);
+  const size_t count = batch.positions.size();
+  CUBIT_CHECK_EQ(batch.inputs.size(), rows);
+  CUBIT_CHECK(batch.segment_ids.empty() || batch.segment_ids.size() == rows);
+  CUBIT_CHECK_EQ(batch.targets.size(), count);
+  CUBIT_RETURN_IF_ERROR(Reserve(batch.batch_size, batch.seq_len));
+  ForwardTrunk(batch);
+  std::vector<float> losses(count);
+  for (size_t begin = 0; begin < count; begin += rows) {
+    ScorePositions(batch, begin, std::min(rows, count - begin),
+                   losses.data() + begin);
+  }
   stream_->Synchronize();
-  return result;
+  return losses;
 }
 
 }  // namespace cubit

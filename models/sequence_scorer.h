@@ -26,8 +26,9 @@ struct ScoringBatch {
   int64_t seq_len = 0;
   std::vector<int32_t> inputs;       // [B, T]
   std::vector<int32_t> segment_ids;  // [B, T], or empty: one document each
-  // What is wanted: position b * T + t, and the id that follows it.
-  std::vector<int32_t> positions;  // [n], 1 <= n <= B * T
+  // What is wanted: position b * T + t, and the id that follows it. A position
+  // may be asked about several times.
+  std::vector<int32_t> positions;  // [n]
   std::vector<int32_t> targets;    // [n]
 };
 
@@ -57,7 +58,12 @@ class SequenceScorer {
 
   Workspace Lay(int64_t batch_size, int64_t seq_len, Arena& arena) const;
   absl::Status Reserve(int64_t batch_size, int64_t seq_len);
-  void Upload(const ScoringBatch& batch);
+  // Hidden states of all positions, in activations.final_norm.y.
+  void ForwardTrunk(const ScoringBatch& batch);
+  // Losses of `count` positions from `begin`, at most N, into `losses`.
+  void ScorePositions(const ScoringBatch& batch, size_t begin, size_t count,
+                      float* losses);
+  void Upload(const int32_t* ids, size_t count, const Tensor& tensor);
 
   const LanguageModel* model_;
   Stream* stream_;

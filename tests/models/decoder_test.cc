@@ -85,7 +85,7 @@ TEST_P(DecoderTest, GivesTheLogitsOfTheParallelForm) {
   for (size_t length = 3; length <= tokens.size(); ++length) {
     logits = cached->Append({{0, tokens[length - 1]}})[0];
     const std::vector<float> want =
-        Start(whole.get(), 0, {tokens.begin(), tokens.begin() + length});
+        Start(whole.get(), 0, {tokens.data(), tokens.data() + length});
     ASSERT_TRUE(testing::IsClose(testing::ToDouble(logits),
                                  testing::ToDouble(want), 2e-5))
         << "length " << length;

@@ -2,6 +2,7 @@
 
 #include "models/sequence_scorer.h"
 
+#include <cmath>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -160,6 +161,24 @@ TEST_P(SequenceScorerTest, PaddingAndNeighboursDoNotMatter) {
   second->pop_back();
   EXPECT_TRUE(testing::IsClose(testing::ToDouble(*second),
                                testing::ToDouble(*first), 2e-6));
+}
+
+// Several requests may share a sequence: more questions than positions.
+TEST_P(SequenceScorerTest, AnswersManyQuestionsAboutOnePosition) {
+  ScoringBatch batch;
+  batch.batch_size = 1;
+  batch.seq_len = 4;
+  batch.inputs = {1, 2, 3, 4};
+  for (int32_t target = 0; target < 101; ++target) {
+    batch.positions.push_back(2);
+    batch.targets.push_back(target);
+  }
+  SequenceScorer scorer(model_.get(), &stream_);
+  const auto losses = scorer.Score(batch);
+  ASSERT_TRUE(losses.ok());
+  double sum = 0;
+  for (float loss : *losses) sum += std::exp(-static_cast<double>(loss));
+  EXPECT_NEAR(sum, 1, 1e-5);
 }
 
 TEST_P(SequenceScorerTest, TakesLessMemoryThanTraining) {
