@@ -49,6 +49,10 @@ ABSL_FLAG(int64_t, stop_at_step, 0,
           "save and exit 0 after this step, with the schedule unchanged");
 ABSL_FLAG(bool, resume, false,
           "go on from the newest checkpoint of --output_dir");
+ABSL_FLAG(std::string, init_from, "",
+          "start from the weights of a Hugging Face folder that "
+          "//launch:export wrote (with --config=FOLDER/config.textproto the "
+          "model is the folder's)");
 ABSL_FLAG(bool, allow_changes, false,
           "with --resume: accept another schedule, optimizer or data");
 ABSL_FLAG(bool, dry_run, false,
@@ -74,6 +78,8 @@ Examples:
   bazel run //launch:train -- --data=notes/*.txt --set model.mixer=softmax
   bazel run //launch:train -- --config=run.textproto --output_dir=runs/a
   bazel run //launch:train -- --output_dir=runs/a --resume
+  bazel run //launch:train -- --config=exported/config.textproto \
+      --init_from=exported --data=notes/*.txt
   bazel run //launch:train -- --preset=cubit_1p3b --dry_run
 
 Exit status: 0 done; 1 a wrong request or bad input, nothing was changed;
@@ -219,6 +225,12 @@ absl::StatusOr<int> Train(const std::vector<std::string>& overrides) {
   options.resume = absl::GetFlag(FLAGS_resume);
   options.allow_changes = absl::GetFlag(FLAGS_allow_changes);
   options.stop_at_step = absl::GetFlag(FLAGS_stop_at_step);
+  options.init_from = absl::GetFlag(FLAGS_init_from);
+  if (options.resume && !options.init_from.empty()) {
+    return absl::InvalidArgumentError(
+        "--resume and --init_from are both given: a run that goes on has its "
+        "weights; leave one out");
+  }
   if (options.stop_at_step < 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("--stop_at_step is ", options.stop_at_step,

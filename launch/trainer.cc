@@ -15,6 +15,7 @@
 
 #include "launch/config.h"
 #include "launch/config_checks.h"
+#include "launch/import.h"
 #include "launch/interrupt.h"
 #include "launch/lr_schedule.h"
 #include "launch/model_setup.h"
@@ -73,12 +74,24 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
   if (options.resume) {
     CUBIT_RETURN_IF_ERROR(trainer->Resume());
   } else {
-    trainer->state_->model().parameters().Initialize(config.seed(),
-                                                     trainer->state_->stream());
+    CUBIT_RETURN_IF_ERROR(trainer->InitializeWeights());
   }
   CUBIT_RETURN_IF_ERROR(trainer->OpenData());
   CUBIT_RETURN_IF_ERROR(trainer->OpenMetrics());
   return trainer;
+}
+
+absl::Status Trainer::InitializeWeights() {
+  LanguageModel& model = state_->model();
+  if (options_.init_from.empty()) {
+    model.parameters().Initialize(config_.seed(), state_->stream());
+    return absl::OkStatus();
+  }
+  CUBIT_RETURN_IF_ERROR(ImportHuggingFace(options_.init_from, *data_.tokenizer,
+                                          FileSystem::Posix(), &model,
+                                          state_->stream()));
+  LogInfo(absl::StrCat("weights of ", options_.init_from));
+  return absl::OkStatus();
 }
 
 absl::Status Trainer::OpenMetrics() {
@@ -88,6 +101,9 @@ absl::Status Trainer::OpenMetrics() {
                                        : MetricsWriter::Create(path));
   CUBIT_RETURN_IF_ERROR(WriteFileAtomically(
       FileSystem::Posix(), directory_.config_path(), ResolvedText(config_)));
+  if (!options_.init_from.empty()) {
+    return Event("init_from", "folder", options_.init_from);
+  }
   if (!options_.resume) return absl::OkStatus();
   return Event("resume", "folder",
                CheckpointFolder(directory_.checkpoints_path(), step_));

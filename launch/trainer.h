@@ -32,6 +32,9 @@ struct TrainerOptions {
   bool allow_changes = false;
   // Ends there as a time limit would: checkpoint, schedule unchanged. 0: never.
   int64_t stop_at_step = 0;
+  // A Hugging Face folder whose weights a new run starts from (import.h); "":
+  // random ones.
+  std::string init_from;
   // What a user types to go on; printed when the run stops early.
   std::string resume_command;
 };
@@ -62,6 +65,7 @@ class Trainer {
 
   absl::Status OpenData();
   absl::Status Resume();
+  absl::Status InitializeWeights();
   absl::Status OpenMetrics();
   absl::StatusOr<StepResult> TrainStep();
   absl::StatusOr<std::vector<Batch>> NextBatches();
