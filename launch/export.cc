@@ -2,7 +2,6 @@
 
 #include "launch/export.h"
 
-#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -13,9 +12,9 @@
 #include "launch/config.h"
 #include "launch/export_config.h"
 #include "launch/export_tokenizer.h"
+#include "launch/export_values.h"
 #include "launch/modeling_file.h"
 #include "parallel/safetensors.h"
-#include "runtime/check.h"
 #include "runtime/status_macros.h"
 
 namespace cubit {
@@ -34,7 +33,6 @@ std::vector<WeightFile> PlanFiles(const LanguageModel& model,
                                   const ExportOptions& options) {
   std::vector<WeightFile> plan;
   for (const Parameter& parameter : model.parameters().parameters()) {
-    CUBIT_CHECK(parameter.shard.is_whole()) << parameter.name;
     SafetensorsEntry entry;
     entry.name = HuggingFaceName(parameter.name);
     entry.dtype = options.dtype;
@@ -72,39 +70,16 @@ std::string IndexText(const std::vector<WeightFile>& plan) {
   return json.dump(2) + "\n";
 }
 
-// The nearest bfloat16, ties to even; a NaN stays one.
-uint16_t RoundToBFloat16(float value) {
-  uint32_t bits = 0;
-  std::memcpy(&bits, &value, sizeof(bits));
-  if (value != value) return static_cast<uint16_t>((bits >> 16) | 0x40);
-  return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
 absl::Status WriteWeights(const WeightFile& plan, DType dtype,
                           const std::string& path, FileSystem& files) {
   CUBIT_ASSIGN_OR_RETURN(
       SafetensorsWriter writer,
       SafetensorsWriter::Create(files, path, plan.entries, {{"format", "pt"}}));
   Stream stream;
-  std::vector<float> values;
-  std::vector<uint16_t> rounded;
   for (const Parameter* parameter : plan.parameters) {
-    const Shape shape = parameter->value.shape();
-    values.resize(static_cast<size_t>(parameter->value.num_elements()));
-    CopyToHost(values.data(), parameter->value.raw(),
-               parameter->value.size_bytes(), stream);
-    stream.Synchronize();
-    if (dtype == DType::kFloat32) {
-      CUBIT_RETURN_IF_ERROR(
-          writer.Append(ConstTensor(values.data(), dtype, shape)));
-      continue;
-    }
-    rounded.resize(values.size());
-    for (size_t i = 0; i < values.size(); ++i) {
-      rounded[i] = RoundToBFloat16(values[i]);
-    }
-    CUBIT_RETURN_IF_ERROR(
-        writer.Append(ConstTensor(rounded.data(), dtype, shape)));
+    const std::vector<char> bytes = ExportedBytes(*parameter, dtype, stream);
+    CUBIT_RETURN_IF_ERROR(writer.Append(
+        ConstTensor(bytes.data(), dtype, parameter->value.shape())));
   }
   return writer.Finish();
 }
@@ -158,8 +133,6 @@ absl::Status ExportHuggingFace(const CheckpointModel& model,
                                const std::string& out,
                                const ExportOptions& options,
                                FileSystem& files) {
-  CUBIT_CHECK(options.dtype == DType::kFloat32 ||
-              options.dtype == DType::kBFloat16);
   CUBIT_RETURN_IF_ERROR(CheckOut(out, files));
   const std::string aside = absl::StrCat(out, ".tmp");
   if (files.Exists(aside)) CUBIT_RETURN_IF_ERROR(files.Remove(aside));

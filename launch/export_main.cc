@@ -11,23 +11,28 @@
 
 #include "launch/checkpoint_model.h"
 #include "launch/export.h"
+#include "launch/export_llmc.h"
 #include "runtime/command_line.h"
 #include "runtime/file_system.h"
 #include "runtime/status_macros.h"
 
 ABSL_FLAG(std::string, checkpoint, "",
           "run folder, its checkpoints folder, or one step of it");
-ABSL_FLAG(std::string, out, "", "folder to make; must not exist");
+ABSL_FLAG(std::string, out, "",
+          "folder to make (with --to=llm.c, the file); must not exist");
+ABSL_FLAG(std::string, to, "huggingface",
+          "huggingface, or llm.c: a .bin file, for a Transformer of GPT-2's "
+          "architecture");
 ABSL_FLAG(std::string, dtype, "float32",
           "of the weights: float32 (bit for bit) or bfloat16 (half the size)");
 
 namespace cubit {
 namespace {
 
-constexpr char kUsage[] = R"(Exports a checkpoint as a Hugging Face folder.
+constexpr char kUsage[] = R"(Exports a checkpoint for other programs to read.
 
-The folder has safetensors, config.json, tokenizer files and one modelling file.
-transformers loads it without a network:
+A Hugging Face folder has safetensors, config.json, tokenizer files and one
+modelling file. transformers loads it without a network:
   AutoModelForCausalLM.from_pretrained("FOLDER", trust_remote_code=True)
 //launch:train --init_from=FOLDER reads the weights back.
 
@@ -35,6 +40,7 @@ Examples:
   bazel run //launch:export -- --checkpoint=runs/tiny --out=exported
   bazel run //launch:export -- --checkpoint=runs/tiny/checkpoints/step_00001200 \
       --out=exported-bf16 --dtype=bfloat16
+  bazel run //launch:export -- --checkpoint=runs/gpt2 --to=llm.c --out=gpt2.bin
 )";
 
 absl::StatusOr<DType> DTypeFromFlag() {
@@ -48,6 +54,11 @@ absl::StatusOr<DType> DTypeFromFlag() {
 absl::Status Export() {
   ExportOptions options;
   CUBIT_ASSIGN_OR_RETURN(options.dtype, DTypeFromFlag());
+  const std::string to = absl::GetFlag(FLAGS_to);
+  if (to != "huggingface" && to != "llm.c") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--to is \"", to, "\"; give huggingface or llm.c"));
+  }
   // Beside a folder named with a final slash lies what would be inside it.
   std::string out = absl::GetFlag(FLAGS_out);
   while (out.size() > 1 && out.back() == '/') out.pop_back();
@@ -58,8 +69,10 @@ absl::Status Export() {
   }
   CUBIT_ASSIGN_OR_RETURN(const CheckpointModel loaded,
                          LoadCheckpointModel(absl::GetFlag(FLAGS_checkpoint)));
-  CUBIT_RETURN_IF_ERROR(
-      ExportHuggingFace(loaded, out, options, FileSystem::Posix()));
+  FileSystem& files = FileSystem::Posix();
+  CUBIT_RETURN_IF_ERROR(to == "llm.c"
+                            ? ExportLlmC(loaded, out, options.dtype, files)
+                            : ExportHuggingFace(loaded, out, options, files));
   absl::PrintF("step %d, %d parameters: %s\n", loaded.info.step,
                loaded.model->parameters().num_elements(), out);
   return absl::OkStatus();
