@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -59,6 +60,23 @@ struct EventMetrics {
   std::vector<std::pair<std::string, MetricValue>> fields;
 };
 
+// A number of a line, with its place: "train/loss", "train/krr/max_gain",
+// "validation/loss_by_position/0-127".
+struct MetricScalar {
+  std::string name;
+  double value = 0;  // may be NaN or infinite
+};
+
+// Sees every line's numbers after the line is written.
+class MetricsSink {
+ public:
+  virtual ~MetricsSink() = default;
+  virtual void OnScalars(int64_t step,
+                         const std::vector<MetricScalar>& scalars) = 0;
+};
+
+class MetricsLine;  // internal
+
 // Appends lines, each whole in one write; a line that does not fit on the disk
 // is taken back. Move-only.
 class MetricsWriter {
@@ -77,6 +95,10 @@ class MetricsWriter {
   MetricsWriter(const MetricsWriter&) = delete;
   MetricsWriter& operator=(const MetricsWriter&) = delete;
 
+  void AddSink(std::unique_ptr<MetricsSink> sink) {
+    sinks_.push_back(std::move(sink));
+  }
+
   absl::Status Write(const TrainMetrics& metrics);
   absl::Status Write(const ValidationMetrics& metrics);
   absl::Status Write(const EventMetrics& metrics);
@@ -85,10 +107,12 @@ class MetricsWriter {
   MetricsWriter(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}
 
   static absl::StatusOr<MetricsWriter> Open(const std::string& path, int flags);
-  absl::Status WriteLines(const std::string& lines);
+  absl::Status WriteLine(const MetricsLine& line);
+  absl::Status Append(const std::string& lines);
 
   std::string path_;
   int fd_ = -1;
+  std::vector<std::unique_ptr<MetricsSink>> sinks_;
 };
 
 struct RunMetrics {

@@ -55,6 +55,9 @@ ABSL_FLAG(std::string, init_from, "",
           "model is the folder's)");
 ABSL_FLAG(bool, allow_changes, false,
           "with --resume: accept another schedule, optimizer or data");
+ABSL_FLAG(int32_t, metrics_port, 0,
+          "serve the newest metrics to Prometheus at "
+          "http://127.0.0.1:PORT/metrics; 0: do not");
 ABSL_FLAG(bool, dry_run, false,
           "print parameters, memory and FLOPs per step, and train nothing");
 ABSL_FLAG(std::string, device, "auto", "auto, cpu or cuda");
@@ -225,6 +228,7 @@ absl::StatusOr<int> Train(const std::vector<std::string>& overrides) {
   options.resume = absl::GetFlag(FLAGS_resume);
   options.allow_changes = absl::GetFlag(FLAGS_allow_changes);
   options.stop_at_step = absl::GetFlag(FLAGS_stop_at_step);
+  options.metrics_port = absl::GetFlag(FLAGS_metrics_port);
   options.init_from = absl::GetFlag(FLAGS_init_from);
   if (options.resume && !options.init_from.empty()) {
     return absl::InvalidArgumentError(

@@ -18,8 +18,10 @@
 #include "launch/import.h"
 #include "launch/interrupt.h"
 #include "launch/lr_schedule.h"
+#include "launch/metrics_server.h"
 #include "launch/model_setup.h"
 #include "launch/sampler.h"
+#include "launch/tensorboard.h"
 #include "parallel/checkpoint.h"
 #include "runtime/command_line.h"
 #include "runtime/file_system.h"
@@ -101,6 +103,18 @@ absl::Status Trainer::OpenMetrics() {
                                        : MetricsWriter::Create(path));
   CUBIT_RETURN_IF_ERROR(WriteFileAtomically(
       FileSystem::Posix(), directory_.config_path(), ResolvedText(config_)));
+  CUBIT_ASSIGN_OR_RETURN(
+      auto event_file,
+      TensorBoardWriter::Create(JoinPath(directory_.path(), "tensorboard"),
+                                options_.resume ? step_ + 1 : 0));
+  metrics_->AddSink(std::move(event_file));
+  if (options_.metrics_port != 0) {
+    CUBIT_ASSIGN_OR_RETURN(auto server,
+                           MetricsServer::Start(options_.metrics_port));
+    LogInfo(absl::StrFormat("metrics at http://127.0.0.1:%d/metrics",
+                            server->port()));
+    metrics_->AddSink(std::move(server));
+  }
   if (!options_.init_from.empty()) {
     return Event("init_from", "folder", options_.init_from);
   }

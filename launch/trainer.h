@@ -35,6 +35,9 @@ struct TrainerOptions {
   // A Hugging Face folder whose weights a new run starts from (import.h); "":
   // random ones.
   std::string init_from;
+  // Where the newest metrics are served on the loopback interface
+  // (metrics_server.h); 0: nowhere.
+  int metrics_port = 0;
   // What a user types to go on; printed when the run stops early.
   std::string resume_command;
 };

@@ -125,9 +125,10 @@ TEST(ExportLlmC, BFloat16IsVersion5OfHalfTheSize) {
 
 TEST(ExportLlmC, ListsEveryReasonForWhichItCannot) {
   const std::string path = NewFolder() + "/model.bin";
-  const absl::Status status =
-      ExportLlmC(MakeSmallModel("model { norm: rms_norm mlp: swiglu }", 1),
-                 path, DType::kFloat32, Files());
+  const absl::Status status = ExportLlmC(
+      MakeSmallModel("model { norm: rms_norm mlp: swiglu ffn_hidden_size: 48 }",
+                     1),
+      path, DType::kFloat32, Files());
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   for (const char* word :
        {"model.mixer is cubit", "positional_encoding is rope",
