@@ -69,10 +69,12 @@ class MetricsLine {
   // Every number but the step, those that are not finite included.
   std::vector<MetricScalar> Scalars() const {
     std::vector<MetricScalar> scalars;
-    AddScalars(kind_, json_, &scalars);
+    const std::string prefix =
+        kind_ == "event" ? json_["event"].get<std::string>() : kind_;
+    AddScalars(prefix, json_, &scalars);
     for (const auto& [name, value] : lost_) {
       scalars.push_back(
-          {absl::StrCat(kind_, "/", absl::StrReplaceAll(name, {{".", "/"}})),
+          {absl::StrCat(prefix, "/", absl::StrReplaceAll(name, {{".", "/"}})),
            value});
     }
     return scalars;

@@ -61,7 +61,7 @@ struct EventMetrics {
 };
 
 // A number of a line, with its place: "train/loss", "train/krr/max_gain",
-// "validation/loss_by_position/0-127".
+// "validation/loss_by_position/0-127"; of an event, "evaluation/piqa.acc".
 struct MetricScalar {
   std::string name;
   double value = 0;  // may be NaN or infinite

@@ -35,7 +35,8 @@ def wanted(run):
     with open(os.path.join(run, "metrics.jsonl"), encoding="utf-8") as lines:
         for line in lines:
             record = json.loads(line)
-            for tag, value in numbers(record["kind"], record):
+            prefix = record.get("event", record["kind"])
+            for tag, value in numbers(prefix, record):
                 seen.setdefault(tag, []).append((record["step"], value))
     return seen
 

@@ -129,7 +129,7 @@ TEST(TensorBoardWriter, SeesEveryNumberOfTheMetrics) {
   EXPECT_EQ(events[3].step(), 8);
   EXPECT_EQ(ValueOf(events[3], "validation/loss_by_position/128-255"), 3.25f);
   EXPECT_EQ(events[4].step(), 9);
-  EXPECT_EQ(ValueOf(events[4], "event/acc"), 0.5f);
+  EXPECT_EQ(ValueOf(events[4], "evaluation/acc"), 0.5f);
   EXPECT_EQ(events[4].summary().value_size(), 2) << "a text is no scalar";
 }
 
