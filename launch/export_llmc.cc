@@ -95,14 +95,16 @@ class LlmCWriter {
   // Weights of `parts` of every layer, then their biases of `width` each.
   absl::Status WriteLayers(const std::vector<std::string>& parts,
                            int64_t width) {
-    for (const char* kind : {".weight", ".bias"}) {
-      const bool is_bias = kind[1] == 'b';
-      for (int64_t layer = 0; layer < model_.config().num_layers; ++layer) {
-        for (const std::string& part : parts) {
-          CUBIT_RETURN_IF_ERROR(
-              WriteParameter(absl::StrCat("layers.", layer, ".", part, kind),
-                             is_bias ? width : 0));
-        }
+    CUBIT_RETURN_IF_ERROR(WriteKind(parts, ".weight", 0));
+    return WriteKind(parts, ".bias", width);
+  }
+
+  absl::Status WriteKind(const std::vector<std::string>& parts,
+                         const char* kind, int64_t zeros) {
+    for (int64_t layer = 0; layer < model_.config().num_layers; ++layer) {
+      for (const std::string& part : parts) {
+        CUBIT_RETURN_IF_ERROR(WriteParameter(
+            absl::StrCat("layers.", layer, ".", part, kind), zeros));
       }
     }
     return absl::OkStatus();

@@ -160,7 +160,7 @@ MetricsServer::~MetricsServer() {
 
 void MetricsServer::OnScalars(int64_t step,
                               const std::vector<MetricScalar>& scalars) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   scalars_["step"] = static_cast<double>(step);
   for (const MetricScalar& scalar : scalars) {
     scalars_[scalar.name] = scalar.value;
@@ -219,7 +219,7 @@ std::string MetricsServer::Respond(absl::string_view request) {
   if (!absl::StartsWith(request, "GET /metrics ")) {
     return HttpAnswer("404 Not Found", "text/plain", "look at /metrics\n");
   }
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   return HttpAnswer("200 OK", "text/plain; version=0.0.4",
                     PrometheusText(scalars_));
 }

@@ -9,14 +9,13 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "absl/synchronization/mutex.h"
 
 #include "launch/metrics.h"
 
@@ -52,8 +51,8 @@ class MetricsServer : public MetricsSink {
   const int listen_fd_;
   const int wake_read_fd_;
   const int wake_write_fd_;
-  absl::Mutex mutex_;
-  std::map<std::string, double> scalars_ ABSL_GUARDED_BY(mutex_);
+  std::mutex mutex_;
+  std::map<std::string, double> scalars_;  // under mutex_
   std::thread thread_;
 };
 
