@@ -2,6 +2,7 @@
 
 #include "launch/config_checks.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <map>
@@ -12,6 +13,7 @@
 #include "absl/strings/string_view.h"
 
 #include "launch/config.h"
+#include "launch/evaluation_tasks.h"
 
 namespace cubit {
 namespace {
@@ -213,11 +215,28 @@ void CheckBuild(const RunConfig& config, Checker* checker) {
         RunConfig::Compute::Word_Name(config.precision().compute()),
         "; this build computes in fp32 only"));
   }
-  if (config.evaluation().tasks_size() > 0) {
-    checker->Fail(
-        "evaluation.tasks: this build evaluates the validation loss only; "
-        "remove the tasks");
+}
+
+void CheckTasks(const RunConfig::Evaluation& evaluation, Checker* checker) {
+  for (const std::string& name : evaluation.tasks()) {
+    if (name == kAllTasks && evaluation.tasks_size() == 1) continue;
+    const auto task = FindEvaluationTask(name);
+    if (!task.ok()) {
+      checker->Fail(
+          absl::StrCat("evaluation.tasks: ", task.status().message()));
+    }
+    if (std::count(evaluation.tasks().begin(), evaluation.tasks().end(), name) >
+        1) {
+      checker->Fail(absl::StrCat("evaluation.tasks names ", name, " twice"));
+    }
   }
+  if (evaluation.tasks_size() > 0 && evaluation.task_data().empty()) {
+    checker->Fail(
+        "evaluation.tasks needs evaluation.task_data, the folder with the "
+        "tasks' files");
+  }
+  checker->Range<Int>("evaluation.max_items", evaluation.max_items(), 0,
+                      1'000'000'000);
 }
 
 void CheckHabits(const RunConfig& config, Checker* checker) {
@@ -258,6 +277,7 @@ absl::Status ValidateConfig(const RunConfig& config) {
   CheckSchedule(config.schedule(), &checker);
   CheckBatch(config.batch(), &checker);
   CheckHabits(config, &checker);
+  CheckTasks(config.evaluation(), &checker);
   CheckBuild(config, &checker);
   return checker.status();
 }

@@ -158,6 +158,10 @@ void MakePathsAbsolute(RunConfig* config) {
   if (!data->tokenizer().empty() && data->tokenizer() != "byte") {
     data->set_tokenizer(Absolute(data->tokenizer()));
   }
+  RunConfig::Evaluation* evaluation = config->mutable_evaluation();
+  if (!evaluation->task_data().empty()) {
+    evaluation->set_task_data(Absolute(evaluation->task_data()));
+  }
 }
 
 absl::StatusOr<RunConfig> ConfigFromFlags(

@@ -79,6 +79,9 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
     CUBIT_RETURN_IF_ERROR(trainer->InitializeWeights());
   }
   CUBIT_RETURN_IF_ERROR(trainer->OpenData());
+  CUBIT_ASSIGN_OR_RETURN(
+      trainer->tasks_,
+      TrainingEvaluation::Create(config, *trainer->data_.tokenizer));
   CUBIT_RETURN_IF_ERROR(trainer->OpenMetrics());
   return trainer;
 }
@@ -308,6 +311,7 @@ absl::Status Trainer::AfterStep() {
   if (step_ == config_.schedule().total_steps()) return absl::OkStatus();
   if (IsDue(step_, config_.evaluation().every_steps())) {
     CUBIT_RETURN_IF_ERROR(Validate());
+    CUBIT_RETURN_IF_ERROR(EvaluateTasks());
   }
   if (IsDue(step_, config_.log().sample_every_steps())) {
     CUBIT_RETURN_IF_ERROR(Sample());
@@ -340,13 +344,36 @@ absl::Status Trainer::Validate() {
   return metrics_->Write(line);
 }
 
+absl::Status Trainer::EvaluateTasks() {
+  if (tasks_ == nullptr) return absl::OkStatus();
+  const absl::StatusOr<EventMetrics> result =
+      tasks_->Run(state_->model(), step_, state_->stream());
+  if (!result.ok()) {
+    // A run is worth more than one of its scores.
+    LogWarning(absl::StrCat("no scores of tasks at step ", step_, ": ",
+                            result.status().message(), "; training goes on"));
+    return Event("evaluation_failed", "reason",
+                 std::string(result.status().message()));
+  }
+  std::string line = absl::StrFormat("tasks at step %d:", step_);
+  for (const auto& [name, value] : result->fields) {
+    if (const auto* number = absl::get_if<double>(&value)) {
+      absl::StrAppend(&line, absl::StrFormat(" %s %.4g", name, *number));
+    }
+  }
+  LogInfo(line);
+  return metrics_->Write(*result);
+}
+
 absl::Status Trainer::Sample() {
   SamplingOptions options;
   options.temperature = kSampleTemperature;
   options.seed = config_.seed();
-  CUBIT_ASSIGN_OR_RETURN(const std::string text,
-                         GenerateText(state_->model(), *data_.tokenizer, "",
-                                      options, state_->stream(), nullptr));
+  CUBIT_ASSIGN_OR_RETURN(
+      const std::vector<GeneratedText> texts,
+      GenerateTexts(state_->model(), *data_.tokenizer, {""}, options,
+                    state_->stream(), nullptr, nullptr));
+  const std::string& text = texts[0].text;
   LogInfo(absl::StrCat("sample at step ", step_, ":\n", text));
   return Event("sample", "text", text);
 }
@@ -388,6 +415,7 @@ absl::StatusOr<int> Trainer::StopEarly(int signal) {
 absl::Status Trainer::Finish() {
   CUBIT_RETURN_IF_ERROR(Save());
   CUBIT_RETURN_IF_ERROR(Validate());
+  CUBIT_RETURN_IF_ERROR(EvaluateTasks());
   CUBIT_RETURN_IF_ERROR(Sample());
   LogInfo(absl::StrFormat(
       "done: %d steps, %d tokens. Everything is in %s: metrics.jsonl, log.txt, "

@@ -21,6 +21,7 @@
 #include "launch/run.pb.h"
 #include "launch/run_directory.h"
 #include "launch/train_state.h"
+#include "launch/training_evaluation.h"
 #include "launch/validation.h"
 
 namespace cubit {
@@ -78,6 +79,7 @@ class Trainer {
   // What is due after the step that was just done.
   absl::Status AfterStep();
   absl::Status Validate();
+  absl::Status EvaluateTasks();
   absl::Status Sample();
   absl::Status Save();
   absl::Status Event(const std::string& event, const std::string& key,
@@ -93,6 +95,7 @@ class Trainer {
   std::unique_ptr<TrainState> state_;
   std::unique_ptr<BatchLoader> loader_;
   std::unique_ptr<Validator> validator_;  // absent: too little held-out text
+  std::unique_ptr<TrainingEvaluation> tasks_;  // absent: none are asked for
   absl::optional<MetricsWriter> metrics_;
 
   RunPlan plan_;

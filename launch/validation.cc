@@ -3,6 +3,8 @@
 #include "launch/validation.h"
 
 #include <algorithm>
+#include <numeric>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 
@@ -56,13 +58,20 @@ absl::StatusOr<std::unique_ptr<Validator>> Validator::Open(
 }
 
 absl::StatusOr<ValidationResult> Validator::Run(TrainState* state) {
+  return Run([state](const Batch& batch) {
+    std::vector<float> losses;
+    state->Forward(batch, &losses);
+    return absl::StatusOr<std::vector<float>>(std::move(losses));
+  });
+}
+
+absl::StatusOr<ValidationResult> Validator::Run(LossesOf losses_of) {
   BatchLoader loader(dataset_.get(), options_);
   const int64_t seq_len = options_.seq_len;
   std::vector<Bucket> buckets(BucketOf(seq_len - 1) + 1);
-  std::vector<float> losses;
   for (int64_t i = 0; i < num_batches_; ++i) {
     CUBIT_ASSIGN_OR_RETURN(const Batch batch, loader.Next());
-    state->Forward(batch, &losses);
+    CUBIT_ASSIGN_OR_RETURN(const std::vector<float> losses, losses_of(batch));
     for (size_t n = 0; n < losses.size(); ++n) {
       if (batch.targets[n] == kIgnoredTarget) continue;
       Bucket& bucket = buckets[BucketOf(static_cast<int64_t>(n) % seq_len)];
@@ -87,6 +96,20 @@ absl::StatusOr<ValidationResult> Validator::Run(TrainState* state) {
   }
   result.loss /= static_cast<double>(result.tokens);
   return result;
+}
+
+absl::StatusOr<std::vector<float>> AllLosses(const Batch& batch,
+                                             const RunConfig& config,
+                                             SequenceScorer* scorer) {
+  ScoringBatch all;
+  all.seq_len = config.model().seq_len();
+  all.batch_size = static_cast<int64_t>(batch.inputs.size()) / all.seq_len;
+  all.inputs = batch.inputs;
+  if (config.data().document_mask()) all.segment_ids = batch.segment_ids;
+  all.targets = batch.targets;
+  all.positions.resize(batch.targets.size());
+  std::iota(all.positions.begin(), all.positions.end(), 0);
+  return scorer->Score(all);
 }
 
 }  // namespace cubit

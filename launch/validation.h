@@ -11,11 +11,13 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 
 #include "data/batch_loader.h"
 #include "data/token_dataset.h"
 #include "launch/train_state.h"
+#include "models/sequence_scorer.h"
 
 namespace cubit {
 
@@ -32,6 +34,11 @@ class Validator {
   static absl::StatusOr<std::unique_ptr<Validator>> Open(
       const std::vector<std::string>& folders, const RunConfig& config);
 
+  // The loss of every token of a batch, [N].
+  using LossesOf =
+      absl::FunctionRef<absl::StatusOr<std::vector<float>>(const Batch&)>;
+
+  absl::StatusOr<ValidationResult> Run(LossesOf losses_of);
   absl::StatusOr<ValidationResult> Run(TrainState* state);
 
  private:
@@ -41,6 +48,12 @@ class Validator {
   BatchLoaderOptions options_;
   int64_t num_batches_ = 0;
 };
+
+// The loss of every token of `batch` for Run, by a model of `config` that is
+// not being trained.
+absl::StatusOr<std::vector<float>> AllLosses(const Batch& batch,
+                                             const RunConfig& config,
+                                             SequenceScorer* scorer);
 
 }  // namespace cubit
 

@@ -63,10 +63,11 @@ void Block::Backward(const LayerContext& context, ConstTensor x,
   mixer_norm_.Backward(context, scratch.d_branch, x, saved.mixer_norm, d);
 }
 
-void Block::Decode(const LayerContext& context, int64_t position, ConstTensor x,
-                   BlockSaved* saved, MixerLayerCache* cache) const {
+void Block::Decode(const LayerContext& context,
+                   absl::Span<const DecodeRow> rows, ConstTensor x,
+                   BlockSaved* saved) const {
   mixer_norm_.Forward(context, x, &saved->mixer_norm);
-  mixer_.Decode(context, position, saved->mixer_norm.y, &saved->mixer, cache,
+  mixer_.Decode(context, rows, saved->mixer_norm.y, &saved->mixer,
                 saved->residual);
   AddInPlace(x, saved->residual, *context.stream);
   ForwardMlp(context, saved);

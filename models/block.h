@@ -7,6 +7,8 @@
 
 #include <string>
 
+#include "absl/types/span.h"
+
 #include "models/layer_context.h"
 #include "models/mixer_layer.h"
 #include "models/mlp.h"
@@ -52,9 +54,10 @@ class Block {
 
   const MixerLayer& mixer() const { return mixer_; }
 
-  // One token: x [B, D] to saved->out; `saved` has T = 1.
-  void Decode(const LayerContext& context, int64_t position, ConstTensor x,
-              BlockSaved* saved, MixerLayerCache* cache) const;
+  // One token of every text in `rows`: x [B, D] to saved->out; `saved` has
+  // T = 1. Rows that `rows` does not name are undefined.
+  void Decode(const LayerContext& context, absl::Span<const DecodeRow> rows,
+              ConstTensor x, BlockSaved* saved) const;
 
  private:
   // The second branch: saved->residual to saved->out.

@@ -82,6 +82,7 @@ class LanguageModel {
 
  private:
   friend class Decoder;
+  friend class SequenceScorer;
 
   explicit LanguageModel(const ModelConfig& config,
                          std::unique_ptr<TokenMixer> mixer);

@@ -111,9 +111,8 @@ MixerHealth MixerLayer::Health(const LayerContext& context,
                         scratch.health);
 }
 
-MixerLayerCache MixerLayer::AllocateCache(int64_t batch, int64_t seq_len,
-                                          Arena& arena) const {
-  return {mixer_->AllocateCache(ShapeOf(batch, seq_len), arena)};
+MixerLayerCache MixerLayer::AllocateCache(int64_t seq_len, Arena& arena) const {
+  return {mixer_->AllocateCache(ShapeOf(1, seq_len), arena)};
 }
 
 void MixerLayer::FillCache(const LayerContext& context,
@@ -123,12 +122,16 @@ void MixerLayer::FillCache(const LayerContext& context,
                     *context.stream);
 }
 
-void MixerLayer::Decode(const LayerContext& context, int64_t position,
-                        ConstTensor x, MixerLayerSaved* saved,
-                        MixerLayerCache* cache, Tensor y) const {
+void MixerLayer::Decode(const LayerContext& context,
+                        absl::Span<const DecodeRow> rows, ConstTensor x,
+                        MixerLayerSaved* saved, Tensor y) const {
+  const MixerContext mixer_context = ContextFor(context);
   in_.Forward(context, x, Rows(saved->columns));
-  mixer_->Decode(ContextFor(context), position, saved->columns,
-                 cache->mixer.get(), saved->out);
+  for (const DecodeRow& text : rows) {
+    mixer_->Decode(mixer_context, text.position,
+                   saved->columns.Slice(text.row, 1), text.cache->mixer.get(),
+                   saved->out.Slice(text.row, 1));
+  }
   out_.Forward(context, Rows(saved->out), y);
 }
 

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/types/span.h"
+
 #include "models/layer_context.h"
 #include "models/linear.h"
 #include "models/mixers/token_mixer.h"
@@ -31,8 +33,16 @@ struct MixerLayerScratch {
   std::unique_ptr<MixerScratch> mixer;
 };
 
+// Of one text.
 struct MixerLayerCache {
   std::unique_ptr<MixerCache> mixer;
+};
+
+// A text that a decoding step appends a token to.
+struct DecodeRow {
+  int64_t row = 0;       // of x and y
+  int64_t position = 0;  // of the new token
+  MixerLayerCache* cache = nullptr;
 };
 
 class MixerLayer {
@@ -56,13 +66,14 @@ class MixerLayer {
   MixerHealth Health(const LayerContext& context, const MixerLayerSaved& saved,
                      const MixerLayerScratch& scratch) const;
 
-  MixerLayerCache AllocateCache(int64_t batch, int64_t seq_len,
-                                Arena& arena) const;
+  MixerLayerCache AllocateCache(int64_t seq_len, Arena& arena) const;
   void FillCache(const LayerContext& context, const MixerLayerSaved& saved,
                  MixerLayerCache* cache) const;
-  // One token: x, y [B, D]; `saved` has T = 1.
-  void Decode(const LayerContext& context, int64_t position, ConstTensor x,
-              MixerLayerSaved* saved, MixerLayerCache* cache, Tensor y) const;
+  // One token of every text in `rows`, each at its own position: x, y [B, D];
+  // `saved` has T = 1. The projections take all B rows at once, the mixer one
+  // text at a time. Rows of y that `rows` does not name are undefined.
+  void Decode(const LayerContext& context, absl::Span<const DecodeRow> rows,
+              ConstTensor x, MixerLayerSaved* saved, Tensor y) const;
 
  private:
   MixerShape ShapeOf(int64_t batch, int64_t seq_len) const;

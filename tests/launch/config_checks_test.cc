@@ -147,8 +147,23 @@ TEST(ValidateConfig, MoreThanOneRankIsRefused) {
                                                 "supported")));
   }
   EXPECT_THAT(Problem({"precision.compute=bf16"}), HasSubstr("fp32 only"));
+}
+
+TEST(ValidateConfig, TasksAreNamesWithAFolder) {
+  const std::string data = "evaluation.task_data=eval";
+  EXPECT_TRUE(
+      ValidateConfig(With({"evaluation.tasks=hellaswag,race", data})).ok());
+  EXPECT_TRUE(ValidateConfig(With({"evaluation.tasks=all", data})).ok());
   EXPECT_THAT(Problem({"evaluation.tasks=hellaswag"}),
-              HasSubstr("evaluation.tasks"));
+              HasSubstr("needs evaluation.task_data"));
+  EXPECT_THAT(Problem({"evaluation.tasks=helaswag", data}),
+              HasSubstr("did you mean hellaswag?"));
+  EXPECT_THAT(Problem({"evaluation.tasks=all,race", data}),
+              HasSubstr("no task \"all\""));
+  EXPECT_THAT(Problem({"evaluation.tasks=race,race", data}),
+              HasSubstr("names race twice"));
+  EXPECT_THAT(Problem({"evaluation.max_items=-1"}),
+              HasSubstr("evaluation.max_items"));
 }
 
 TEST(ValidateConfig, ListsEverythingThatIsWrong) {

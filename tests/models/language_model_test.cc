@@ -192,15 +192,15 @@ TEST_P(LanguageModelTest, DecoderGivesTheLogitsOfTheParallelForm) {
   Fixture fixture(config, 1);
   const auto* ids = fixture.activations().inputs.data<int32_t>();
   auto whole =
-      Decoder::Create(&fixture.model(), config.seq_len, &fixture.stream());
+      Decoder::Create(&fixture.model(), 1, config.seq_len, &fixture.stream());
   auto cached =
-      Decoder::Create(&fixture.model(), config.seq_len, &fixture.stream());
+      Decoder::Create(&fixture.model(), 1, config.seq_len, &fixture.stream());
   ASSERT_TRUE(whole.ok() && cached.ok());
-  auto logits = (*cached)->Start({ids, 3});
+  auto logits = (*cached)->Start(0, {ids, 3});
   ASSERT_TRUE(logits.ok());
   for (int64_t length = 4; length <= config.seq_len; ++length) {
-    *logits = (*cached)->Append(ids[length - 1]);
-    const auto want = (*whole)->Start({ids, static_cast<size_t>(length)});
+    *logits = (*cached)->Append({{0, ids[length - 1]}})[0];
+    const auto want = (*whole)->Start(0, {ids, static_cast<size_t>(length)});
     ASSERT_TRUE(want.ok());
     ASSERT_TRUE(testing::IsClose(testing::ToDouble(*logits),
                                  testing::ToDouble(*want), 2e-5))
