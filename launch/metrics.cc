@@ -168,6 +168,21 @@ class Fields {
   bool ok_ = true;
 };
 
+bool ReadData(const Json& json, TrainMetrics* metrics) {
+  if (!json.is_object()) return false;
+  Fields fields(json);
+  DataMetrics& data = metrics->data.emplace();
+  data.position = fields.Integer("position");
+  data.wait_seconds = fields.Number("wait_seconds");
+  const Json* epochs = fields.Find("epochs");
+  if (!fields.ok() || !epochs->is_array()) return false;
+  for (const Json& epoch : *epochs) {
+    if (!epoch.is_number()) return false;
+    data.epochs.push_back(epoch.get<double>());
+  }
+  return true;
+}
+
 bool ReadTrain(const Json& json, TrainMetrics* metrics) {
   Fields fields(json);
   metrics->step = fields.Integer("step");
@@ -180,6 +195,7 @@ bool ReadTrain(const Json& json, TrainMetrics* metrics) {
   if (!std::isnan(mfu)) metrics->mfu = mfu;
   metrics->step_seconds = fields.Number("step_seconds");
   metrics->memory_bytes = fields.Integer("memory_bytes");
+  if (json.contains("data") && !ReadData(json["data"], metrics)) return false;
   const Json* krr = fields.Find("krr");
   if (!fields.ok()) return false;
   if (krr->is_null()) return true;
@@ -333,6 +349,13 @@ absl::Status MetricsWriter::Write(const TrainMetrics& metrics) {
     health["lambda_max"] =
         line.Number("krr.lambda_max", metrics.krr->lambda_max);
     line.Add("krr", std::move(health));
+  }
+  if (metrics.data.has_value()) {
+    Json data;
+    data["position"] = metrics.data->position;
+    data["epochs"] = metrics.data->epochs;
+    data["wait_seconds"] = metrics.data->wait_seconds;
+    line.Add("data", std::move(data));
   }
   return WriteLine(line);
 }

@@ -29,6 +29,14 @@ struct KrrMetrics {
   double lambda_max = 0;
 };
 
+// Where in the data a run is (data/blended_dataset.h).
+struct DataMetrics {
+  // The next sample in the order of samples, those counted that were skipped.
+  int64_t position = 0;
+  std::vector<double> epochs;  // of each data set of a blend, so far
+  double wait_seconds = 0;     // of the step, for its batches
+};
+
 struct TrainMetrics {
   int64_t step = 0;
   int64_t tokens = 0;  // seen so far
@@ -39,7 +47,8 @@ struct TrainMetrics {
   absl::optional<double> mfu;  // none where the peak is not known
   double step_seconds = 0;
   int64_t memory_bytes = 0;
-  absl::optional<KrrMetrics> krr;  // none for other mixers
+  absl::optional<KrrMetrics> krr;    // none for other mixers
+  absl::optional<DataMetrics> data;  // none in files of older versions
 };
 
 struct ValidationMetrics {

@@ -82,6 +82,10 @@ std::vector<Curve> Curves() {
        [](const auto& line) { return line.tokens_per_second; }},
       {"mfu", Thin::kMean,
        [](const auto& line) { return line.mfu.value_or(kNone); }},
+      {"wait_seconds", Thin::kLargest,
+       [](const auto& line) {
+         return line.data.has_value() ? line.data->wait_seconds : kNone;
+       }},
       {"min_diagonal", Thin::kSmallest, krr(&KrrMetrics::min_diagonal)},
       {"max_gain", Thin::kLargest, krr(&KrrMetrics::max_gain)},
       {"lambda_max", Thin::kLargest, krr(&KrrMetrics::lambda_max)},

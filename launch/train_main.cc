@@ -16,6 +16,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 
+#include "data/reader_process.h"
 #include "launch/config.h"
 #include "launch/config_checks.h"
 #include "launch/data_setup.h"
@@ -38,9 +39,14 @@ ABSL_FLAG(std::string, config, "", "a cubit.RunConfig text proto file");
 ABSL_FLAG(std::string, set, "",
           "PATH=VALUE, changes one key of the configuration, for example "
           "--set model.num_layers=2; may be given any number of times");
-ABSL_FLAG(std::string, data, "",
-          "folder of token shards, or text or jsonl files, folders or patterns "
-          "(separated by commas); empty: the default corpus");
+ABSL_FLAG(
+    std::string, data, "",
+    "folders of token shards, or text, jsonl or parquet files, folders or "
+    "patterns (separated by commas; --set data.weight=3,1 mixes them); "
+    "empty: the default corpus");
+ABSL_FLAG(std::string, skip_data_range, "",
+          "FIRST-LAST: the samples that these steps would have had are passed "
+          "over (added to data.skip_steps), say to get past a loss spike");
 ABSL_FLAG(std::string, output_dir, "",
           "where the run is written; empty: runs/NAME, the next free one");
 ABSL_FLAG(int64_t, steps, 0,
@@ -83,6 +89,8 @@ Examples:
   bazel run //launch:train -- --output_dir=runs/a --resume
   bazel run //launch:train -- --config=exported/config.textproto \
       --init_from=exported --data=notes/*.txt
+  bazel run //launch:train -- --output_dir=runs/a --resume \
+      --skip_data_range=1200-1250
   bazel run //launch:train -- --preset=cubit_1p3b --dry_run
 
 Exit status: 0 done; 1 a wrong request or bad input, nothing was changed;
@@ -178,6 +186,9 @@ absl::StatusOr<RunConfig> ConfigFromFlags(
       config.mutable_data()->add_path(std::string(path));
     }
   }
+  const std::string skipped = absl::GetFlag(FLAGS_skip_data_range);
+  if (!skipped.empty()) config.mutable_data()->add_skip_steps(skipped);
+  CUBIT_RETURN_IF_ERROR(SkippedPositions(config).status());
   MakePathsAbsolute(&config);
   ApplySizes(&config);
   CUBIT_RETURN_IF_ERROR(ValidateConfig(config));
@@ -273,6 +284,7 @@ absl::StatusOr<int> Train(const std::vector<std::string>& overrides) {
 }  // namespace cubit
 
 int main(int argc, char** argv) {
+  if (const auto status = cubit::RunReaderProcess(argc, argv)) return *status;
   const std::vector<std::string> overrides =
       cubit::TakeRepeatedFlag("set", &argc, argv);
   const std::vector<std::string> rest =

@@ -142,6 +142,8 @@ absl::Status Trainer::OpenData() {
   options.seq_len = config_.model().seq_len();
   options.shuffle_seed = config_.data().shuffle_seed();
   options.first_position = position_;
+  CUBIT_ASSIGN_OR_RETURN(skipped_data_, SkippedPositions(config_));
+  options.skipped = skipped_data_;
   options.mask_across_documents = config_.data().document_mask();
   loader_ = std::make_unique<BatchLoader>(data_.train.get(), options);
   const DatasetInfo& info = data_.train->info();
@@ -171,6 +173,7 @@ absl::Status Trainer::Resume() {
   step_ = info.step;
   tokens_ = info.tokens;
   position_ = info.position;
+  CUBIT_RETURN_IF_ERROR(CheckSkippedOnResume(saved, config_, position_));
   saved_step_ = step_;
   const auto skipped = info.state.find(kSkippedSteps);
   if (skipped == info.state.end() ||
@@ -290,6 +293,11 @@ absl::Status Trainer::Report(const StepResult& result) {
     line.krr = KrrMetrics{result.health.min_diagonal, result.health.max_gain,
                           result.health.lambda_max};
   }
+  const int64_t position = SkipPositions(skipped_data_, position_);
+  const double waited = loader_->wait_seconds();
+  line.data = DataMetrics{position, data_.train->Epochs(position),
+                          waited - data_wait_seconds_};
+  data_wait_seconds_ = waited;
   CUBIT_RETURN_IF_ERROR(metrics_->Write(line));
   const int64_t total = config_.schedule().total_steps();
   const std::string text = absl::StrFormat(

@@ -100,9 +100,12 @@ class Trainer {
 
   RunPlan plan_;
   double peak_flops_ = 0;
-  int64_t step_ = 0;      // steps done
-  int64_t tokens_ = 0;    // seen in those
-  int64_t position_ = 0;  // next sample in the order of samples
+  int64_t step_ = 0;    // steps done
+  int64_t tokens_ = 0;  // seen in those
+  // Next sample in the order of samples without the skipped ones.
+  int64_t position_ = 0;
+  std::vector<PositionRange> skipped_data_;
+  double data_wait_seconds_ = 0;  // of all steps
   int64_t skipped_steps_ = 0;
   int64_t skipped_in_a_row_ = 0;
   int64_t saved_step_ = -1;

@@ -45,15 +45,15 @@ absl::Status FillLogits(Decoder* decoder, Dump* dump) {
   for (size_t count = 1; count <= dump->ids.size(); ++count) {
     CUBIT_ASSIGN_OR_RETURN(
         const std::vector<float> row,
-        decoder->Start(absl::MakeConstSpan(dump->ids).first(count)));
+        decoder->Start(0, absl::MakeConstSpan(dump->ids).first(count)));
     dump->parallel.insert(dump->parallel.end(), row.begin(), row.end());
   }
   CUBIT_ASSIGN_OR_RETURN(
       std::vector<float> row,
-      decoder->Start(absl::MakeConstSpan(dump->ids).first(1)));
+      decoder->Start(0, absl::MakeConstSpan(dump->ids).first(1)));
   for (size_t i = 1; i < dump->ids.size(); ++i) {
     dump->cached.insert(dump->cached.end(), row.begin(), row.end());
-    row = decoder->Append(dump->ids[i]);
+    row = decoder->Append({{0, dump->ids[i]}})[0];
   }
   dump->cached.insert(dump->cached.end(), row.begin(), row.end());
   return absl::OkStatus();
@@ -62,14 +62,15 @@ absl::Status FillLogits(Decoder* decoder, Dump* dump) {
 absl::Status FillGreedy(Decoder* decoder, int64_t tokens, Dump* dump) {
   std::vector<int32_t> text = dump->ids;
   for (int64_t i = 0; i < tokens; ++i) {
-    CUBIT_ASSIGN_OR_RETURN(const std::vector<float> row, decoder->Start(text));
+    CUBIT_ASSIGN_OR_RETURN(const std::vector<float> row,
+                           decoder->Start(0, text));
     dump->greedy.push_back(Best(row));
     text.push_back(dump->greedy.back());
   }
-  CUBIT_ASSIGN_OR_RETURN(std::vector<float> row, decoder->Start(dump->ids));
+  CUBIT_ASSIGN_OR_RETURN(std::vector<float> row, decoder->Start(0, dump->ids));
   for (int64_t i = 0; i < tokens; ++i) {
     dump->greedy_cached.push_back(Best(row));
-    row = decoder->Append(dump->greedy_cached.back());
+    row = decoder->Append({{0, dump->greedy_cached.back()}})[0];
   }
   return absl::OkStatus();
 }
@@ -109,7 +110,7 @@ absl::Status DumpLogits() {
   Stream stream;
   CUBIT_ASSIGN_OR_RETURN(
       const std::unique_ptr<Decoder> decoder,
-      Decoder::Create(loaded.model.get(),
+      Decoder::Create(loaded.model.get(), /*num_texts=*/1,
                       static_cast<int64_t>(dump.ids.size()) + tokens, &stream));
   CUBIT_RETURN_IF_ERROR(FillLogits(decoder.get(), &dump));
   CUBIT_RETURN_IF_ERROR(FillGreedy(decoder.get(), tokens, &dump));

@@ -38,6 +38,7 @@ ReportRun RunOf(int64_t steps) {
     line.grad_norm = step == 7 ? 99 : 1;
     line.tokens_per_second = 50;
     line.step_seconds = 3.6;
+    line.data.emplace().wait_seconds = step == 3 ? 0.5 : 0;
     line.krr = KrrMetrics{step == 9 ? 1e-9 : 0.5, 2, 1e-10};
     run.metrics.train.push_back(line);
   }
@@ -66,6 +67,7 @@ TEST(Report, ThinsALongRunAndKeepsItsExtremes) {
   EXPECT_EQ(train["step"].back(), 100000);
   EXPECT_EQ(train["grad_norm"][0], 99) << "the largest of its steps";
   EXPECT_EQ(train["grad_norm"][1], 1);
+  EXPECT_EQ(train["wait_seconds"][0], 0.5);
   EXPECT_EQ(train["min_diagonal"][0], 1e-9) << "the smallest of its steps";
   // The mean of steps 1 to 84 of a line that falls by 1e-5 a step.
   EXPECT_NEAR(train["loss"][0].get<double>(), 5.0 - 42.5e-5, 1e-5);
