@@ -81,11 +81,11 @@ class MetricsLine {
   }
 
  private:
-  static void AddScalars(const std::string& prefix, const Json& object,
+  static void AddScalars(const std::string& prefix, const Json& members,
                          std::vector<MetricScalar>* scalars) {
-    for (const auto& [name, value] : object.items()) {
+    for (const auto& [name, value] : members.items()) {
       const std::string path = absl::StrCat(prefix, "/", name);
-      if (value.is_object()) AddScalars(path, value, scalars);
+      if (value.is_structured()) AddScalars(path, value, scalars);
       if (value.is_number() && name != "step") {
         scalars->push_back({path, value.get<double>()});
       }

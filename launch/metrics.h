@@ -70,7 +70,8 @@ struct EventMetrics {
 };
 
 // A number of a line, with its place: "train/loss", "train/krr/max_gain",
-// "validation/loss_by_position/0-127"; of an event, "evaluation/piqa.acc".
+// "validation/loss_by_position/0-127"; of an event, "evaluation/piqa.acc";
+// of a list, "train/data/epochs/0".
 struct MetricScalar {
   std::string name;
   double value = 0;  // may be NaN or infinite

@@ -24,6 +24,8 @@ def as_float(value):
 
 def numbers(prefix, members):
     for name, value in members.items():
+        if isinstance(value, list):
+            value = dict(enumerate(value))
         if isinstance(value, dict):
             yield from numbers(f"{prefix}/{name}", value)
         elif not isinstance(value, (bool, str, type(None))) and name != "step":

@@ -106,6 +106,7 @@ TEST(TensorBoardWriter, SeesEveryNumberOfTheMetrics) {
   train.loss = 2.5;
   train.grad_norm = NAN;
   train.krr = KrrMetrics{0.25, INFINITY, 1e-10};
+  train.data.emplace().epochs = {0, 3};
   ValidationMetrics validation;
   validation.step = 8;
   validation.loss_by_position = {{"0-127", 3.5}, {"128-255", 3.25}};
@@ -126,6 +127,7 @@ TEST(TensorBoardWriter, SeesEveryNumberOfTheMetrics) {
   EXPECT_TRUE(std::isnan(ValueOf(events[2], "train/grad_norm")));
   EXPECT_EQ(ValueOf(events[2], "train/krr/min_diagonal"), 0.25f);
   EXPECT_TRUE(std::isinf(ValueOf(events[2], "train/krr/max_gain")));
+  EXPECT_EQ(ValueOf(events[2], "train/data/epochs/1"), 3.0f);
   EXPECT_EQ(events[3].step(), 8);
   EXPECT_EQ(ValueOf(events[3], "validation/loss_by_position/128-255"), 3.25f);
   EXPECT_EQ(events[4].step(), 9);
