@@ -60,8 +60,8 @@ std::vector<std::string> ModelKinds() {
       "model { cubit { share: true } }",
       "model { cubit { lrr: false } bias: false }",
       "model { mixer: softmax norm: rms_norm mlp: swiglu }",
-      "model { mixer: softmax softmax { qk_norm: true } tied_embeddings: true "
-      "}",
+      R"(model { mixer: softmax softmax { qk_norm: true }
+                 tied_embeddings: true })",
       "model { mixer: deltaformer positional_encoding: none }",
       "model { mixer: deltaformer deltaformer { w: k beta: linear } }",
   };
