@@ -4,10 +4,13 @@
 
 #include <cmath>
 #include <cstring>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/str_split.h"
 #include "gtest/gtest.h"
 #include <nlohmann/json.hpp>
 
@@ -15,6 +18,7 @@
 #include "launch/config.h"
 #include "launch/export_config.h"
 #include "launch/import.h"
+#include "launch/modeling_file.h"
 #include "parallel/safetensors.h"
 #include "tests/data/small_vocabulary.h"
 #include "tests/launch/checkpoint_models.h"
@@ -108,6 +112,37 @@ TEST(Export, NamesTensorsAndFilesAsTransformersWantsThem) {
   EXPECT_EQ(config["dtype"], "float32");
   EXPECT_NE(ReadText(folder + "/" + kModelingFile).find("class CubitForCausal"),
             std::string::npos);
+}
+
+// Where the two are written apart, a new field or parameter is easily
+// forgotten in one of them.
+TEST(Export, ModelingFileKnowsEveryFieldAndParameter) {
+  const std::string text(ModelingFileText());
+  const auto knows = [&](const std::string& word) {
+    return text.find("self." + word + " =") != std::string::npos ||
+           text.find("\"" + word + "\"") != std::string::npos;
+  };
+  const std::set<std::string> of_transformers = {
+      "model_type",   "architectures",       "auto_map",
+      "dtype",        "tie_word_embeddings", "bos_token_id",
+      "eos_token_id", "pad_token_id",        "tokenizer_sha256"};
+  for (const std::string& kind : ModelKinds()) {
+    const CheckpointModel model = MakeSmallModel(kind, 1);
+    const auto config = nlohmann::json::parse(HuggingFaceConfig(
+        model.model->config(), *model.tokenizer, DType::kFloat32));
+    for (const auto& field : config.items()) {
+      if (of_transformers.count(field.key()) > 0) continue;
+      EXPECT_TRUE(knows(field.key())) << field.key();
+    }
+    EXPECT_TRUE(knows(config["mixer"])) << config["mixer"];
+    for (const Parameter& parameter : model.model->parameters().parameters()) {
+      for (absl::string_view part :
+           absl::StrSplit(HuggingFaceName(parameter.name), '.')) {
+        if (absl::ascii_isdigit(part[0])) continue;
+        EXPECT_TRUE(knows(std::string(part))) << parameter.name;
+      }
+    }
+  }
 }
 
 TEST(Export, TiedEmbeddingsAreStoredOnce) {
