@@ -12,7 +12,6 @@
 #include <thread>
 #include <utility>
 
-#include "data/sample_order.h"
 #include "runtime/check.h"
 #include "runtime/status_macros.h"
 
@@ -28,17 +27,16 @@ constexpr int32_t kIgnoredTarget = -100;
 // std::mutex, because ThreadSanitizer does not see into the distribution's
 // absl::Mutex.
 struct BatchLoader::State {
-  State(TokenDataset* samples, const BatchLoaderOptions& loader_options)
+  State(BlendedDataset* samples, const BatchLoaderOptions& loader_options)
       : dataset(samples),
         options(loader_options),
-        order(options.shuffle_seed, dataset->info().num_samples),
         tokens(static_cast<size_t>(options.seq_len) + 1) {}
 
-  TokenDataset* const dataset;
+  // Where the loader was given a single data set.
+  std::unique_ptr<BlendedDataset> owned;
+  BlendedDataset* const dataset;
   const BatchLoaderOptions options;
-  // Used by the thread alone.
-  const SampleOrder order;
-  std::vector<int32_t> tokens;  // [T + 1]
+  std::vector<int32_t> tokens;  // [T + 1], used by the thread alone
 
   std::mutex mutex;
   std::condition_variable changed;
@@ -48,25 +46,19 @@ struct BatchLoader::State {
   double wait_seconds = 0;
   std::thread thread;
 
-  int64_t SampleAt(int64_t position) const;
   absl::StatusOr<Batch> Read(int64_t first_position);
   absl::Status ReadRow(int64_t position, int64_t row, Batch* batch);
   void Run();
 };
-
-int64_t BatchLoader::State::SampleAt(int64_t position) const {
-  return options.shuffle ? order.SampleAt(position)
-                         : position % dataset->info().num_samples;
-}
 
 absl::Status BatchLoader::State::ReadRow(int64_t position, int64_t row,
                                          Batch* batch) {
   const int64_t seq_len = options.seq_len;
   int32_t* const inputs = batch->inputs.data() + row * seq_len;
   int32_t* const targets = batch->targets.data() + row * seq_len;
-  CUBIT_RETURN_IF_ERROR(
-      dataset->ReadSample(SampleAt(position), tokens.data(),
-                          batch->segment_ids.data() + row * seq_len));
+  CUBIT_RETURN_IF_ERROR(dataset->ReadSample(
+      dataset->SampleAt(options.shuffle_seed, options.shuffle, position),
+      tokens.data(), batch->segment_ids.data() + row * seq_len));
   const int32_t eot_id = dataset->info().eot_id;
   for (int64_t i = 0; i < seq_len; ++i) {
     inputs[i] = tokens[static_cast<size_t>(i)];
@@ -103,7 +95,8 @@ void BatchLoader::State::Run() {
       });
       if (stopping) return;
     }
-    absl::StatusOr<Batch> batch = Read(position);
+    absl::StatusOr<Batch> batch =
+        Read(SkipPositions(options.skipped, position));
     const std::lock_guard<std::mutex> lock(mutex);
     if (batch.ok()) {
       batches.push_back(*std::move(batch));
@@ -115,14 +108,27 @@ void BatchLoader::State::Run() {
   }
 }
 
+BatchLoader::BatchLoader(BlendedDataset* dataset,
+                         const BatchLoaderOptions& options)
+    : state_(std::make_unique<State>(dataset, options)) {
+  Start();
+}
+
 BatchLoader::BatchLoader(TokenDataset* dataset,
                          const BatchLoaderOptions& options) {
+  auto owned = std::make_unique<BlendedDataset>(dataset);
+  state_ = std::make_unique<State>(owned.get(), options);
+  state_->owned = std::move(owned);
+  Start();
+}
+
+void BatchLoader::Start() {
+  const BatchLoaderOptions& options = state_->options;
   CUBIT_CHECK_GE(options.micro_batch_size, 1);
-  CUBIT_CHECK_EQ(options.seq_len, dataset->info().seq_len);
+  CUBIT_CHECK_EQ(options.seq_len, state_->dataset->info().seq_len);
   CUBIT_CHECK_GE(options.first_position, 0);
   CUBIT_CHECK_GE(options.stride, 1);
   CUBIT_CHECK_GE(options.prefetch, 1);
-  state_ = std::make_unique<State>(dataset, options);
   state_->thread = std::thread([state = state_.get()] { state->Run(); });
 }
 

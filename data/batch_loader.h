@@ -11,6 +11,8 @@
 
 #include "absl/status/statusor.h"
 
+#include "data/blended_dataset.h"
+#include "data/sample_blend.h"
 #include "data/token_dataset.h"
 
 namespace cubit {
@@ -28,8 +30,12 @@ struct BatchLoaderOptions {
   int64_t seq_len = 0;
   uint64_t shuffle_seed = 0;
   bool shuffle = true;
-  // The first sample to read, as a position in the endless order of samples.
+  // The first sample to read, as a position in the endless order of samples
+  // without those that are skipped.
   int64_t first_position = 0;
+  // Positions in the order with them, sorted, without overlaps. None begins or
+  // ends inside a micro-batch.
+  std::vector<PositionRange> skipped;
   // Samples between the starts of consecutive micro-batches: micro_batch_size
   // for one data-parallel rank, times dp_size for several.
   int64_t stride = 1;
@@ -43,6 +49,7 @@ struct BatchLoaderOptions {
 class BatchLoader {
  public:
   // `dataset` must outlive the loader and be used by nothing else.
+  BatchLoader(BlendedDataset* dataset, const BatchLoaderOptions& options);
   BatchLoader(TokenDataset* dataset, const BatchLoaderOptions& options);
   ~BatchLoader();
   BatchLoader(const BatchLoader&) = delete;
@@ -55,6 +62,8 @@ class BatchLoader {
   double wait_seconds() const;
 
  private:
+  void Start();
+
   struct State;
   std::unique_ptr<State> state_;
 };

@@ -19,6 +19,9 @@ namespace {
 
 constexpr char kByteOrderMark[] = "\xEF\xBB\xBF";
 constexpr char kTextField[] = "text";
+constexpr char kCountField[] = "token_count";
+// Where DataTrove keeps all fields but the text and the id.
+constexpr char kMetadataField[] = "metadata";
 
 std::string Utf16Hint(absl::string_view text) {
   const bool is_utf16 =
@@ -124,18 +127,28 @@ class LineReader {
   size_t end_ = 0;
 };
 
-// Keeps the field "text" of the outermost object.
+bool IsCount(const JsonPath& path) {
+  return path.back() == kCountField &&
+         (path.size() == 1 || (path.size() == 2 && path[0] == kMetadataField));
+}
+
+// Keeps the field "text" of the outermost object, and the number of its tokens
+// where one is stated.
 class TextField : public JsonHandler {
  public:
   explicit TextField(std::string* text) : text_(text) {}
 
   bool found() const { return found_; }
+  int64_t stated_tokens() const { return stated_tokens_; }
 
   absl::Status OnValue(const JsonPath& path, const JsonValue& value) override {
     if (path.empty() && value.kind != JsonValue::Kind::kObject) {
       return absl::InvalidArgumentError(
           absl::StrCat("holds ", Describe(value.kind),
                        ", an object with the field \"text\" is wanted"));
+    }
+    if (value.kind == JsonValue::Kind::kInteger && IsCount(path)) {
+      stated_tokens_ = value.integer;
     }
     if (path.size() != 1 || path[0] != kTextField) return absl::OkStatus();
     if (found_) {
@@ -153,6 +166,7 @@ class TextField : public JsonHandler {
  private:
   std::string* const text_;
   bool found_ = false;
+  int64_t stated_tokens_ = -1;
 };
 
 class JsonLinesSource : public DocumentSource {
@@ -160,6 +174,8 @@ class JsonLinesSource : public DocumentSource {
   JsonLinesSource(std::unique_ptr<ByteReader> input, std::string name,
                   int64_t max_document_bytes)
       : lines_(std::move(input), max_document_bytes), name_(std::move(name)) {}
+
+  int64_t stated_tokens() const override { return stated_tokens_; }
 
  protected:
   absl::StatusOr<bool> Read(std::string* text) override {
@@ -194,6 +210,7 @@ class JsonLinesSource : public DocumentSource {
     if (!field.found()) {
       return absl::InvalidArgumentError("the object has no field \"text\"");
     }
+    stated_tokens_ = field.stated_tokens();
     return absl::OkStatus();
   }
 
@@ -210,6 +227,7 @@ class JsonLinesSource : public DocumentSource {
   const std::string name_;
   std::string line_;
   int64_t number_ = 0;  // of the line last read, from 1
+  int64_t stated_tokens_ = -1;
 };
 
 }  // namespace

@@ -318,13 +318,15 @@ absl::StatusOr<Hdf5Array> Hdf5Reader::OpenArray(const std::string& name,
   CUBIT_RETURN_IF_ERROR(state->CheckStorage());
   // The cache holds whole chunks, and at least one: else every access would
   // read and check a chunk anew. Its hash table wants about a hundred slots a
-  // chunk and a prime number of them.
-  constexpr size_t kSlots = 12421;
-  const int64_t cache =
-      std::max(cache_bytes, state->chunk * SizeOf(state->type));
+  // chunk, but no more chunks than these are worth the memory.
+  constexpr int64_t kMaxSlots = 12421;
+  const int64_t chunk_bytes = state->chunk * SizeOf(state->type);
+  const int64_t cache = std::max(cache_bytes, chunk_bytes);
+  const auto slots = static_cast<size_t>(
+      std::min(kMaxSlots, 100 * (cache / chunk_bytes) + 1));
   const Handle access(H5Pcreate(H5P_DATASET_ACCESS), H5Pclose);
   if (!access.ok() ||
-      H5Pset_chunk_cache(access.get(), kSlots, static_cast<size_t>(cache),
+      H5Pset_chunk_cache(access.get(), slots, static_cast<size_t>(cache),
                          /*rdcc_w0=*/0.0) < 0) {
     return Error(absl::StatusCode::kInternal, label, "cannot set the cache");
   }

@@ -17,8 +17,10 @@
 
 #include "data/dataset_index.h"
 #include "data/folder_lock.h"
+#include "data/input_reader.h"
 #include "data/prepare_progress.h"
 #include "data/prepare_request.h"
+#include "data/reader_process.h"
 #include "data/split_rule.h"
 #include "data/text_source.h"
 #include "data/token_shard.h"
@@ -35,6 +37,8 @@ constexpr int64_t kMaxRequestBytes = int64_t{256} << 20;
 constexpr int64_t kMinShardTokens = 1;
 constexpr int64_t kMaxShardTokens = int64_t{1} << 30;
 constexpr size_t kMaxSourceBytes = 4096;
+// The tokenizer whose tokens FineWeb's token_count counts.
+constexpr char kCountedTokenizer[] = "gpt2";
 
 absl::Status CheckOptions(const PrepareOptions& options) {
   const auto refuse = [](const auto&... words) {
@@ -125,6 +129,7 @@ class Preparation {
   absl::Status AdoptShards();
   absl::Status AdoptShard(const std::string& name);
   absl::Status WriteShards();
+  absl::Status WriteDocuments(InputReader* reader);
   absl::Status AddBatch(const TokenizedBatch& batch);
   absl::Status AddDocument(Split& split, absl::Span<const int32_t> ids);
   absl::Status AddSingleDocument();
@@ -316,9 +321,15 @@ absl::Status Preparation::AddDocument(Split& split,
 }
 
 absl::Status Preparation::AddBatch(const TokenizedBatch& batch) {
+  const bool counts = tokenizer_.name() == kCountedTokenizer;
   for (int64_t d = 0; d < batch.documents(); ++d) {
     const absl::Span<const int32_t> ids = batch.Ids(d);
     const int64_t document = documents_++;
+    if (counts) {
+      report_.token_counts.Add(document,
+                               batch.stated_tokens[static_cast<size_t>(d)],
+                               static_cast<int64_t>(ids.size()));
+    }
     if (document == 0) {
       first_document_.assign(ids.begin(), ids.end());
       continue;
@@ -343,7 +354,7 @@ absl::Status Preparation::AddSingleDocument() {
   return AddDocument(validation_, ids.subspan(head));
 }
 
-absl::Status Preparation::WriteShards() {
+absl::Status Preparation::WriteDocuments(InputReader* reader) {
   // Called for every document in order, by one thread.
   const auto wanted = [this, train = int64_t{0},
                        validation = int64_t{0}](int64_t document) mutable {
@@ -354,7 +365,14 @@ absl::Status Preparation::WriteShards() {
     return train++ >= train_.finished_documents || document == 0;
   };
   PrepareProgress progress(request_.inputs, options_.show_progress);
-  TokenizePipeline pipeline(paths_, tokenizer_, options_.threads, wanted);
+  absl::StatusOr<std::vector<InputPiece>> pieces =
+      CutIntoPieces(paths_, *reader);
+  if (!pieces.ok()) {
+    bad_input_ = absl::IsInvalidArgument(pieces.status());
+    return pieces.status();
+  }
+  TokenizePipeline pipeline(*std::move(pieces), reader, tokenizer_,
+                            options_.threads, wanted);
   TokenizedBatch batch;
   for (;;) {
     const absl::StatusOr<bool> more = pipeline.Next(&batch);
@@ -362,10 +380,16 @@ absl::Status Preparation::WriteShards() {
       bad_input_ = absl::IsInvalidArgument(more.status());
       return more.status();
     }
-    if (!*more) break;
+    if (!*more) return absl::OkStatus();
     CUBIT_RETURN_IF_ERROR(AddBatch(batch));
     progress.Update(batch.file, batch.text_bytes, documents_);
   }
+}
+
+absl::Status Preparation::WriteShards() {
+  ProcessReader isolated{ReaderLimits()};
+  CUBIT_RETURN_IF_ERROR(WriteDocuments(
+      options_.isolate ? &isolated : &InputReader::InThisProcess()));
   if (documents_ == 0) {
     bad_input_ = true;
     return absl::InvalidArgumentError(absl::StrCat(
@@ -474,6 +498,9 @@ absl::StatusOr<PrepareReport> Prepare(const PrepareOptions& options,
 absl::StatusOr<PrepareReport> Prepare(const PrepareOptions& options,
                                       const std::string& tokenizer_spec) {
   CUBIT_RETURN_IF_ERROR(CheckOptions(options));
+  if (options.isolate && tokenizer_spec != "byte") {
+    CUBIT_RETURN_IF_ERROR(TryTokenizer(tokenizer_spec, ReaderLimits()));
+  }
   CUBIT_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
                          LoadTokenizer(tokenizer_spec));
   return Prepare(options, *tokenizer, FileSystem::Posix());

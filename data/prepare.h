@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Text files to a folder of token shards: the library behind //data:prepare.
-// Documents are read by one thread (data/text_source.h), tokenised by several
-// and written in order, so the result does not depend on the number of threads.
-// Memory does not grow with the input.
+// Files of text or token ids to a folder of token shards: the library behind
+// //data:prepare. Documents are read and tokenised by several threads and
+// written in order (data/tokenize_pipeline.h), so the result does not depend on
+// their number. Memory does not grow with the input.
 
 #ifndef CUBIT_DATA_PREPARE_H_
 #define CUBIT_DATA_PREPARE_H_
@@ -14,6 +14,7 @@
 
 #include "absl/status/statusor.h"
 
+#include "data/token_count_check.h"
 #include "data/tokenizer.h"
 #include "runtime/file_system.h"
 
@@ -22,7 +23,10 @@ namespace cubit {
 struct PrepareOptions {
   std::vector<std::string> inputs;  // files, folders, patterns: ListTextFiles
   std::string out;                  // folder
-  int threads = 1;                  // that tokenise
+  int threads = 1;                  // that tokenise, and as many that read
+  // Reads the inputs and tries the tokenizer's files in processes of their own
+  // (data/reader_process.h); main must call RunReaderProcess.
+  bool isolate = false;
   // A shard ends before the document that would make it longer than this; a
   // longer document has a shard of its own.
   int64_t shard_tokens = int64_t{32} << 20;
@@ -44,6 +48,9 @@ struct PrepareReport {
   int64_t validation_documents = 0;
   int64_t validation_tokens = 0;
   int64_t text_bytes = 0;  // read by this run
+  // Of the documents tokenised by this run; empty for a tokenizer other than
+  // GPT-2's, which the numbers are of.
+  TokenCountCheck token_counts;
   double seconds = 0;
 };
 

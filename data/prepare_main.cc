@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// //data:prepare: text files to HDF5 token shards.
+// //data:prepare: text, or token ids of other programs, to HDF5 token shards.
 
 #include <algorithm>
 #include <cstdlib>
@@ -16,6 +16,7 @@
 #include "absl/time/time.h"
 
 #include "data/prepare.h"
+#include "data/reader_process.h"
 #include "runtime/command_line.h"
 #include "runtime/logging.h"
 
@@ -44,9 +45,12 @@ constexpr char kUsage[] =
 
   prepare --input=FILES --out=DIR [--tokenizer=byte or PATH]
 
-Inputs are .txt (one document a file) and .jsonl (one JSON object a line, the
-text in field "text"), plain or .gz, .xz, .zst; folders stand for all such files
-below them. The same inputs and flags give the same shards, whatever --threads.
+Inputs are .txt (one document a file), .jsonl (one JSON object a line, the text
+in field "text"), both plain or .gz, .xz, .zst, and .parquet (column "text");
+folders stand for all such files below them. Token ids come from llm.c's .bin and
+Megatron's .idx, with the --tokenizer that made them. Where documents state their
+token_count, as FineWeb's do, it is compared. Inputs are parsed in processes with
+limits on memory and time. The same inputs and flags give the same shards, whatever --threads.
 Set SOURCE_DATE_EPOCH (seconds since 1970) for files that are equal byte for
 byte. A run that was interrupted continues when the same command is given again;
 a folder that holds the same data set already is left as it is.
@@ -55,6 +59,10 @@ Examples:
   bazel run //data:prepare -- --input=book.txt --out=shards
   bazel run //data:prepare -- 'texts/*.jsonl.zst' --out=shards \
       --tokenizer=gpt2/tokenizer.json --threads=8
+  ./bazelw run //data:prepare -- 'sample/10BT/*.parquet' --out=shards \
+      --tokenizer=gpt2/tokenizer.json
+  bazel run //data:prepare -- edu_fineweb_train_000001.bin --out=shards \
+      --tokenizer=gpt2/tokenizer.json
   bazel run //data:prepare -- a.txt b.txt --out=all --validation_fraction=0
   bazel run //data:inspect -- shards --verify
 
@@ -88,11 +96,14 @@ void PrintReport(const std::string& out, const cubit::PrepareReport& report) {
       report.seconds,
       static_cast<double>(report.text_bytes) / 1e6 /
           std::max(report.seconds, 1e-9)));
+  const std::string counts = report.token_counts.ToString();
+  if (!counts.empty()) cubit::LogInfo(counts);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (const auto status = cubit::RunReaderProcess(argc, argv)) return *status;
   const std::vector<std::string> positional =
       cubit::ParseCommandLine(argc, argv, kUsage);
   cubit::PrepareOptions options;
@@ -108,6 +119,7 @@ int main(int argc, char** argv) {
   options.validation_fraction = absl::GetFlag(FLAGS_validation_fraction);
   options.source = absl::GetFlag(FLAGS_source);
   options.created = CreatedFromEnvironment();
+  options.isolate = true;
   options.show_progress = true;
   const auto report = cubit::Prepare(options, absl::GetFlag(FLAGS_tokenizer));
   if (report.ok()) {

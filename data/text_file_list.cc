@@ -34,12 +34,19 @@ absl::Status CannotList(const std::string& folder,
       absl::StrCat(folder, ": cannot list the folder: ", error.message()));
 }
 
-bool IsJsonLines(const std::string& path) {
-  return TextFormatOf(path) == TextFormat::kJsonLines;
+// Data sets, in contrast to whatever else has text in it.
+bool IsRecords(const std::string& path) {
+  const TextFormat format = TextFormatOf(path);
+  return format == TextFormat::kJsonLines || format == TextFormat::kParquet;
 }
 
-// What below a folder is documents. Where there are .jsonl files, they are the
-// data and the rest describes it (a README, a licence).
+// Token files are too like other binaries to be taken unless they are named.
+bool IsInFolder(const fs::path& path) {
+  return IsSupported(path) && !HoldsTokens(TextFormatOf(path.string()));
+}
+
+// What below a folder is documents. Where there are .jsonl or .parquet files,
+// they are the data and the rest describes it (a README, a licence).
 absl::Status AddFolder(const fs::path& folder,
                        std::vector<std::string>* paths) {
   std::vector<std::string> found;
@@ -53,17 +60,15 @@ absl::Status AddFolder(const fs::path& folder,
       continue;
     }
     std::error_code ignored;  // a link to nothing is no file
-    if (fs::is_regular_file(path, ignored) && IsSupported(path)) {
+    if (fs::is_regular_file(path, ignored) && IsInFolder(path)) {
       found.push_back(path.lexically_normal().string());
     }
   }
   if (error) return CannotList(folder.string(), error);
-  const bool has_json_lines =
-      std::any_of(found.begin(), found.end(), IsJsonLines);
-  std::copy_if(found.begin(), found.end(), std::back_inserter(*paths),
-               [&](const std::string& path) {
-                 return !has_json_lines || IsJsonLines(path);
-               });
+  const bool has_records = std::any_of(found.begin(), found.end(), IsRecords);
+  std::copy_if(
+      found.begin(), found.end(), std::back_inserter(*paths),
+      [&](const std::string& path) { return !has_records || IsRecords(path); });
   return absl::OkStatus();
 }
 

@@ -2,6 +2,8 @@
 
 #include "data/text_format.h"
 
+#include <utility>
+
 #include "absl/strings/match.h"
 
 #include "data/compressed_reader.h"
@@ -11,9 +13,11 @@ namespace cubit {
 const char kTextFormats[] =
     ".txt, .pod, .md, .rst or no suffix (one document a file) and .jsonl (one "
     "JSON object a line with the text in field \"text\"), plain or with .gz, "
-    ".dz, .xz or .zst after it";
+    ".dz, .xz or .zst after it; .parquet (column \"text\"); token ids in "
+    "llm.c's .bin or Megatron's .idx with its .bin";
 
 TextFormat TextFormatOf(absl::string_view path) {
+  const absl::string_view whole = path;
   path = WithoutCompressionSuffix(path);
   const size_t slash = path.rfind('/');
   const absl::string_view name =
@@ -28,7 +32,18 @@ TextFormat TextFormatOf(absl::string_view path) {
   for (const char* plain : {".txt", ".pod", ".md", ".rst"}) {
     if (absl::EqualsIgnoreCase(suffix, plain)) return TextFormat::kPlain;
   }
+  if (path.size() != whole.size()) return TextFormat::kNone;
+  for (const auto& [binary, format] :
+       {std::make_pair(".parquet", TextFormat::kParquet),
+        std::make_pair(".bin", TextFormat::kLlmc),
+        std::make_pair(".idx", TextFormat::kMegatron)}) {
+    if (absl::EqualsIgnoreCase(suffix, binary)) return format;
+  }
   return TextFormat::kNone;
+}
+
+bool HoldsTokens(TextFormat format) {
+  return format == TextFormat::kLlmc || format == TextFormat::kMegatron;
 }
 
 }  // namespace cubit

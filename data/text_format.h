@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Which files are text, by their names alone.
+// What a file holds, by its name alone.
 
 #ifndef CUBIT_DATA_TEXT_FORMAT_H_
 #define CUBIT_DATA_TEXT_FORMAT_H_
@@ -9,11 +9,21 @@
 
 namespace cubit {
 
-enum class TextFormat { kNone, kPlain, kJsonLines };
+enum class TextFormat {
+  kNone,
+  kPlain,
+  kJsonLines,
+  kParquet,
+  kLlmc,      // token ids of llm.c, .bin
+  kMegatron,  // token ids of Megatron, .idx with a .bin beside it
+};
 
 // Format of a file by the suffix of its name, in any case, after that of its
-// compression.
+// compression (text alone may be compressed as a whole).
 TextFormat TextFormatOf(absl::string_view path);
+
+// Whether files of the format hold token ids instead of text.
+bool HoldsTokens(TextFormat format);
 
 // The formats in words, for messages.
 extern const char kTextFormats[];

@@ -18,6 +18,10 @@ absl::StatusOr<std::unique_ptr<TextSource>> OpenTextFile(
     return absl::InvalidArgumentError(absl::StrCat(
         path, ": this kind of file is not read; wanted: ", kTextFormats));
   }
+  if (format != TextFormat::kPlain && format != TextFormat::kJsonLines) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(path, ": does not hold text as lines or a whole"));
+  }
   CUBIT_ASSIGN_OR_RETURN(auto reader, OpenCompressedFile(path));
   return format == TextFormat::kJsonLines
              ? MakeJsonLinesSource(std::move(reader), path)

@@ -21,7 +21,7 @@ namespace {
 
 // Shards held open at a time: bounds memory and file descriptors for data sets
 // of thousands of shards.
-constexpr size_t kMaxOpenShards = 32;
+constexpr size_t kMaxOpenShards = 256;
 // Decoded chunks kept over all open shards. A data set that fits is read from
 // disk once.
 constexpr int64_t kCacheBytes = int64_t{256} << 20;

@@ -15,7 +15,9 @@
 namespace cubit {
 namespace {
 
-constexpr int64_t kChunkBytes = 1 << 20;
+// A sample is read with the whole chunks around it, whose checksums are checked:
+// with samples in random order, small ones cost less (docs/performance.md).
+constexpr int64_t kChunkBytes = 128 << 10;
 constexpr int64_t kBlockBytes = 4 << 20;
 
 absl::Status WriteAside(FileSystem& files, const std::string& path,

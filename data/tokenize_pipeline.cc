@@ -2,50 +2,53 @@
 
 #include "data/tokenize_pipeline.h"
 
+#include <algorithm>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
 #include <thread>
 #include <utility>
 
-#include "data/text_source.h"
+#include "data/piece_queue.h"
 #include "runtime/check.h"
 #include "runtime/status_macros.h"
 
 namespace cubit {
 namespace {
 
-// Enough that a lock a batch costs nothing, little enough that threads share
-// the last ones.
-constexpr int64_t kBatchBytes = 256 << 10;
-constexpr int64_t kBatchDocuments = 4096;
-// Text that is read and not yet taken by the caller; one batch always fits.
+// Text that is numbered and not yet taken by the caller; one batch always fits.
 constexpr int64_t kQueuedBytes = int64_t{32} << 20;
 
 struct Work {
-  std::vector<std::string> texts;  // "" where not wanted
+  std::vector<InputDocument> documents;
+  std::vector<char> wanted;  // of each document; bools would share bytes
   TokenizedBatch result;
   bool done = false;
 
   void Tokenize(const Tokenizer& tokenizer) {
     result.begins.push_back(0);
-    for (std::string& text : texts) {
-      if (!text.empty()) tokenizer.Encode(text, &result.ids);
+    for (size_t d = 0; d < documents.size(); ++d) {
+      InputDocument& document = documents[d];
+      if (wanted[d] != 0 && document.is_tokens) {
+        result.ids.insert(result.ids.end(), document.ids.begin(),
+                          document.ids.end());
+      } else if (wanted[d] != 0) {
+        tokenizer.Encode(document.text, &result.ids);
+      }
       result.begins.push_back(static_cast<int64_t>(result.ids.size()));
-      text = std::string();
+      result.stated_tokens.push_back(wanted[d] != 0 ? document.stated_tokens
+                                                    : -1);
+      document = InputDocument();
     }
   }
 };
 
 }  // namespace
 
-// std::mutex, because ThreadSanitizer does not see into the distribution's
-// absl::Mutex.
 struct TokenizePipeline::State {
-  std::vector<std::string> paths;
   const Tokenizer* tokenizer = nullptr;
   std::function<bool(int64_t)> wanted;
-  int64_t documents = 0;  // read so far; used by the reading thread alone
+  std::unique_ptr<PieceQueue> pieces;
 
   std::mutex mutex;
   std::condition_variable changed;
@@ -57,12 +60,11 @@ struct TokenizePipeline::State {
   absl::Status error;
   bool stopping = false;
 
-  std::thread reader;
+  std::thread orderer;
   std::vector<std::thread> workers;
 
-  void ReadMain();
-  absl::Status ReadFiles();
-  absl::Status ReadFile(int64_t file, std::unique_ptr<Work>* work);
+  void OrderMain();
+  absl::Status NumberAll();
   // False when stopping.
   bool Push(std::unique_ptr<Work> work);
   void WorkMain();
@@ -88,47 +90,27 @@ bool TokenizePipeline::State::Push(std::unique_ptr<Work> work) {
   return true;
 }
 
-absl::Status TokenizePipeline::State::ReadFile(int64_t file,
-                                               std::unique_ptr<Work>* work) {
-  CUBIT_ASSIGN_OR_RETURN(const std::unique_ptr<TextSource> source,
-                         OpenTextFile(paths[static_cast<size_t>(file)]));
-  std::string text;
-  for (;;) {
-    CUBIT_ASSIGN_OR_RETURN(const bool more, source->Next(&text));
+// Gives every document its number: what is wanted depends on it.
+absl::Status TokenizePipeline::State::NumberAll() {
+  int64_t documents = 0;
+  DocumentBatch batch;
+  while (true) {
+    CUBIT_ASSIGN_OR_RETURN(const bool more, pieces->Next(&batch));
     if (!more) return absl::OkStatus();
-    if (*work == nullptr) {
-      *work = std::make_unique<Work>();
-      (*work)->result.first_document = documents;
+    auto work = std::make_unique<Work>();
+    work->documents = std::move(batch.documents);
+    work->result.first_document = documents;
+    work->result.text_bytes = batch.bytes;
+    work->result.file = batch.file;
+    for (size_t d = 0; d < work->documents.size(); ++d) {
+      work->wanted.push_back(wanted(documents++) ? 1 : 0);
     }
-    TokenizedBatch& batch = (*work)->result;
-    batch.file = file;
-    batch.text_bytes += static_cast<int64_t>(text.size());
-    // Sources leave out documents without text, so "" can stand for one that
-    // is not wanted.
-    CUBIT_CHECK(!text.empty());
-    (*work)->texts.push_back(wanted(documents++) ? std::move(text)
-                                                 : std::string());
-    const bool full = batch.text_bytes >= kBatchBytes ||
-                      documents - batch.first_document >= kBatchDocuments;
-    if (full && !Push(std::move(*work))) {
-      return absl::CancelledError("stopped");
-    }
+    if (!Push(std::move(work))) return absl::CancelledError("stopped");
   }
 }
 
-absl::Status TokenizePipeline::State::ReadFiles() {
-  std::unique_ptr<Work> work;
-  absl::Status status;
-  for (size_t file = 0; file < paths.size() && status.ok(); ++file) {
-    status = ReadFile(static_cast<int64_t>(file), &work);
-  }
-  // After an error too: the documents before it come first.
-  if (work != nullptr) Push(std::move(work));
-  return status;
-}
-
-void TokenizePipeline::State::ReadMain() {
-  absl::Status status = ReadFiles();
+void TokenizePipeline::State::OrderMain() {
+  absl::Status status = NumberAll();
   const std::lock_guard<std::mutex> lock(mutex);
   error = std::move(status);
   read_all = true;
@@ -155,16 +137,21 @@ void TokenizePipeline::State::WorkMain() {
   }
 }
 
-TokenizePipeline::TokenizePipeline(std::vector<std::string> paths,
+TokenizePipeline::TokenizePipeline(std::vector<InputPiece> pieces,
+                                   InputReader* reader,
                                    const Tokenizer& tokenizer, int threads,
                                    std::function<bool(int64_t)> wanted)
     : state_(std::make_unique<State>()) {
   CUBIT_CHECK_GE(threads, 1);
-  state_->paths = std::move(paths);
+  const int readers =
+      std::max(1, std::min(threads, static_cast<int>(pieces.size())));
   state_->tokenizer = &tokenizer;
   state_->wanted = std::move(wanted);
+  state_->pieces = std::make_unique<PieceQueue>(
+      std::move(pieces), reader,
+      TokenVocabulary{tokenizer.vocab_size(), tokenizer.eot_id()}, readers);
   State* const state = state_.get();
-  state->reader = std::thread([state] { state->ReadMain(); });
+  state->orderer = std::thread([state] { state->OrderMain(); });
   for (int i = 0; i < threads; ++i) {
     state->workers.emplace_back([state] { state->WorkMain(); });
   }
@@ -176,7 +163,8 @@ TokenizePipeline::~TokenizePipeline() {
     state_->stopping = true;
   }
   state_->changed.notify_all();
-  state_->reader.join();
+  state_->pieces->Stop();
+  state_->orderer.join();
   for (std::thread& worker : state_->workers) worker.join();
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Documents of many files as token ids, in order: one thread reads, several
-// tokenise, the caller takes the results in the order of the documents.
+// Documents of many files as token ids, in order: several threads read pieces
+// of the input (data/input_reader.h), one puts them in order, several tokenise,
+// the caller takes the results in the order of the documents.
 
 #ifndef CUBIT_DATA_TOKENIZE_PIPELINE_H_
 #define CUBIT_DATA_TOKENIZE_PIPELINE_H_
@@ -15,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 
+#include "data/input_reader.h"
 #include "data/tokenizer.h"
 
 namespace cubit {
@@ -25,6 +27,9 @@ struct TokenizedBatch {
   // Document d has ids [begins[d], begins[d + 1]); none if it was not wanted.
   std::vector<int32_t> ids;
   std::vector<int64_t> begins;  // [documents + 1]
+  // Per document what its file says of the number of ids; -1: nothing, or the
+  // document was not wanted.
+  std::vector<int64_t> stated_tokens;
   int64_t text_bytes = 0;
   int64_t file = 0;  // number of the last file read from
 
@@ -34,11 +39,13 @@ struct TokenizedBatch {
 
 class TokenizePipeline {
  public:
-  // Reads `paths` one after the other. Documents for which `wanted` (called by
-  // the reading thread) is false are counted and not tokenised. `tokenizer`
-  // must outlive this.
-  TokenizePipeline(std::vector<std::string> paths, const Tokenizer& tokenizer,
-                   int threads, std::function<bool(int64_t document)> wanted);
+  // Reads `pieces` with `reader`, which like `tokenizer` must outlive this.
+  // `threads` tokenise; at most as many read ahead, 16 MB each. Documents for
+  // which `wanted` (called by one thread, in order) is false are counted and
+  // not tokenised.
+  TokenizePipeline(std::vector<InputPiece> pieces, InputReader* reader,
+                   const Tokenizer& tokenizer, int threads,
+                   std::function<bool(int64_t document)> wanted);
   // Stops all threads, whatever is left.
   ~TokenizePipeline();
   TokenizePipeline(const TokenizePipeline&) = delete;

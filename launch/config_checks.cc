@@ -254,6 +254,8 @@ void CheckHabits(const RunConfig& config, Checker* checker) {
 ChangeKind KindOf(absl::string_view key) {
   if (absl::StartsWith(key, "model.")) return ChangeKind::kRefused;
   if (key == "batch.micro_batch_size") return ChangeKind::kFree;
+  // Of data that is still to come; whoever resumes checks that.
+  if (absl::StartsWith(key, "data.skip_steps")) return ChangeKind::kFree;
   for (absl::string_view group :
        {"parallel.", "checkpoint.", "evaluation.", "log.", "memory."}) {
     if (absl::StartsWith(key, group)) return ChangeKind::kFree;

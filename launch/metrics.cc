@@ -12,6 +12,7 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include <nlohmann/json.hpp>
@@ -28,24 +29,28 @@ using Json = nlohmann::ordered_json;
 
 constexpr int64_t kMaxMetricsBytes = int64_t{1} << 32;
 
-// Builds an object and remembers which of its numbers are not finite.
-class Line {
- public:
-  Line(const char* kind, int64_t step) : step_(step) { json_["kind"] = kind; }
+}  // namespace
 
-  Line& Add(const std::string& name, Json value) {
+// Builds an object and remembers which of its numbers are not finite.
+class MetricsLine {
+ public:
+  MetricsLine(const char* kind, int64_t step) : kind_(kind), step_(step) {
+    json_["kind"] = kind;
+  }
+
+  int64_t step() const { return step_; }
+
+  MetricsLine& Add(const std::string& name, Json value) {
     json_[name] = std::move(value);
     return *this;
   }
-  Line& AddNumber(const std::string& name, double value) {
+  MetricsLine& AddNumber(const std::string& name, double value) {
     json_[name] = Number(name, value);
     return *this;
   }
   Json Number(const std::string& name, double value) {
     if (std::isfinite(value)) return value;
-    lost_.emplace_back(name, std::isnan(value) ? "nan"
-                             : value > 0       ? "inf"
-                                               : "-inf");
+    lost_.emplace_back(name, value);
     return nullptr;
   }
 
@@ -55,17 +60,48 @@ class Line {
     std::string text = json_.dump(-1, ' ', false, Handler::replace) + "\n";
     if (lost_.empty()) return text;
     Json event = {{"kind", "event"}, {"event", "non_finite"}, {"step", step_}};
-    for (const auto& [name, value] : lost_) event[name] = value;
+    for (const auto& [name, value] : lost_) {
+      event[name] = std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
+    }
     return text + event.dump() + "\n";
   }
 
+  // Every number but the step, those that are not finite included.
+  std::vector<MetricScalar> Scalars() const {
+    std::vector<MetricScalar> scalars;
+    const std::string prefix =
+        kind_ == "event" ? json_["event"].get<std::string>() : kind_;
+    AddScalars(prefix, json_, &scalars);
+    for (const auto& [name, value] : lost_) {
+      scalars.push_back(
+          {absl::StrCat(prefix, "/", absl::StrReplaceAll(name, {{".", "/"}})),
+           value});
+    }
+    return scalars;
+  }
+
  private:
+  static void AddScalars(const std::string& prefix, const Json& members,
+                         std::vector<MetricScalar>* scalars) {
+    for (const auto& [name, value] : members.items()) {
+      const std::string path = absl::StrCat(prefix, "/", name);
+      if (value.is_structured()) AddScalars(path, value, scalars);
+      if (value.is_number() && name != "step") {
+        scalars->push_back({path, value.get<double>()});
+      }
+    }
+  }
+
+  std::string kind_;
   int64_t step_;
   Json json_;
-  std::vector<std::pair<std::string, std::string>> lost_;
+  std::vector<std::pair<std::string, double>> lost_;
 };
 
-Json ToJson(const std::string& name, const MetricValue& value, Line* line) {
+namespace {
+
+Json ToJson(const std::string& name, const MetricValue& value,
+            MetricsLine* line) {
   if (const auto* number = absl::get_if<double>(&value)) {
     return line->Number(name, *number);
   }
@@ -132,6 +168,21 @@ class Fields {
   bool ok_ = true;
 };
 
+bool ReadData(const Json& json, TrainMetrics* metrics) {
+  if (!json.is_object()) return false;
+  Fields fields(json);
+  DataMetrics& data = metrics->data.emplace();
+  data.position = fields.Integer("position");
+  data.wait_seconds = fields.Number("wait_seconds");
+  const Json* epochs = fields.Find("epochs");
+  if (!fields.ok() || !epochs->is_array()) return false;
+  for (const Json& epoch : *epochs) {
+    if (!epoch.is_number()) return false;
+    data.epochs.push_back(epoch.get<double>());
+  }
+  return true;
+}
+
 bool ReadTrain(const Json& json, TrainMetrics* metrics) {
   Fields fields(json);
   metrics->step = fields.Integer("step");
@@ -144,6 +195,7 @@ bool ReadTrain(const Json& json, TrainMetrics* metrics) {
   if (!std::isnan(mfu)) metrics->mfu = mfu;
   metrics->step_seconds = fields.Number("step_seconds");
   metrics->memory_bytes = fields.Integer("memory_bytes");
+  if (json.contains("data") && !ReadData(json["data"], metrics)) return false;
   const Json* krr = fields.Find("krr");
   if (!fields.ok()) return false;
   if (krr->is_null()) return true;
@@ -265,16 +317,19 @@ MetricsWriter::~MetricsWriter() {
 }
 
 MetricsWriter::MetricsWriter(MetricsWriter&& other) noexcept
-    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)) {}
+    : path_(std::move(other.path_)),
+      fd_(std::exchange(other.fd_, -1)),
+      sinks_(std::move(other.sinks_)) {}
 
 MetricsWriter& MetricsWriter::operator=(MetricsWriter&& other) noexcept {
   std::swap(path_, other.path_);
   std::swap(fd_, other.fd_);
+  std::swap(sinks_, other.sinks_);
   return *this;
 }
 
 absl::Status MetricsWriter::Write(const TrainMetrics& metrics) {
-  Line line("train", metrics.step);
+  MetricsLine line("train", metrics.step);
   line.Add("step", metrics.step)
       .Add("tokens", metrics.tokens)
       .AddNumber("loss", metrics.loss)
@@ -295,11 +350,18 @@ absl::Status MetricsWriter::Write(const TrainMetrics& metrics) {
         line.Number("krr.lambda_max", metrics.krr->lambda_max);
     line.Add("krr", std::move(health));
   }
-  return WriteLines(line.Text());
+  if (metrics.data.has_value()) {
+    Json data;
+    data["position"] = metrics.data->position;
+    data["epochs"] = metrics.data->epochs;
+    data["wait_seconds"] = metrics.data->wait_seconds;
+    line.Add("data", std::move(data));
+  }
+  return WriteLine(line);
 }
 
 absl::Status MetricsWriter::Write(const ValidationMetrics& metrics) {
-  Line line("validation", metrics.step);
+  MetricsLine line("validation", metrics.step);
   line.Add("step", metrics.step)
       .AddNumber("loss", metrics.loss)
       .AddNumber("perplexity", metrics.perplexity)
@@ -309,20 +371,28 @@ absl::Status MetricsWriter::Write(const ValidationMetrics& metrics) {
     losses[positions] = line.Number("loss_by_position." + positions, loss);
   }
   line.Add("loss_by_position", std::move(losses));
-  return WriteLines(line.Text());
+  return WriteLine(line);
 }
 
 absl::Status MetricsWriter::Write(const EventMetrics& metrics) {
-  Line line("event", metrics.step);
+  MetricsLine line("event", metrics.step);
   line.Add("event", metrics.event).Add("step", metrics.step);
   for (const auto& [name, value] : metrics.fields) {
     CUBIT_CHECK(name != "kind" && name != "event" && name != "step") << name;
     line.Add(name, ToJson(name, value, &line));
   }
-  return WriteLines(line.Text());
+  return WriteLine(line);
 }
 
-absl::Status MetricsWriter::WriteLines(const std::string& lines) {
+absl::Status MetricsWriter::WriteLine(const MetricsLine& line) {
+  CUBIT_RETURN_IF_ERROR(Append(line.Text()));
+  if (sinks_.empty()) return absl::OkStatus();
+  const std::vector<MetricScalar> scalars = line.Scalars();
+  for (const auto& sink : sinks_) sink->OnScalars(line.step(), scalars);
+  return absl::OkStatus();
+}
+
+absl::Status MetricsWriter::Append(const std::string& lines) {
   struct stat before = {};
   if (fstat(fd_, &before) != 0) return SystemError(path_, "look at");
   size_t done = 0;

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -28,6 +29,14 @@ struct KrrMetrics {
   double lambda_max = 0;
 };
 
+// Where in the data a run is (data/blended_dataset.h).
+struct DataMetrics {
+  // The next sample in the order of samples, those counted that were skipped.
+  int64_t position = 0;
+  std::vector<double> epochs;  // of each data set of a blend, so far
+  double wait_seconds = 0;     // of the step, for its batches
+};
+
 struct TrainMetrics {
   int64_t step = 0;
   int64_t tokens = 0;  // seen so far
@@ -38,7 +47,8 @@ struct TrainMetrics {
   absl::optional<double> mfu;  // none where the peak is not known
   double step_seconds = 0;
   int64_t memory_bytes = 0;
-  absl::optional<KrrMetrics> krr;  // none for other mixers
+  absl::optional<KrrMetrics> krr;    // none for other mixers
+  absl::optional<DataMetrics> data;  // none in files of older versions
 };
 
 struct ValidationMetrics {
@@ -59,6 +69,24 @@ struct EventMetrics {
   std::vector<std::pair<std::string, MetricValue>> fields;
 };
 
+// A number of a line, with its place: "train/loss", "train/krr/max_gain",
+// "validation/loss_by_position/0-127"; of an event, "evaluation/piqa.acc";
+// of a list, "train/data/epochs/0".
+struct MetricScalar {
+  std::string name;
+  double value = 0;  // may be NaN or infinite
+};
+
+// Sees every line's numbers after the line is written.
+class MetricsSink {
+ public:
+  virtual ~MetricsSink() = default;
+  virtual void OnScalars(int64_t step,
+                         const std::vector<MetricScalar>& scalars) = 0;
+};
+
+class MetricsLine;  // internal
+
 // Appends lines, each whole in one write; a line that does not fit on the disk
 // is taken back. Move-only.
 class MetricsWriter {
@@ -77,6 +105,10 @@ class MetricsWriter {
   MetricsWriter(const MetricsWriter&) = delete;
   MetricsWriter& operator=(const MetricsWriter&) = delete;
 
+  void AddSink(std::unique_ptr<MetricsSink> sink) {
+    sinks_.push_back(std::move(sink));
+  }
+
   absl::Status Write(const TrainMetrics& metrics);
   absl::Status Write(const ValidationMetrics& metrics);
   absl::Status Write(const EventMetrics& metrics);
@@ -85,10 +117,12 @@ class MetricsWriter {
   MetricsWriter(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}
 
   static absl::StatusOr<MetricsWriter> Open(const std::string& path, int flags);
-  absl::Status WriteLines(const std::string& lines);
+  absl::Status WriteLine(const MetricsLine& line);
+  absl::Status Append(const std::string& lines);
 
   std::string path_;
   int fd_ = -1;
+  std::vector<std::unique_ptr<MetricsSink>> sinks_;
 };
 
 struct RunMetrics {

@@ -18,6 +18,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 
+#include "data/reader_process.h"
 #include "launch/config.h"
 #include "launch/config_checks.h"
 #include "launch/data_setup.h"
@@ -42,9 +43,14 @@ ABSL_FLAG(std::string, config, "", "a cubit.RunConfig text proto file");
 ABSL_FLAG(std::string, set, "",
           "PATH=VALUE, changes one key of the configuration, for example "
           "--set model.num_layers=2; may be given any number of times");
-ABSL_FLAG(std::string, data, "",
-          "folder of token shards, or text or jsonl files, folders or patterns "
-          "(separated by commas); empty: the default corpus");
+ABSL_FLAG(
+    std::string, data, "",
+    "folders of token shards, or text, jsonl or parquet files, folders or "
+    "patterns (separated by commas; --set data.weight=3,1 mixes them); "
+    "empty: the default corpus");
+ABSL_FLAG(std::string, skip_data_range, "",
+          "FIRST-LAST: the samples that these steps would have had are passed "
+          "over (added to data.skip_steps), say to get past a loss spike");
 ABSL_FLAG(std::string, output_dir, "",
           "where the run is written; empty: runs/NAME, the next free one");
 ABSL_FLAG(int64_t, steps, 0,
@@ -53,8 +59,15 @@ ABSL_FLAG(int64_t, stop_at_step, 0,
           "save and exit 0 after this step, with the schedule unchanged");
 ABSL_FLAG(bool, resume, false,
           "go on from the newest checkpoint of --output_dir");
+ABSL_FLAG(std::string, init_from, "",
+          "start from the weights of a Hugging Face folder that "
+          "//launch:export wrote (with --config=FOLDER/config.textproto the "
+          "model is the folder's)");
 ABSL_FLAG(bool, allow_changes, false,
           "with --resume: accept another schedule, optimizer or data");
+ABSL_FLAG(int32_t, metrics_port, 0,
+          "serve the newest metrics to Prometheus at "
+          "http://127.0.0.1:PORT/metrics; 0: do not");
 ABSL_FLAG(bool, dry_run, false,
           "print parameters, memory and FLOPs per step, and train nothing");
 ABSL_FLAG(std::string, device_memory, "",
@@ -82,6 +95,10 @@ Examples:
   bazel run //launch:train -- --data=notes/*.txt --set model.mixer=softmax
   bazel run //launch:train -- --config=run.textproto --output_dir=runs/a
   bazel run //launch:train -- --output_dir=runs/a --resume
+  bazel run //launch:train -- --config=exported/config.textproto \
+      --init_from=exported --data=notes/*.txt
+  bazel run //launch:train -- --output_dir=runs/a --resume \
+      --skip_data_range=1200-1250
   bazel run //launch:train -- --preset=cubit_1p3b --dry_run
 
 Exit status: 0 done; 1 a wrong request or bad input, nothing was changed;
@@ -177,6 +194,9 @@ absl::StatusOr<RunConfig> ConfigFromFlags(
       config.mutable_data()->add_path(std::string(path));
     }
   }
+  const std::string skipped = absl::GetFlag(FLAGS_skip_data_range);
+  if (!skipped.empty()) config.mutable_data()->add_skip_steps(skipped);
+  CUBIT_RETURN_IF_ERROR(SkippedPositions(config).status());
   MakePathsAbsolute(&config);
   ApplySizes(&config);
   CUBIT_RETURN_IF_ERROR(ValidateConfig(config));
@@ -280,6 +300,13 @@ absl::StatusOr<int> Train(const std::vector<std::string>& overrides) {
   options.resume = absl::GetFlag(FLAGS_resume);
   options.allow_changes = absl::GetFlag(FLAGS_allow_changes);
   options.stop_at_step = absl::GetFlag(FLAGS_stop_at_step);
+  options.metrics_port = absl::GetFlag(FLAGS_metrics_port);
+  options.init_from = absl::GetFlag(FLAGS_init_from);
+  if (options.resume && !options.init_from.empty()) {
+    return absl::InvalidArgumentError(
+        "--resume and --init_from are both given: a run that goes on has its "
+        "weights; leave one out");
+  }
   if (options.stop_at_step < 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("--stop_at_step is ", options.stop_at_step,
@@ -317,6 +344,7 @@ absl::StatusOr<int> Train(const std::vector<std::string>& overrides) {
 }  // namespace cubit
 
 int main(int argc, char** argv) {
+  if (const auto status = cubit::RunReaderProcess(argc, argv)) return *status;
   const std::vector<std::string> overrides =
       cubit::TakeRepeatedFlag("set", &argc, argv);
   const std::vector<std::string> rest =

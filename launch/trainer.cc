@@ -15,10 +15,13 @@
 
 #include "launch/config.h"
 #include "launch/config_checks.h"
+#include "launch/import.h"
 #include "launch/interrupt.h"
 #include "launch/lr_schedule.h"
+#include "launch/metrics_server.h"
 #include "launch/model_setup.h"
 #include "launch/sampler.h"
+#include "launch/tensorboard.h"
 #include "parallel/checkpoint.h"
 #include "runtime/command_line.h"
 #include "runtime/file_system.h"
@@ -74,8 +77,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
   if (options.resume) {
     CUBIT_RETURN_IF_ERROR(trainer->Resume());
   } else {
-    trainer->state_->model().parameters().Initialize(config.seed(),
-                                                     trainer->state_->stream());
+    CUBIT_RETURN_IF_ERROR(trainer->InitializeWeights());
   }
   CUBIT_RETURN_IF_ERROR(trainer->OpenData());
   CUBIT_ASSIGN_OR_RETURN(
@@ -85,6 +87,19 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
   return trainer;
 }
 
+absl::Status Trainer::InitializeWeights() {
+  LanguageModel& model = state_->model();
+  if (options_.init_from.empty()) {
+    model.parameters().Initialize(config_.seed(), state_->stream());
+    return absl::OkStatus();
+  }
+  CUBIT_RETURN_IF_ERROR(ImportHuggingFace(options_.init_from, *data_.tokenizer,
+                                          FileSystem::Posix(), &model,
+                                          state_->stream()));
+  LogInfo(absl::StrCat("weights of ", options_.init_from));
+  return absl::OkStatus();
+}
+
 absl::Status Trainer::OpenMetrics() {
   const std::string path = directory_.metrics_path();
   CUBIT_ASSIGN_OR_RETURN(metrics_, options_.resume
@@ -92,6 +107,21 @@ absl::Status Trainer::OpenMetrics() {
                                        : MetricsWriter::Create(path));
   CUBIT_RETURN_IF_ERROR(WriteFileAtomically(
       FileSystem::Posix(), directory_.config_path(), ResolvedText(config_)));
+  CUBIT_ASSIGN_OR_RETURN(
+      auto event_file,
+      TensorBoardWriter::Create(JoinPath(directory_.path(), "tensorboard"),
+                                options_.resume ? step_ + 1 : 0));
+  metrics_->AddSink(std::move(event_file));
+  if (options_.metrics_port != 0) {
+    CUBIT_ASSIGN_OR_RETURN(auto server,
+                           MetricsServer::Start(options_.metrics_port));
+    LogInfo(absl::StrFormat("metrics at http://127.0.0.1:%d/metrics",
+                            server->port()));
+    metrics_->AddSink(std::move(server));
+  }
+  if (!options_.init_from.empty()) {
+    return Event("init_from", "folder", options_.init_from);
+  }
   if (!options_.resume) return absl::OkStatus();
   return Event("resume", "folder",
                CheckpointFolder(directory_.checkpoints_path(), step_));
@@ -113,6 +143,8 @@ absl::Status Trainer::OpenData() {
   options.seq_len = config_.model().seq_len();
   options.shuffle_seed = config_.data().shuffle_seed();
   options.first_position = position_;
+  CUBIT_ASSIGN_OR_RETURN(skipped_data_, SkippedPositions(config_));
+  options.skipped = skipped_data_;
   options.mask_across_documents = config_.data().document_mask();
   loader_ = std::make_unique<BatchLoader>(data_.train.get(), options);
   const DatasetInfo& info = data_.train->info();
@@ -142,6 +174,7 @@ absl::Status Trainer::Resume() {
   step_ = info.step;
   tokens_ = info.tokens;
   position_ = info.position;
+  CUBIT_RETURN_IF_ERROR(CheckSkippedOnResume(saved, config_, position_));
   saved_step_ = step_;
   const auto skipped = info.state.find(kSkippedSteps);
   if (skipped == info.state.end() ||
@@ -281,6 +314,11 @@ absl::Status Trainer::Report(const StepResult& result) {
     line.krr = KrrMetrics{result.health->min_diagonal, result.health->max_gain,
                           result.health->lambda_max};
   }
+  const int64_t position = SkipPositions(skipped_data_, position_);
+  const double waited = loader_->wait_seconds();
+  line.data = DataMetrics{position, data_.train->Epochs(position),
+                          waited - data_wait_seconds_};
+  data_wait_seconds_ = waited;
   CUBIT_RETURN_IF_ERROR(metrics_->Write(line));
   const int64_t total = config_.schedule().total_steps();
   const std::string text = absl::StrFormat(

@@ -37,6 +37,12 @@ struct TrainerOptions {
   // Steps whose device time by kind of work is logged; none if the last is 0.
   int64_t profile_first = 0;
   int64_t profile_last = 0;
+  // A Hugging Face folder whose weights a new run starts from (import.h); "":
+  // random ones.
+  std::string init_from;
+  // Where the newest metrics are served on the loopback interface
+  // (metrics_server.h); 0: nowhere.
+  int metrics_port = 0;
   // What a user types to go on; printed when the run stops early.
   std::string resume_command;
 };
@@ -67,6 +73,7 @@ class Trainer {
 
   absl::Status OpenData();
   absl::Status Resume();
+  absl::Status InitializeWeights();
   absl::Status OpenMetrics();
   absl::StatusOr<StepResult> TrainStep();
   absl::StatusOr<std::vector<Batch>> NextBatches();
@@ -101,9 +108,12 @@ class Trainer {
   std::unique_ptr<StepProfile> profile_;
   RunPlan plan_;
   double peak_flops_ = 0;
-  int64_t step_ = 0;      // steps done
-  int64_t tokens_ = 0;    // seen in those
-  int64_t position_ = 0;  // next sample in the order of samples
+  int64_t step_ = 0;    // steps done
+  int64_t tokens_ = 0;  // seen in those
+  // Next sample in the order of samples without the skipped ones.
+  int64_t position_ = 0;
+  std::vector<PositionRange> skipped_data_;
+  double data_wait_seconds_ = 0;  // of all steps
   int64_t skipped_steps_ = 0;
   int64_t skipped_in_a_row_ = 0;
   int64_t saved_step_ = -1;

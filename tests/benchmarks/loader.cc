@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How fast batches come from token shards: alone, and beside a training step
-// that takes its time.
+// How fast batches come from token shards: the first one from a start anywhere,
+// then alone, and beside a training step that takes its time.
+
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <chrono>
@@ -28,10 +30,15 @@
 #include "runtime/file_system.h"
 #include "runtime/philox.h"
 #include "runtime/status_macros.h"
+#include "tests/benchmarks/sparse_shards.h"
 #include "tests/benchmarks/write_json.h"
 
 ABSL_FLAG(std::string, data, "",
           "folder of token shards; default: random tokens, made and removed");
+ABSL_FLAG(std::string, make_sparse, "",
+          "only write a data set of --tokens zeros into this folder, in "
+          "--sparse_shards files of holes");
+ABSL_FLAG(int64_t, sparse_shards, 2000, "files of --make_sparse");
 ABSL_FLAG(int64_t, tokens, int64_t{64} << 20,
           "of the random data set, in shards of 16 Mi");
 ABSL_FLAG(int64_t, seq_len, 1024, "tokens of a sample");
@@ -46,7 +53,9 @@ namespace {
 
 constexpr char kUsage[] =
     "Measures how fast micro-batches come from token shards.\n\n"
-    "  bazel run //tests/benchmarks:loader -- [--data=DIR] [--json=FILE]\n";
+    "  bazel run //tests/benchmarks:loader -- [--data=DIR] [--json=FILE]\n"
+    "  bazel run //tests/benchmarks:loader -- --make_sparse=DIR "
+    "--tokens=1000000000000\n";
 
 constexpr int64_t kVocabSize = 50257;
 constexpr int64_t kShardTokens = int64_t{16} << 20;
@@ -123,6 +132,33 @@ absl::StatusOr<Figures> Consume(TokenDataset& dataset, bool shuffle,
   return figures;
 }
 
+double PeakMegabytes() {
+  rusage usage = {};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<double>(usage.ru_maxrss) / 1024;
+}
+
+// The first batch from the beginning, the middle and far into later epochs.
+absl::Status MeasureSeeks(TokenDataset& dataset, nlohmann::json& results) {
+  const int64_t samples = dataset.info().num_samples;
+  for (const int64_t position : {int64_t{0}, samples / 2, 1000 * samples + 7}) {
+    const double begin = Now();
+    BatchLoaderOptions options;
+    options.micro_batch_size = absl::GetFlag(FLAGS_micro_batch_size);
+    options.stride = options.micro_batch_size;
+    options.seq_len = dataset.info().seq_len;
+    options.first_position = position;
+    BatchLoader loader(&dataset, options);
+    CUBIT_RETURN_IF_ERROR(loader.Next().status());
+    results["first_batch_seconds"].push_back(Now() - begin);
+    std::printf("first batch from position %lld: %.4f s\n",
+                static_cast<long long>(position), Now() - begin);
+  }
+  results["peak_megabytes"] = PeakMegabytes();
+  std::printf("peak memory so far: %.0f MiB\n", PeakMegabytes());
+  return absl::OkStatus();
+}
+
 absl::Status Measure(const std::string& folder, nlohmann::json& results) {
   const int64_t seq_len = absl::GetFlag(FLAGS_seq_len);
   const double seconds = absl::GetFlag(FLAGS_seconds);
@@ -137,6 +173,7 @@ absl::Status Measure(const std::string& folder, nlohmann::json& results) {
   std::printf("%lld tokens, opened in %.4f s\n",
               static_cast<long long>(dataset->info().num_tokens),
               Now() - begin);
+  CUBIT_RETURN_IF_ERROR(MeasureSeeks(*dataset, results));
   for (const bool shuffle : {false, true}) {
     CUBIT_ASSIGN_OR_RETURN(const Figures alone,
                            Consume(*dataset, shuffle, seconds, 0));
@@ -165,6 +202,12 @@ absl::Status Measure(const std::string& folder, nlohmann::json& results) {
 }
 
 absl::Status Run() {
+  if (const std::string sparse = absl::GetFlag(FLAGS_make_sparse);
+      !sparse.empty()) {
+    CUBIT_RETURN_IF_ERROR(FileSystem::Posix().CreateFolders(sparse));
+    return WriteSparseDataset(sparse, absl::GetFlag(FLAGS_sparse_shards),
+                              absl::GetFlag(FLAGS_tokens));
+  }
   std::string folder = absl::GetFlag(FLAGS_data);
   std::string scratch;
   // Only what was made here is removed.

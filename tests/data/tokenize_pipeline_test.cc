@@ -31,10 +31,13 @@ class TokenizePipelineTest : public testing::Test {
       }
       paths_.push_back(absl::StrCat(folder, "/", file, ".jsonl"));
       SetFileContents(paths_.back(), lines);
+      pieces_.push_back({{paths_.back()}, file, 0, 0});
     }
   }
 
   std::vector<std::string> paths_;
+  std::vector<InputPiece> pieces_;  // one for each
+  InputReader* const reader_ = &InputReader::InThisProcess();
   std::vector<std::string> texts_;
   const FakeTokenizer tokenizer_{1};
 };
@@ -42,7 +45,7 @@ class TokenizePipelineTest : public testing::Test {
 TEST_F(TokenizePipelineTest, GivesDocumentsInOrderForAnyNumberOfThreads) {
   for (const int threads : {1, 2, 5}) {
     const auto wanted = [](int64_t document) { return document % 3 != 1; };
-    TokenizePipeline pipeline(paths_, tokenizer_, threads, wanted);
+    TokenizePipeline pipeline(pieces_, reader_, tokenizer_, threads, wanted);
     TokenizedBatch batch;
     int64_t document = 0;
     int64_t text_bytes = 0;
@@ -75,7 +78,7 @@ TEST_F(TokenizePipelineTest, GivesWhatComesBeforeAnErrorAndThenTheError) {
   std::string damaged = FileContents(paths_[3]);
   damaged.insert(damaged.rfind("{\"text\""), "{broken\n");
   SetFileContents(paths_[3], damaged);
-  TokenizePipeline pipeline(paths_, tokenizer_, 2,
+  TokenizePipeline pipeline(pieces_, reader_, tokenizer_, 2,
                             [](int64_t) { return true; });
   TokenizedBatch batch;
   int64_t documents = 0;
@@ -91,9 +94,35 @@ TEST_F(TokenizePipelineTest, GivesWhatComesBeforeAnErrorAndThenTheError) {
   }
 }
 
+TEST_F(TokenizePipelineTest, SmallFilesOfOnePieceKeepTheirNumbers) {
+  const auto pieces = CutIntoPieces(paths_, *reader_);
+  ASSERT_TRUE(pieces.ok());
+  ASSERT_EQ(pieces->size(), 1u);
+  TokenizePipeline pipeline(*pieces, reader_, tokenizer_, 2,
+                            [](int64_t) { return true; });
+  TokenizedBatch batch;
+  int64_t documents = 0;
+  while (*pipeline.Next(&batch)) documents += batch.documents();
+  EXPECT_EQ(documents, 200);
+  EXPECT_EQ(batch.file, 4);
+}
+
+TEST_F(TokenizePipelineTest, StatesTheCountsOfWantedDocuments) {
+  SetFileContents(paths_[0],
+                  "{\"text\": \"a\", \"token_count\": 5}\n"
+                  "{\"text\": \"b\", \"metadata\": {\"token_count\": 6}}\n"
+                  "{\"text\": \"c\", \"other\": {\"token_count\": 7}}\n"
+                  "{\"text\": \"d\", \"token_count\": 8}\n");
+  TokenizePipeline pipeline({pieces_[0]}, reader_, tokenizer_, 1,
+                            [](int64_t document) { return document != 3; });
+  TokenizedBatch batch;
+  ASSERT_TRUE(*pipeline.Next(&batch));
+  EXPECT_EQ(batch.stated_tokens, (std::vector<int64_t>{5, 6, -1, -1}));
+}
+
 TEST_F(TokenizePipelineTest, StopsAtAnyMoment) {
   for (int taken = 0; taken < 6; ++taken) {
-    TokenizePipeline pipeline(paths_, tokenizer_, 3,
+    TokenizePipeline pipeline(pieces_, reader_, tokenizer_, 3,
                               [](int64_t) { return true; });
     TokenizedBatch batch;
     for (int i = 0; i < taken; ++i) EXPECT_TRUE(pipeline.Next(&batch).ok());

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "data/reader_child.h"
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstring>
+#include <new>
+
+#include "data/token_shard.h"
+#include "data/tokenizer.h"
+#include "runtime/check.h"
+#include "runtime/status_macros.h"
+
+namespace cubit {
+namespace {
+
+constexpr int64_t kMaxPathBytes = 1 << 16;
+constexpr int64_t kMaxPaths = 1 << 20;
+
+absl::Status GetRequest(MessageSocket* socket, ReaderRequest* request) {
+  char task = 0;
+  CUBIT_RETURN_IF_ERROR(socket->GetKind(&task));
+  request->task = static_cast<ReaderTask>(task);
+  int64_t eot_id = 0;
+  int64_t paths = 0;
+  for (int64_t* const value :
+       {&request->limits.memory_bytes, &request->limits.open_files,
+        &request->limits.cpu_seconds, &request->piece.begin_group,
+        &request->piece.end_group, &request->vocabulary.size, &eot_id,
+        &paths}) {
+    CUBIT_RETURN_IF_ERROR(socket->GetInteger(value));
+  }
+  request->vocabulary.eot_id = static_cast<int32_t>(eot_id);
+  CUBIT_CHECK(paths >= 0 && paths <= kMaxPaths) << paths;
+  request->piece.paths.resize(static_cast<size_t>(paths));
+  for (std::string& path : request->piece.paths) {
+    CUBIT_RETURN_IF_ERROR(socket->GetBytes(kMaxPathBytes, &path));
+  }
+  return absl::OkStatus();
+}
+
+int64_t AddressSpaceBytes() {
+  int64_t pages = 0;
+  std::FILE* const file = std::fopen("/proc/self/statm", "r");
+  CUBIT_CHECK(file != nullptr);
+  CUBIT_CHECK_EQ(std::fscanf(file, "%ld", &pages), 1);
+  std::fclose(file);
+  return pages * sysconf(_SC_PAGESIZE);
+}
+
+void Limit(int resource, int64_t value) {
+  const auto limit = static_cast<rlim_t>(value);
+  const rlimit both = {limit, limit};
+  // A limit that was lower already stays.
+  if (setrlimit(static_cast<__rlimit_resource>(resource), &both) != 0) {
+    rlimit present = {};
+    CUBIT_CHECK_EQ(
+        getrlimit(static_cast<__rlimit_resource>(resource), &present), 0);
+    CUBIT_CHECK(present.rlim_max <= limit) << resource;
+  }
+}
+
+// From here on the process can read files and answer, and little else.
+void ApplyLimits(const ReaderLimits& limits) {
+  std::set_new_handler([] { _exit(kReaderOutOfMemory); });
+  Limit(RLIMIT_CORE, 0);
+  Limit(RLIMIT_FSIZE, 0);
+  Limit(RLIMIT_NOFILE, limits.open_files);
+  Limit(RLIMIT_CPU, limits.cpu_seconds);
+  Limit(RLIMIT_AS, AddressSpaceBytes() + limits.memory_bytes);
+}
+
+void Say(ReaderAnswer answer, MessageSocket* socket) {
+  socket->PutKind(static_cast<char>(answer));
+}
+
+absl::Status Gone() { return absl::UnavailableError("nobody listens"); }
+
+void PutDocument(const InputDocument& document, MessageSocket* socket) {
+  Say(document.is_tokens ? ReaderAnswer::kTokens : ReaderAnswer::kText, socket);
+  socket->PutInteger(document.path);
+  if (document.is_tokens) {
+    socket->PutBytes({reinterpret_cast<const char*>(document.ids.data()),
+                      document.ids.size() * sizeof(int32_t)});
+  } else {
+    socket->PutInteger(document.stated_tokens);
+    socket->PutBytes(document.text);
+  }
+}
+
+// Before what may be the end of this process.
+bool SayPath(size_t path, MessageSocket* socket) {
+  Say(ReaderAnswer::kPath, socket);
+  socket->PutInteger(static_cast<int64_t>(path));
+  return socket->Flush();
+}
+
+absl::Status SendPiece(const ReaderRequest& request, MessageSocket* socket) {
+  const bool several = request.piece.paths.size() > 1;
+  for (size_t path = 0; path < request.piece.paths.size(); ++path) {
+    InputPiece piece = request.piece;
+    piece.paths = {request.piece.paths[path]};
+    if (several && !SayPath(path, socket)) return Gone();
+    CUBIT_ASSIGN_OR_RETURN(const auto stream, InputReader::InThisProcess().Open(
+                                                  piece, request.vocabulary));
+    InputDocument document;
+    while (true) {
+      CUBIT_ASSIGN_OR_RETURN(const bool more, stream->Next(&document));
+      if (!more) break;
+      document.path = static_cast<int64_t>(path);
+      PutDocument(document, socket);
+      if (!socket->FlushIfFull()) return Gone();
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status SendGroups(const std::string& path, MessageSocket* socket) {
+  CUBIT_ASSIGN_OR_RETURN(const std::vector<ParquetGroup> groups,
+                         ReadParquetGroups(path));
+  for (const ParquetGroup& group : groups) {
+    Say(ReaderAnswer::kGroup, socket);
+    socket->PutInteger(group.rows);
+    socket->PutInteger(group.text_bytes);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckShards(const std::vector<std::string>& paths, bool verify,
+                         MessageSocket* socket) {
+  for (size_t i = 0; i < paths.size(); ++i) {
+    if (!SayPath(i, socket)) return Gone();
+    CUBIT_ASSIGN_OR_RETURN(TokenShard shard, TokenShard::Open(paths[i], 0));
+    if (verify) CUBIT_RETURN_IF_ERROR(shard.Verify());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Answer(const ReaderRequest& request, MessageSocket* socket) {
+  switch (request.task) {
+    case ReaderTask::kPiece:
+      return SendPiece(request, socket);
+    case ReaderTask::kParquetGroups:
+      return SendGroups(request.piece.paths.at(0), socket);
+    case ReaderTask::kTokenizer:
+      return LoadTokenizer(request.piece.paths.at(0)).status();
+    case ReaderTask::kOpenShards:
+      return CheckShards(request.piece.paths, /*verify=*/false, socket);
+    case ReaderTask::kVerifyShards:
+      return CheckShards(request.piece.paths, /*verify=*/true, socket);
+  }
+  return absl::InternalError("an unknown task");
+}
+
+}  // namespace
+
+void PutRequest(const ReaderRequest& request, MessageSocket* socket) {
+  socket->PutKind(static_cast<char>(request.task));
+  for (const int64_t value :
+       {request.limits.memory_bytes, request.limits.open_files,
+        request.limits.cpu_seconds, request.piece.begin_group,
+        request.piece.end_group, request.vocabulary.size,
+        int64_t{request.vocabulary.eot_id},
+        static_cast<int64_t>(request.piece.paths.size())}) {
+    socket->PutInteger(value);
+  }
+  for (const std::string& path : request.piece.paths) socket->PutBytes(path);
+}
+
+absl::optional<int> RunReaderProcess(int argc, char** argv) {
+  if (argc != 2 || std::strcmp(argv[1], kReaderProcessFlag) != 0) {
+    return absl::nullopt;
+  }
+  // What the parent had open without meaning to pass it on.
+  close_range(kReaderProcessSocket + 1, ~0u, 0);
+  MessageSocket socket(kReaderProcessSocket);
+  ReaderRequest request;
+  if (!GetRequest(&socket, &request).ok()) return 1;
+  ApplyLimits(request.limits);
+  const absl::Status status = Answer(request, &socket);
+  Say(status.ok() ? ReaderAnswer::kEnd : ReaderAnswer::kError, &socket);
+  if (!status.ok()) {
+    socket.PutInteger(static_cast<int64_t>(status.code()));
+    socket.PutBytes(status.message());
+  }
+  return socket.Flush() ? 0 : 1;
+}
+
+}  // namespace cubit

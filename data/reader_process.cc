@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "data/reader_process.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+
+#include "data/document_reader.h"
+#include "data/reader_child.h"
+#include "data/reader_messages.h"
+#include "runtime/check.h"
+#include "runtime/status_macros.h"
+
+// POSIX declares no header for it.
+extern char** environ;
+
+namespace cubit {
+namespace {
+
+constexpr int64_t kMaxMessageBytes = 1 << 20;  // of an error
+constexpr int64_t kMaxGroups = 1 << 20;
+
+// Environment of the process: one thread for libraries that would start some.
+std::vector<std::string> ChildEnvironment() {
+  std::vector<std::string> variables = {"OPENBLAS_NUM_THREADS=1",
+                                        "OMP_NUM_THREADS=1"};
+  for (char** variable = environ; *variable != nullptr; ++variable) {
+    if (absl::StartsWith(*variable, "OPENBLAS_NUM_THREADS=") ||
+        absl::StartsWith(*variable, "OMP_NUM_THREADS=")) {
+      continue;
+    }
+    variables.emplace_back(*variable);
+  }
+  return variables;
+}
+
+std::vector<char*> Pointers(std::vector<std::string>& strings) {
+  std::vector<char*> pointers;
+  for (std::string& string : strings) pointers.push_back(string.data());
+  pointers.push_back(nullptr);
+  return pointers;
+}
+
+absl::StatusOr<pid_t> StartProcess(int fd) {
+  std::vector<std::string> arguments = {"cubit reader", kReaderProcessFlag};
+  std::vector<std::string> environment = ChildEnvironment();
+  posix_spawn_file_actions_t actions;
+  CUBIT_CHECK_EQ(posix_spawn_file_actions_init(&actions), 0);
+  posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null",
+                                   O_RDONLY, 0);
+  posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, "/dev/null",
+                                   O_WRONLY, 0);
+  posix_spawn_file_actions_adddup2(&actions, fd, kReaderProcessSocket);
+  pid_t pid = -1;
+  const int error =
+      posix_spawn(&pid, "/proc/self/exe", &actions, nullptr,
+                  Pointers(arguments).data(), Pointers(environment).data());
+  posix_spawn_file_actions_destroy(&actions);
+  if (error == 0) return pid;
+  return absl::UnavailableError(absl::StrCat(
+      "cannot start a process that reads files: ", std::strerror(error)));
+}
+
+// A process that reads, from its request to its end.
+class ReaderChild {
+ public:
+  explicit ReaderChild(std::vector<std::string> paths)
+      : paths_(std::move(paths)), socket_(-1) {}
+  ~ReaderChild() { End(); }
+  ReaderChild(const ReaderChild&) = delete;
+  ReaderChild& operator=(const ReaderChild&) = delete;
+
+  absl::Status Start(const ReaderRequest& request) {
+    int fds[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0) {
+      return absl::UnavailableError(
+          absl::StrCat("cannot make a socket: ", std::strerror(errno)));
+    }
+    socket_ = MessageSocket(fds[0]);
+    const absl::StatusOr<pid_t> pid = StartProcess(fds[1]);
+    close(fds[1]);
+    if (!pid.ok()) return pid.status();
+    pid_ = *pid;
+    limits_ = request.limits;
+    socket_.set_timeout(limits_.silent_seconds);
+    PutRequest(request, &socket_);
+    // If it is gone already, the first answer says why.
+    socket_.Flush();
+    return absl::OkStatus();
+  }
+
+  MessageSocket& socket() { return socket_; }
+
+  // The next kind of answer; kError becomes its status, kPath is noted.
+  absl::StatusOr<ReaderAnswer> Next() {
+    while (true) {
+      char kind = 0;
+      CUBIT_RETURN_IF_ERROR(Check(socket_.GetKind(&kind)));
+      const auto answer = static_cast<ReaderAnswer>(kind);
+      if (answer == ReaderAnswer::kError) return ReceiveError();
+      if (answer != ReaderAnswer::kPath) return answer;
+      int64_t path = 0;
+      CUBIT_RETURN_IF_ERROR(Check(socket_.GetInteger(&path)));
+      if (path < 0 || path >= static_cast<int64_t>(paths_.size())) {
+        return Nonsense("an unknown file");
+      }
+      path_ = static_cast<size_t>(path);
+    }
+  }
+
+  // Makes an error of the socket one of the process.
+  absl::Status Check(const absl::Status& status) {
+    if (status.ok()) return status;
+    if (absl::IsDeadlineExceeded(status)) {
+      End();
+      return Error(absl::StrCat("reading it took over ", limits_.silent_seconds,
+                                " s without a result, and was ended"));
+    }
+    if (absl::IsDataLoss(status)) return Nonsense(status.message());
+    return Death();
+  }
+
+  absl::Status Nonsense(absl::string_view what) {
+    End();
+    return Error(absl::StrCat("the process that reads it sent ", what));
+  }
+
+  const std::string& path() const { return paths_[path_]; }
+
+ private:
+  absl::Status Error(absl::string_view what) const {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path(), ": ", what, ": a damaged or hostile file, or too large a one"));
+  }
+
+  absl::Status ReceiveError() {
+    int64_t code = 0;
+    std::string message;
+    CUBIT_RETURN_IF_ERROR(Check(socket_.GetInteger(&code)));
+    CUBIT_RETURN_IF_ERROR(Check(socket_.GetBytes(kMaxMessageBytes, &message)));
+    if (code <= 0 ||
+        code > static_cast<int64_t>(absl::StatusCode::kUnauthenticated)) {
+      return Nonsense("an unknown error");
+    }
+    return absl::Status(static_cast<absl::StatusCode>(code), message);
+  }
+
+  // Why the process ended without saying so.
+  absl::Status Death() {
+    const int status = Wait();
+    if (WIFEXITED(status) && WEXITSTATUS(status) == kReaderOutOfMemory) {
+      return Error(absl::StrCat("reading it needs more than ",
+                                limits_.memory_bytes >> 20, " MiB of memory"));
+    }
+    if (WIFEXITED(status)) {
+      return Error(absl::StrCat("the process that reads it ended with status ",
+                                WEXITSTATUS(status)));
+    }
+    if (WTERMSIG(status) == SIGXCPU) {
+      return Error(absl::StrCat("reading it took over ", limits_.cpu_seconds,
+                                " s of processor time"));
+    }
+    return Error(absl::StrCat("the process that reads it was ended by signal ",
+                              WTERMSIG(status), " (",
+                              strsignal(WTERMSIG(status)), ")"));
+  }
+
+  int Wait() {
+    int status = 0;
+    while (pid_ >= 0 && waitpid(pid_, &status, 0) < 0 && errno == EINTR) {
+    }
+    pid_ = -1;
+    return status;
+  }
+
+  void End() {
+    if (pid_ < 0) return;
+    kill(pid_, SIGKILL);
+    Wait();
+  }
+
+  const std::vector<std::string> paths_;
+  size_t path_ = 0;  // that the process reads
+  ReaderLimits limits_;
+  MessageSocket socket_;
+  pid_t pid_ = -1;
+};
+
+class ProcessStream : public InputStream {
+ public:
+  ProcessStream(const std::vector<std::string>& paths,
+                const TokenVocabulary& vocabulary)
+      : child_(paths), vocabulary_(vocabulary) {}
+
+  ReaderChild& child() { return child_; }
+
+  absl::StatusOr<bool> Next(InputDocument* document) override {
+    CUBIT_ASSIGN_OR_RETURN(const ReaderAnswer answer, child_.Next());
+    if (answer == ReaderAnswer::kEnd) return false;
+    MessageSocket& socket = child_.socket();
+    CUBIT_RETURN_IF_ERROR(child_.Check(socket.GetInteger(&document->path)));
+    document->is_tokens = answer == ReaderAnswer::kTokens;
+    document->stated_tokens = -1;
+    if (document->is_tokens) {
+      CUBIT_RETURN_IF_ERROR(
+          child_.Check(socket.GetIds(kMaxDocumentTokens, &document->ids)));
+      for (const int32_t id : document->ids) {
+        if (id < 0 || id >= vocabulary_.size || id == vocabulary_.eot_id) {
+          return child_.Nonsense("an id beyond the vocabulary");
+        }
+      }
+      return true;
+    }
+    if (answer != ReaderAnswer::kText) return child_.Nonsense("an answer");
+    CUBIT_RETURN_IF_ERROR(
+        child_.Check(socket.GetInteger(&document->stated_tokens)));
+    CUBIT_RETURN_IF_ERROR(
+        child_.Check(socket.GetBytes(kMaxDocumentBytes, &document->text)));
+    if (document->text.empty()) return child_.Nonsense("an empty text");
+    return true;
+  }
+
+ private:
+  ReaderChild child_;
+  const TokenVocabulary vocabulary_;
+};
+
+// A request that is answered with an error or nothing.
+absl::Status Try(ReaderTask task, const std::vector<std::string>& paths,
+                 const ReaderLimits& limits) {
+  if (paths.empty()) return absl::OkStatus();
+  ReaderRequest request;
+  request.task = task;
+  request.limits = limits;
+  request.piece.paths = paths;
+  ReaderChild child(paths);
+  CUBIT_RETURN_IF_ERROR(child.Start(request));
+  CUBIT_ASSIGN_OR_RETURN(const ReaderAnswer answer, child.Next());
+  return answer == ReaderAnswer::kEnd ? absl::OkStatus()
+                                      : child.Nonsense("an answer");
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<ParquetGroup>> ProcessReader::ParquetGroups(
+    const std::string& path) {
+  ReaderRequest request;
+  request.task = ReaderTask::kParquetGroups;
+  request.limits = limits_;
+  request.piece.paths = {path};
+  ReaderChild child({path});
+  CUBIT_RETURN_IF_ERROR(child.Start(request));
+  std::vector<ParquetGroup> groups;
+  while (true) {
+    CUBIT_ASSIGN_OR_RETURN(const ReaderAnswer answer, child.Next());
+    if (answer == ReaderAnswer::kEnd) return groups;
+    ParquetGroup group;
+    CUBIT_RETURN_IF_ERROR(child.Check(child.socket().GetInteger(&group.rows)));
+    CUBIT_RETURN_IF_ERROR(
+        child.Check(child.socket().GetInteger(&group.text_bytes)));
+    if (answer != ReaderAnswer::kGroup || group.rows < 0 ||
+        group.text_bytes < 0 ||
+        static_cast<int64_t>(groups.size()) == kMaxGroups) {
+      return child.Nonsense("no row groups");
+    }
+    groups.push_back(group);
+  }
+}
+
+absl::StatusOr<std::unique_ptr<InputStream>> ProcessReader::Open(
+    const InputPiece& piece, const TokenVocabulary& vocabulary) {
+  ReaderRequest request;
+  request.task = ReaderTask::kPiece;
+  request.limits = limits_;
+  request.piece = piece;
+  request.vocabulary = vocabulary;
+  auto stream = std::make_unique<ProcessStream>(piece.paths, vocabulary);
+  CUBIT_RETURN_IF_ERROR(stream->child().Start(request));
+  return stream;
+}
+
+absl::Status TryTokenizer(const std::string& spec, const ReaderLimits& limits) {
+  return Try(ReaderTask::kTokenizer, {spec}, limits);
+}
+
+absl::Status TryShards(const std::vector<std::string>& paths, bool verify,
+                       const ReaderLimits& limits) {
+  return Try(verify ? ReaderTask::kVerifyShards : ReaderTask::kOpenShards,
+             paths, limits);
+}
+
+}  // namespace cubit
