@@ -29,6 +29,8 @@ class FileStream : public InputStream {
       }
       document->path = static_cast<int64_t>(path_);
       document->is_tokens = tokens_ != nullptr;
+      document->text.clear();
+      document->ids.clear();
       CUBIT_ASSIGN_OR_RETURN(const bool more,
                              tokens_ != nullptr ? tokens_->Next(&document->ids)
                                                 : text_->Next(&document->text));

@@ -213,6 +213,8 @@ class ProcessStream : public InputStream {
     CUBIT_RETURN_IF_ERROR(child_.Check(socket.GetInteger(&document->path)));
     document->is_tokens = answer == ReaderAnswer::kTokens;
     document->stated_tokens = -1;
+    document->text.clear();
+    document->ids.clear();
     if (document->is_tokens) {
       CUBIT_RETURN_IF_ERROR(
           child_.Check(socket.GetIds(kMaxDocumentTokens, &document->ids)));
