@@ -167,7 +167,9 @@ TEST_F(FinewebEdu, EveryFormOfTheSameDocumentsGivesTheSameShards) {
     options.out = ScratchFolder("out");
     ASSERT_TRUE(Prepare(options, *tokenizer_, UnsyncedFiles()).ok()) << input;
     std::map<std::string, std::string> shards;
-    for (const std::string& name : *FileSystem::Posix().List(options.out)) {
+    const auto names = FileSystem::Posix().List(options.out);
+    ASSERT_TRUE(names.ok());
+    for (const std::string& name : *names) {
       if (!IsShardName(name)) continue;
       shards[name] = FileContents(JoinPath(options.out, name));
     }
