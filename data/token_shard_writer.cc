@@ -103,9 +103,11 @@ void TokenShardBuilder::AddDocument(absl::Span<const int32_t> ids) {
              static_cast<int>(id == eot_id);
     max_id = std::max(max_id, static_cast<uint32_t>(id));
   }
-  CUBIT_CHECK_EQ(wrong, 0) << "the tokenizer gave an id up to " << max_id
-                           << " or the end of text, " << eot_id
-                           << "; its vocabulary has " << vocab_size;
+  for (size_t i = 0; wrong != 0 && i < ids.size(); ++i) {
+    CUBIT_CHECK(static_cast<uint32_t>(ids[i]) < vocab_size && ids[i] != eot_id)
+        << "the tokenizer gave id " << ids[i] << "; its vocabulary has "
+        << vocab_size << ", its end of text is " << eot_id;
+  }
   max_token_id_ = std::max({max_token_id_, int64_t{max_id}, info_.eot_id});
   if (TokenType(info_.vocab_size) == Hdf5Type::kUint16) {
     tokens16_.push_back(static_cast<uint16_t>(eot_id));
