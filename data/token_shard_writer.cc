@@ -113,7 +113,7 @@ void TokenShardBuilder::AddDocument(absl::Span<const int32_t> ids) {
     tokens16_.push_back(static_cast<uint16_t>(eot_id));
     const size_t begin = tokens16_.size();
     tokens16_.resize(begin + ids.size());
-    std::transform(ids.begin(), ids.end(), tokens16_.begin() + begin,
+    std::transform(ids.begin(), ids.end(), tokens16_.data() + begin,
                    [](int32_t id) { return static_cast<uint16_t>(id); });
   } else {
     tokens32_.push_back(static_cast<uint32_t>(eot_id));
