@@ -29,6 +29,8 @@ class FileStream : public InputStream {
       }
       document->path = static_cast<int64_t>(path_);
       document->is_tokens = tokens_ != nullptr;
+      document->text.clear();
+      document->ids.clear();
       CUBIT_ASSIGN_OR_RETURN(const bool more,
                              tokens_ != nullptr ? tokens_->Next(&document->ids)
                                                 : text_->Next(&document->text));
@@ -105,19 +107,21 @@ InputReader& InputReader::InThisProcess() {
 absl::StatusOr<std::vector<InputPiece>> CutIntoPieces(
     const std::vector<std::string>& paths, InputReader& reader) {
   std::vector<InputPiece> pieces;
-  int64_t bytes = kPieceBytes;  // of the last piece; full: nothing is added
+  bool joins = false;  // whether the last piece may get more files
+  int64_t bytes = 0;   // in it
   for (size_t i = 0; i < paths.size(); ++i) {
     const int64_t number = static_cast<int64_t>(i);
     if (TextFormatOf(paths[i]) == TextFormat::kParquet) {
       CUBIT_RETURN_IF_ERROR(CutParquet(paths[i], number, reader, &pieces));
-      bytes = kPieceBytes;
+      joins = false;
       continue;
     }
     CUBIT_ASSIGN_OR_RETURN(const int64_t size,
                            FileSystem::Posix().FileSize(paths[i]));
-    if (bytes + size > kPieceBytes ||
+    if (!joins || bytes + size > kPieceBytes ||
         pieces.back().paths.size() == kPieceFiles) {
       pieces.push_back({{}, number, 0, 0});
+      joins = true;
       bytes = 0;
     }
     pieces.back().paths.push_back(paths[i]);

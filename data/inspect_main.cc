@@ -14,6 +14,7 @@
 #include "absl/strings/str_format.h"
 
 #include "data/dataset_index.h"
+#include "data/reader_process.h"
 #include "data/token_shard.h"
 #include "data/tokenizer.h"
 #include "runtime/command_line.h"
@@ -71,6 +72,12 @@ void PrintSummary(const std::string& folder, const DatasetIndex& index) {
   }
 }
 
+// Shards may be of others: a process of their own looks at them first.
+absl::Status TryShard(const std::string& folder, const ShardEntry& entry,
+                      bool verify) {
+  return TryShards({JoinPath(folder, entry.file)}, verify, ReaderLimits());
+}
+
 // Opens a shard and checks what costs nothing.
 absl::StatusOr<TokenShard> OpenShard(const std::string& folder,
                                      const ShardEntry& entry,
@@ -102,8 +109,8 @@ absl::Status VerifyShard(const std::string& folder, const ShardEntry& entry,
         path, ": has digest ", digest, ", ", kIndexName, " says ",
         entry.xxh3_128, ": damaged; restore it or prepare the data again"));
   }
-  CUBIT_ASSIGN_OR_RETURN(TokenShard shard, OpenShard(folder, entry, index));
-  return shard.Verify();
+  CUBIT_RETURN_IF_ERROR(TryShard(folder, entry, /*verify=*/true));
+  return OpenShard(folder, entry, index).status();
 }
 
 // Every shard, also after a damaged one.
@@ -139,8 +146,10 @@ absl::Status CheckTokenizer(const Tokenizer& tokenizer,
 
 absl::Status PrintText(const std::string& folder, const DatasetIndex& index,
                        const std::string& split, int64_t document) {
+  const std::string tokenizer_folder = JoinPath(folder, kTokenizerFolder);
+  CUBIT_RETURN_IF_ERROR(TryTokenizer(tokenizer_folder, ReaderLimits()));
   CUBIT_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
-                         LoadTokenizer(JoinPath(folder, kTokenizerFolder)));
+                         LoadTokenizer(tokenizer_folder));
   CUBIT_RETURN_IF_ERROR(CheckTokenizer(*tokenizer, index, folder));
   int64_t first = 0;  // document of the shard
   for (const ShardEntry& entry : index.shards) {
@@ -149,6 +158,7 @@ absl::Status PrintText(const std::string& folder, const DatasetIndex& index,
       first += entry.documents;
       continue;
     }
+    CUBIT_RETURN_IF_ERROR(TryShard(folder, entry, /*verify=*/false));
     CUBIT_ASSIGN_OR_RETURN(TokenShard shard, OpenShard(folder, entry, index));
     CUBIT_ASSIGN_OR_RETURN(const TokenShard::Range range,
                            shard.DocumentRange(document - first));
@@ -188,6 +198,11 @@ absl::Status Inspect(const std::vector<std::string>& folders) {
   if (absl::GetFlag(FLAGS_verify)) return VerifyAll(folder, index);
   absl::PrintF("\n%-16s %-10s %12s %12s %12s  %s\n", "shard", "split",
                "documents", "tokens", "bytes", "created");
+  std::vector<std::string> paths;
+  for (const ShardEntry& entry : index.shards) {
+    paths.push_back(JoinPath(folder, entry.file));
+  }
+  CUBIT_RETURN_IF_ERROR(TryShards(paths, /*verify=*/false, ReaderLimits()));
   for (const ShardEntry& entry : index.shards) {
     CUBIT_RETURN_IF_ERROR(PrintShard(folder, entry, index));
   }
@@ -198,6 +213,7 @@ absl::Status Inspect(const std::vector<std::string>& folders) {
 }  // namespace cubit
 
 int main(int argc, char** argv) {
+  if (const auto child = cubit::RunReaderProcess(argc, argv)) return *child;
   const absl::Status status =
       cubit::Inspect(cubit::ParseCommandLine(argc, argv, cubit::kUsage));
   if (status.ok()) return cubit::kExitDone;

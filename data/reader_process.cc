@@ -9,6 +9,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <memory>
@@ -22,9 +23,6 @@
 #include "data/reader_messages.h"
 #include "runtime/check.h"
 #include "runtime/status_macros.h"
-
-// POSIX declares no header for it.
-extern char** environ;
 
 namespace cubit {
 namespace {
@@ -47,9 +45,9 @@ std::vector<std::string> ChildEnvironment() {
 }
 
 std::vector<char*> Pointers(std::vector<std::string>& strings) {
-  std::vector<char*> pointers;
-  for (std::string& string : strings) pointers.push_back(string.data());
-  pointers.push_back(nullptr);
+  std::vector<char*> pointers(strings.size() + 1);
+  std::transform(strings.begin(), strings.end(), pointers.begin(),
+                 [](std::string& string) { return string.data(); });
   return pointers;
 }
 
@@ -213,6 +211,8 @@ class ProcessStream : public InputStream {
     CUBIT_RETURN_IF_ERROR(child_.Check(socket.GetInteger(&document->path)));
     document->is_tokens = answer == ReaderAnswer::kTokens;
     document->stated_tokens = -1;
+    document->text.clear();
+    document->ids.clear();
     if (document->is_tokens) {
       CUBIT_RETURN_IF_ERROR(
           child_.Check(socket.GetIds(kMaxDocumentTokens, &document->ids)));

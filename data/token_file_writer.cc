@@ -81,6 +81,7 @@ class TokenExport {
   absl::Status AppendTokens(TokenShard& shard, int64_t begin, int64_t end,
                             FileAside* file);
   absl::Status WriteLlmc();
+  absl::Status WriteLlmcShard(const std::string& path);
   absl::Status WriteLlmcFile(TokenShard& shard, int64_t begin, int64_t end);
   absl::Status WriteMegatron();
   absl::Status WriteMegatronIndex();
@@ -173,21 +174,25 @@ absl::Status TokenExport::WriteLlmcFile(TokenShard& shard, int64_t begin,
 }
 
 // A file never crosses shards: both end at documents.
+absl::Status TokenExport::WriteLlmcShard(const std::string& path) {
+  CUBIT_ASSIGN_OR_RETURN(TokenShard shard, TokenShard::Open(path, 0));
+  int64_t begin = 0;
+  int64_t end = 0;
+  for (int64_t d = 0; d < shard.info().num_documents; ++d) {
+    CUBIT_ASSIGN_OR_RETURN(const TokenShard::Range range,
+                           shard.DocumentRange(d));
+    if (range.end - begin > options_.file_tokens && end > begin) {
+      CUBIT_RETURN_IF_ERROR(WriteLlmcFile(shard, begin, end));
+      begin = end;
+    }
+    end = range.end;
+  }
+  return WriteLlmcFile(shard, begin, end);
+}
+
 absl::Status TokenExport::WriteLlmc() {
   for (const std::string& path : shards_) {
-    CUBIT_ASSIGN_OR_RETURN(TokenShard shard, TokenShard::Open(path, 0));
-    int64_t begin = 0;
-    int64_t end = 0;
-    for (int64_t d = 0; d < shard.info().num_documents; ++d) {
-      CUBIT_ASSIGN_OR_RETURN(const TokenShard::Range range,
-                             shard.DocumentRange(d));
-      if (range.end - begin > options_.file_tokens && end > begin) {
-        CUBIT_RETURN_IF_ERROR(WriteLlmcFile(shard, begin, end));
-        begin = end;
-      }
-      end = range.end;
-    }
-    CUBIT_RETURN_IF_ERROR(WriteLlmcFile(shard, begin, end));
+    CUBIT_RETURN_IF_ERROR(WriteLlmcShard(path));
   }
   return absl::OkStatus();
 }

@@ -27,6 +27,8 @@ struct Work {
 
   void Tokenize(const Tokenizer& tokenizer) {
     result.begins.push_back(0);
+    // English has over four bytes a token; more room costs copies, not errors.
+    result.ids.reserve(static_cast<size_t>(result.text_bytes) / 4);
     for (size_t d = 0; d < documents.size(); ++d) {
       InputDocument& document = documents[d];
       if (wanted[d] != 0 && document.is_tokens) {

@@ -13,6 +13,8 @@
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 
+#include "data/parquet_file.h"
+#include "tests/data/parquet_files.h"
 #include "tests/data/shard_files.h"
 #include "tests/testing/program.h"
 
@@ -74,6 +76,57 @@ TEST_F(DataPrograms, PrepareThenInspect) {
   Expect(Inspect({out_, "--text=0", "--split=validation"}), 0,
          "This is document 1.\n");
   Expect(Inspect({out_, "--text=297"}), 1, "has 297 documents, counted from 0");
+}
+
+// Out to the files of llm.c and Megatron and back again to the same shards.
+TEST_F(DataPrograms, ExportsWhatPrepareReadsBack) {
+  ASSERT_EQ(
+      Prepare({text_, "--out=" + out_, "--validation_fraction=0", "--source=s"})
+          .exit_status,
+      0);
+  for (const std::string to : {"llm.c", "megatron"}) {
+    const std::string prefix = folder_ + "/" + to + "/x";
+    Expect(RunProgram({"data/export", out_, "--to=" + to, "--out=" + prefix}),
+           0, "train: 300 documents");
+    const std::string file =
+        prefix + (to == "llm.c" ? "_train_000000.bin" : "_train.idx");
+    const std::string back = folder_ + "/back_" + to;
+    Expect(Prepare({file, "--out=" + back, "--validation_fraction=0",
+                    "--source=s"}),
+           0, "train 300 documents");
+    EXPECT_EQ(FileContents(back + "/shard_00000.h5"),
+              FileContents(out_ + "/shard_00000.h5"));
+  }
+  Expect(RunProgram({"data/export", out_, "--to=x", "--out=y"}), 1,
+         "--to is \"x\"");
+  Expect(RunProgram({"data/export", out_, "--to=llm.c"}), 1,
+         "--out is missing");
+  Expect(RunProgram({"data/export", "--help"}), 0, "--file_tokens");
+}
+
+TEST_F(DataPrograms, PreparesParquetOrNamesTheCommandThatBringsIt) {
+  const std::string path = folder_ + "/a.parquet";
+  if (!ParquetIsSupported()) {
+    SetFileContents(path, "PAR1");
+    Expect(Prepare({path, "--out=" + out_}), 1, "./bazelw install_arrow");
+    EXPECT_FALSE(FileSystem::Posix().Exists(out_));
+    return;
+  }
+  ParquetRecipe recipe;
+  for (int row = 0; row < 300; ++row) {
+    recipe.rows.push_back({absl::StrCat("This is document ", row, "."), 5});
+  }
+  WriteParquet(path, recipe);
+  ASSERT_EQ(Prepare({text_, "--out=" + out_, "--source=s"}).exit_status, 0);
+  const std::string other = folder_ + "/other";
+  Expect(Prepare({path, "--out=" + other, "--source=s"}), 0,
+         "train 297 documents");
+  for (const char* shard : {"/shard_00000.h5", "/shard_00001.h5"}) {
+    EXPECT_EQ(FileContents(other + shard), FileContents(out_ + shard));
+  }
+  SetFileContents(path, FileContents(path).substr(100));
+  Expect(Prepare({path, "--out=" + folder_ + "/third"}), 1, path);
+  EXPECT_FALSE(FileSystem::Posix().Exists(folder_ + "/third"));
 }
 
 TEST_F(DataPrograms, HelpIsComplete) {

@@ -68,14 +68,14 @@ TEST(H5py, ReadsAShard) {
   }
 }
 
-TEST(H5py, SeesChunksOfOneMebibyte) {
+TEST(H5py, SeesChunksOf128Kibibytes) {
   if (!HasH5py()) GTEST_SKIP() << "skipped: needs python3-h5py";
   const std::string path = ScratchFolder("") + "/shard_00000.h5";
   WriteShard(path, ShardInfo("train", 257), {std::vector<int32_t>(600000, 5)});
   const std::string output = Output(
       absl::StrCat(kPython, " -c 'import h5py; t = h5py.File(\"", path,
                    "\")[\"tokens\"]; print(t.chunks, t.shape, t[599999])'"));
-  EXPECT_EQ(output, "(524288,) (600001,) 5\n");
+  EXPECT_EQ(output, "(65536,) (600001,) 5\n");
 }
 
 }  // namespace

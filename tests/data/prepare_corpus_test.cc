@@ -4,17 +4,23 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
 
 #include "data/dataset_index.h"
+#include "data/parquet_file.h"
 #include "data/prepare.h"
 #include "data/split_rule.h"
 #include "data/token_dataset.h"
+#include "tests/data/compress.h"
+#include "tests/data/parquet_files.h"
 #include "tests/data/shard_files.h"
 #include "tests/data/shared_data.h"
 
@@ -127,6 +133,74 @@ TEST_F(FinewebEdu, TwiceAndWithOneOrTwoThreadsGivesIdenticalFiles) {
   const auto copy = LoadTokenizer(JoinPath(first, kTokenizerFolder));
   ASSERT_TRUE(copy.ok()) << copy.status();
   EXPECT_EQ((*copy)->sha256(), tokenizer_->sha256());
+}
+
+// FineWeb-Edu's two forms, parquet with its columns and lines of JSON, and
+// compressions of the second.
+TEST_F(FinewebEdu, EveryFormOfTheSameDocumentsGivesTheSameShards) {
+  const std::string folder = ScratchFolder("inputs");
+  const std::string lines =
+      ReadSharedFile("fineweb-edu-sample/fineweb_edu_head.jsonl.xz");
+  std::vector<std::string> inputs = {
+      folder + "/a.jsonl", folder + "/a.jsonl.gz", folder + "/a.jsonl.zst"};
+  SetFileContents(inputs[0], lines);
+  SetFileContents(inputs[1], Compress(Compression::kGzip, lines));
+  SetFileContents(inputs[2], Compress(Compression::kZstd, lines));
+  if (ParquetIsSupported()) {
+    ParquetRecipe recipe;
+    recipe.group_rows = 50;
+    for (const std::string& line :
+         ReadSharedLines("fineweb-edu-sample/fineweb_edu_head.jsonl.xz")) {
+      recipe.rows.push_back({nlohmann::json::parse(line)["text"], 0});
+    }
+    inputs.push_back(folder + "/a.parquet");
+    WriteParquet(inputs.back(), recipe);
+  }
+  PrepareOptions options;
+  options.threads = 2;
+  options.shard_tokens = 30000;
+  options.source = "FineWeb-Edu";
+  options.created = "2025-01-31T12:00:00Z";
+  std::map<std::string, std::string> first;
+  for (const std::string& input : inputs) {
+    options.inputs = {input};
+    options.out = ScratchFolder("out");
+    ASSERT_TRUE(Prepare(options, *tokenizer_, UnsyncedFiles()).ok()) << input;
+    std::map<std::string, std::string> shards;
+    const auto names = FileSystem::Posix().List(options.out);
+    ASSERT_TRUE(names.ok());
+    for (const std::string& name : *names) {
+      if (!IsShardName(name)) continue;
+      shards[name] = FileContents(JoinPath(options.out, name));
+    }
+    EXPECT_GE(shards.size(), 8u);
+    if (first.empty()) first = shards;
+    EXPECT_EQ(shards, first) << input;
+  }
+  if (!ParquetIsSupported()) {
+    GTEST_SKIP() << "skipped: the parquet form needs Apache Arrow "
+                    "(./bazelw install_arrow)";
+  }
+}
+
+// As data/fineweb-sample/SOURCE.md has it from tiktoken.
+TEST_F(FinewebEdu, TheStatedTokenCountsAreThoseOfTheSample) {
+  PrepareOptions options;
+  options.inputs = {SharedPath("fineweb-sample/fineweb_300.jsonl.xz")};
+  options.out = ScratchFolder("");
+  const auto report = Prepare(options, *tokenizer_, UnsyncedFiles());
+  ASSERT_TRUE(report.ok()) << report.status();
+  const TokenCountCheck& counts = report->token_counts;
+  EXPECT_EQ(counts.documents, 300);
+  EXPECT_EQ(counts.differing, 9);
+  std::vector<int64_t> documents;
+  for (const auto& difference : counts.first) {
+    documents.push_back(difference.document);
+    EXPECT_GE(std::abs(difference.counted - difference.stated), 1);
+    EXPECT_LE(std::abs(difference.counted - difference.stated), 7);
+  }
+  EXPECT_EQ(documents,
+            (std::vector<int64_t>{41, 54, 70, 108, 112, 154, 214, 234, 256}));
 }
 
 }  // namespace

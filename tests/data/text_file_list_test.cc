@@ -24,7 +24,7 @@ class ListTextFilesTest : public testing::Test {
   ListTextFilesTest() : folder_(JoinPath(testing::TempDir(), "list")) {
     std::filesystem::remove_all(folder_);
     for (const char* name :
-         {"b.txt", "a.jsonl.gz", "c.parquet", "README", "sub/d.md",
+         {"b.txt", "a.jsonl.gz", "c.pdf", "README", "sub/d.md",
           "sub/deep er/\u00e9.rst.xz", "sub/e.bin", ".hidden.txt",
           ".git/config", "star*.txt", "empty/x.bin"}) {
       WriteTestFile(JoinPath("list", name), "x");
@@ -74,6 +74,17 @@ TEST_F(ListTextFilesTest, TakesJsonLinesAloneWhereAFolderHasThem) {
   EXPECT_THAT(List({"", "b.txt"}).value(), ElementsAre("a.jsonl.gz", "b.txt"));
 }
 
+TEST_F(ListTextFilesTest, ParquetFilesAreDataLikeJsonLines) {
+  WriteTestFile("list/sub/g.parquet", "x");
+  EXPECT_THAT(List({""}).value(), ElementsAre("a.jsonl.gz", "sub/g.parquet"));
+  EXPECT_THAT(List({"sub"}).value(), ElementsAre("sub/g.parquet"));
+}
+
+TEST_F(ListTextFilesTest, TokenFilesAreTakenWhereTheyAreNamed) {
+  EXPECT_THAT(List({"sub/e.bin"}).value(), ElementsAre("sub/e.bin"));
+  EXPECT_THAT(List({"sub/*.bin"}).value(), ElementsAre("sub/e.bin"));
+}
+
 TEST_F(ListTextFilesTest, SortsAndDropsRepeats) {
   EXPECT_THAT(
       List({"sub/d.md", "b.txt", "./b.txt", "sub", "sub/../b.txt"}).value(),
@@ -96,13 +107,13 @@ TEST_F(ListTextFilesTest, SaysWhatWasWrong) {
               AllOf(HasSubstr("b.text\": no such file"),
                     HasSubstr("did you mean"), HasSubstr("b.txt\"?")));
   EXPECT_THAT(Fault({"nowhere/b.txt"}), HasSubstr("there is no folder"));
-  EXPECT_THAT(Fault({"c.parquet"}),
-              AllOf(HasSubstr("c.parquet\": this kind"), HasSubstr(".jsonl")));
+  EXPECT_THAT(Fault({"c.pdf"}),
+              AllOf(HasSubstr("c.pdf\": this kind"), HasSubstr(".jsonl")));
   EXPECT_THAT(
       Fault({"b.txt", "empty"}),
       AllOf(HasSubstr("empty\" holds no text files"), HasSubstr(".jsonl")));
   EXPECT_THAT(Fault({"*.nothing"}), HasSubstr("holds no text files"));
-  EXPECT_THAT(Fault({"*.parquet"}), HasSubstr("holds no text files"));
+  EXPECT_THAT(Fault({"*.pdf"}), HasSubstr("holds no text files"));
   EXPECT_THAT(Fault({}), HasSubstr("no input is named"));
 }
 

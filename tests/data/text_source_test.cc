@@ -186,7 +186,7 @@ TEST(OpenTextFile, ReadsEveryFormatCompressedAndPlain) {
 }
 
 TEST(OpenTextFile, RefusesOtherFiles) {
-  for (const char* name : {"a.parquet", "a.json", "a.tar.gz", "a.h5"}) {
+  for (const char* name : {"a.pdf", "a.json", "a.tar.gz", "a.h5"}) {
     const auto source = OpenTextFile(WriteTestFile(name, "x"));
     EXPECT_THAT(std::string(source.status().message()),
                 testing::AllOf(HasSubstr(name), HasSubstr(".jsonl")));

@@ -42,7 +42,7 @@ TEST_P(TokenShardSizes, ReturnsWhatWasWritten) {
   const int64_t vocab_size = GetParam();
   const int32_t eot_id = static_cast<int32_t>(vocab_size - 1);
   const std::string path = ScratchFolder("") + "/shard_00000.h5";
-  // More than a chunk of 1 MiB of either width.
+  // More than a chunk of either width.
   const Documents documents = RandomDocuments(7, 900, 2000, vocab_size);
   const std::vector<int32_t> stream = TokenStream(documents, eot_id);
   ASSERT_GT(stream.size(), 600000u);
@@ -262,22 +262,23 @@ TEST(TokenShard, NeverReadsWrongTokensFromAFlippedBit) {
 
 TEST(TokenShard, NamesTheOffsetOfADamagedChunk) {
   const std::string path = ScratchFolder("") + "/a.h5";
-  // Three chunks of 524288.
+  // Chunks of 65536.
   WriteShard(path, ShardInfo("train", 50257),
              {std::vector<int32_t>(1400000, 12345)});
   std::string contents = FileContents(path);
-  // The second chunk lies after the first, whose bytes are a known pattern.
+  // They lie one after the other, 131076 bytes each with the checksum; the
+  // bytes are a known pattern.
   const std::string pattern = "\x39\x30\x39\x30\x39\x30\x39\x30";
   contents[contents.find(pattern) + 1500000] ^= 4;
   SetFileContents(path, contents);
   TokenShard shard = OpenShard(path);
   std::vector<int32_t> tokens(100);
   EXPECT_TRUE(shard.ReadTokens(500000, 100, tokens.data()).ok());
-  const absl::Status status = shard.ReadTokens(700000, 100, tokens.data());
+  const absl::Status status = shard.ReadTokens(750000, 100, tokens.data());
   EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
   EXPECT_TRUE(absl::StrContains(
       status.message(), path + ": /tokens: cannot read 100 elements at offset "
-                               "700000 (chunk 1 on)"))
+                               "750000 (chunk 11 on)"))
       << status;
   EXPECT_TRUE(absl::StrContains(status.message(), "Fletcher32")) << status;
   EXPECT_FALSE(shard.Verify().ok());

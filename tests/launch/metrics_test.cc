@@ -49,6 +49,26 @@ TrainMetrics Train(int64_t step, double loss) {
   return metrics;
 }
 
+TEST(Metrics, ShowsWhereInTheDataTheRunIs) {
+  const std::string path = FreshPath();
+  auto writer = MetricsWriter::Create(path);
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  TrainMetrics metrics = Train(1, 5.5);
+  ASSERT_TRUE(writer->Write(metrics).ok());
+  metrics.data = DataMetrics{int64_t{1} << 40, {1.5, 0.25}, 0.125};
+  ASSERT_TRUE(writer->Write(metrics).ok());
+  EXPECT_THAT(Text(path),
+              HasSubstr("\"data\":{\"position\":1099511627776,\"epochs\":"
+                        "[1.5,0.25],\"wait_seconds\":0.125}}\n"));
+  const auto read = ReadMetrics(path);
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_FALSE(read->train[0].data.has_value());
+  ASSERT_TRUE(read->train[1].data.has_value());
+  EXPECT_EQ(read->train[1].data->position, int64_t{1} << 40);
+  EXPECT_EQ(read->train[1].data->epochs, (std::vector<double>{1.5, 0.25}));
+  EXPECT_EQ(read->train[1].data->wait_seconds, 0.125);
+}
+
 TEST(Metrics, LinesAreThoseOfTheDocuments) {
   const std::string path = FreshPath();
   auto writer = MetricsWriter::Create(path);
