@@ -572,7 +572,12 @@ class ForwardSolver {
         const int column = (i / 4) * 8 + quad_ * 2 + i % 2;
         const int row = group_ + ((i / 2) % 2) * 8;
         if (column == row) {
-          self_[(i / 2) % 2] = fixed_maximum_ ? 1.0f : e[i / 4][i % 4];
+          self_[(i / 2) % 2] = e[i / 4][i % 4];
+          if (fixed_maximum_) {
+            // Exactly 1, whatever the rounding of a large score made of it.
+            self_[(i / 2) % 2] = 1.0f;
+            sum_[(i / 2) % 2] += 1.0f - e[i / 4][i % 4];
+          }
         }
       }
     }
