@@ -177,7 +177,10 @@ class BFloat16Backward : public ::testing::TestWithParam<Case> {
                                      const Results<double>& exact) {
     for (const auto& [name, want] : exact) {
       const double error = RelativeError(ToDouble(plain.at(name)), want);
-      EXPECT_TRUE(IsClose(ToDouble(got.at(name)), want, 2 * error + 1e-6))
+      // One number a head, a sum that cancels: what the plain one happens to
+      // miss by says little.
+      const double floor = name == "d_log_lambda" ? 1.0 / 64 : 1e-6;
+      EXPECT_TRUE(IsClose(ToDouble(got.at(name)), want, 2 * error + floor))
           << name << ", plain error " << error;
     }
   }
