@@ -322,8 +322,8 @@ absl::StatusOr<Hdf5Array> Hdf5Reader::OpenArray(const std::string& name,
   constexpr int64_t kMaxSlots = 12421;
   const int64_t chunk_bytes = state->chunk * SizeOf(state->type);
   const int64_t cache = std::max(cache_bytes, chunk_bytes);
-  const auto slots = static_cast<size_t>(
-      std::min(kMaxSlots, 100 * (cache / chunk_bytes) + 1));
+  const auto slots =
+      static_cast<size_t>(std::min(kMaxSlots, 100 * (cache / chunk_bytes) + 1));
   const Handle access(H5Pcreate(H5P_DATASET_ACCESS), H5Pclose);
   if (!access.ok() ||
       H5Pset_chunk_cache(access.get(), slots, static_cast<size_t>(cache),

@@ -2,6 +2,7 @@
 
 #include "data/reader_child.h"
 
+#include <signal.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -67,6 +68,8 @@ void Limit(int resource, int64_t value) {
 void ApplyLimits(const ReaderLimits& limits) {
   std::set_new_handler([] { _exit(kReaderOutOfMemory); });
   Limit(RLIMIT_CORE, 0);
+  // A message to a log that is a file fails, and does not end the process.
+  signal(SIGXFSZ, SIG_IGN);
   Limit(RLIMIT_FSIZE, 0);
   Limit(RLIMIT_NOFILE, limits.open_files);
   Limit(RLIMIT_CPU, limits.cpu_seconds);

@@ -62,6 +62,33 @@ class CoverageTest : public testing::Test {
     return *std::move(dataset);
   }
 
+  // What one rank reads of a stretch that begins at position `begin`.
+  void RunRank(const Stretch& stretch, int64_t rank, int64_t begin,
+               const std::vector<double>& weights,
+               const std::vector<PositionRange>& skipped,
+               std::vector<std::vector<int32_t>>* samples) {
+    const auto dataset = Open(weights);
+    BatchLoaderOptions options;
+    options.micro_batch_size = stretch.micro_batch_size;
+    options.seq_len = kSeqLen;
+    options.shuffle_seed = 77;
+    options.skipped = skipped;
+    options.stride = stretch.micro_batch_size * stretch.ranks;
+    options.first_position = begin + rank * stretch.micro_batch_size;
+    BatchLoader loader(dataset.get(), options);
+    const int64_t batches = stretch.steps * kGlobalBatch / options.stride;
+    for (int64_t n = 0; n < batches; ++n) {
+      const auto batch = loader.Next();
+      ASSERT_TRUE(batch.ok()) << batch.status();
+      const int64_t at = options.first_position + n * options.stride;
+      for (int64_t row = 0; row < stretch.micro_batch_size; ++row) {
+        const auto targets = batch->targets.begin() + row * kSeqLen;
+        (*samples)[static_cast<size_t>(at + row)].assign(targets,
+                                                         targets + kSeqLen);
+      }
+    }
+  }
+
   // The samples of a run by their place in the order of samples, each by its
   // targets. Every rank of every stretch has a loader and files of its own.
   std::vector<std::vector<int32_t>> Run(
@@ -71,30 +98,9 @@ class CoverageTest : public testing::Test {
     for (const Stretch& stretch : stretches) {
       const size_t begin = samples.size();
       samples.resize(begin + static_cast<size_t>(stretch.steps * kGlobalBatch));
-      const int64_t rank_batch = kGlobalBatch / stretch.ranks;
       for (int64_t rank = 0; rank < stretch.ranks; ++rank) {
-        const auto dataset = Open(weights);
-        BatchLoaderOptions options;
-        options.micro_batch_size = stretch.micro_batch_size;
-        options.seq_len = kSeqLen;
-        options.shuffle_seed = 77;
-        options.skipped = skipped;
-        options.stride = stretch.micro_batch_size * stretch.ranks;
-        options.first_position =
-            static_cast<int64_t>(begin) + rank * stretch.micro_batch_size;
-        BatchLoader loader(dataset.get(), options);
-        const int64_t batches =
-            stretch.steps * rank_batch / stretch.micro_batch_size;
-        for (int64_t n = 0; n < batches; ++n) {
-          const auto batch = loader.Next();
-          EXPECT_TRUE(batch.ok()) << batch.status();
-          const auto at = options.first_position + n * options.stride;
-          for (int64_t row = 0; row < stretch.micro_batch_size; ++row) {
-            const auto targets = batch->targets.begin() + row * kSeqLen;
-            samples[static_cast<size_t>(at + row)].assign(targets,
-                                                          targets + kSeqLen);
-          }
-        }
+        RunRank(stretch, rank, static_cast<int64_t>(begin), weights, skipped,
+                &samples);
       }
     }
     return samples;
