@@ -15,9 +15,11 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 
+#include "data/reader_process.h"
 #include "launch/checkpoint_model.h"
 #include "launch/config_checks.h"
 #include "launch/data_setup.h"
+#include "launch/device_flag.h"
 #include "launch/evaluation.h"
 #include "launch/evaluation_report.h"
 #include "launch/model_setup.h"
@@ -133,6 +135,7 @@ absl::StatusOr<CheckpointModel> RandomModel(const std::string& preset) {
   CheckpointModel random;
   CUBIT_ASSIGN_OR_RETURN(random.config, LoadPreset(preset));
   CUBIT_RETURN_IF_ERROR(ValidateConfig(random.config));
+  CUBIT_RETURN_IF_ERROR(SettlePrecision(DeviceKind(), &random.config));
   CUBIT_ASSIGN_OR_RETURN(random.tokenizer,
                          LoadTokenizer(absl::GetFlag(FLAGS_tokenizer)));
   CUBIT_ASSIGN_OR_RETURN(
@@ -141,8 +144,8 @@ absl::StatusOr<CheckpointModel> RandomModel(const std::string& preset) {
   CUBIT_ASSIGN_OR_RETURN(random.model, LanguageModel::Create(config));
   // A plan needs shapes alone.
   if (!absl::GetFlag(FLAGS_dry_run)) {
-    CUBIT_RETURN_IF_ERROR(
-        random.model->parameters().Allocate(/*with_gradients=*/false));
+    CUBIT_RETURN_IF_ERROR(random.model->parameters().Allocate(
+        /*with_gradients=*/false, config.activation_dtype));
     Stream stream;
     random.model->parameters().Initialize(random.config.seed(), stream);
     stream.Synchronize();
@@ -353,6 +356,7 @@ absl::Status Follow() {
 }
 
 absl::Status Evaluate() {
+  CUBIT_RETURN_IF_ERROR(CheckDeviceFlag());
   CUBIT_RETURN_IF_ERROR(CheckFlags());
   return absl::GetFlag(FLAGS_follow) ? Follow() : EvaluateOnce();
 }
@@ -361,6 +365,7 @@ absl::Status Evaluate() {
 }  // namespace cubit
 
 int main(int argc, char** argv) {
+  if (const auto status = cubit::RunReaderProcess(argc, argv)) return *status;
   const std::vector<std::string> rest =
       cubit::ParseCommandLine(argc, argv, cubit::kUsage);
   if (!rest.empty()) {
