@@ -21,7 +21,7 @@ void LaunchAttentionBackward(
     LaunchBackwardTiles<Tiles<32, 4, 2, 32, 2>, Tiles<32, 4, 2, 64, 2>>(
         arguments, batch, stream);
   } else if (dim <= 64) {
-    LaunchBackwardTiles<Tiles<64, 4, 2, 32, 2>, Tiles<64, 4, 2, 32, 2>>(
+    LaunchBackwardTiles<Tiles<64, 4, 1, 64, 2>, Tiles<64, 4, 1, 64, 2>>(
         arguments, batch, stream);
   } else if (dim <= 80) {
     LaunchBackwardTiles<Tiles<80, 4, 1, 64, 2>, Tiles<80, 4, 2, 32, 2>>(

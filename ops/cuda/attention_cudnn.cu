@@ -13,10 +13,13 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_format.h"
+
 #include "ops/cuda/attention_engines.h"
 #include "ops/cuda/cudnn_graph.cuh"
 #include "runtime/check.h"
 #include "runtime/cuda_check.h"
+#include "runtime/logging.h"
 
 namespace cubit {
 namespace cuda {
@@ -197,6 +200,11 @@ class Library {
     add(call, &graph, &plan);
     plan.plan = graph.Build(handle_);
     plan.supported = graph.status() == CUDNN_STATUS_SUCCESS;
+    LogDebug(absl::StrFormat(
+        "cuDNN attention %s [%d, %d, %d, %d]: %s, work space %d bytes%s",
+        key[0] == 0 ? "forward" : "backward", key[2], key[5], key[3], key[4],
+        cudnnGetErrorString(graph.status()), plan.plan.workspace_bytes,
+        plan.plan.deterministic ? "" : ", marked as nondeterministic"));
     return plan;
   }
 

@@ -18,12 +18,17 @@
 #include "runtime/check.h"
 #include "runtime/command_line.h"
 #include "runtime/device.h"
+#include "runtime/logging.h"
 #include "runtime/memory.h"
+#include "runtime/status_macros.h"
 #include "runtime/tensor.h"
 #include "tests/benchmarks/measure_cuda.h"
 #include "tests/benchmarks/write_json.h"
 
 ABSL_FLAG(std::string, json, "", "also write the results to this file");
+ABSL_FLAG(
+    std::string, log, "",
+    "write which kernels were chosen, and their work space, to this file");
 ABSL_FLAG(double, seconds, 0.2, "time spent on each measurement");
 ABSL_FLAG(std::vector<std::string>, shapes,
           std::vector<std::string>({"8x16x1024x64", "8x32x1024x64",
@@ -212,6 +217,9 @@ void Measure(const Size& size, const Engine& engine, const Ceilings& ceilings,
 }
 
 absl::Status Run() {
+  if (!absl::GetFlag(FLAGS_log).empty()) {
+    CUBIT_RETURN_IF_ERROR(LogToFile(absl::GetFlag(FLAGS_log)));
+  }
   const DeviceInfo device = QueryDevice();
   Ceilings ceilings;
   {
