@@ -6,6 +6,7 @@
 
 #include <cudnn.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <map>
@@ -221,8 +222,11 @@ class Library {
     }
     CUBIT_CHECK(cudnnSetStream(handle_, CudaStream(stream)) ==
                 CUDNN_STATUS_SUCCESS);
-    RunCudnnPlan(handle_, plan.plan, bindings,
-                 CudaWorkspace(plan.plan.workspace_bytes, stream));
+    // cuDNN refuses a null pointer even where it needs no work space.
+    constexpr int64_t kSomeBytes = 256;
+    RunCudnnPlan(
+        handle_, plan.plan, bindings,
+        CudaWorkspace(std::max(plan.plan.workspace_bytes, kSomeBytes), stream));
   }
 
   std::mutex& mutex() { return mutex_; }
@@ -261,7 +265,8 @@ std::vector<int64_t> KeyOf(int64_t pass, bool causal,
 }  // namespace
 
 bool CudnnAttentionForward(const AttentionForwardCall& call, Stream& stream) {
-  if (!call.mask.segment_ids.empty() || call.q.seq_len != call.k.seq_len) {
+  if (!call.mask.segment_ids.empty() || !call.mask.causal ||
+      call.q.seq_len != call.k.seq_len) {
     return false;
   }
   const std::vector<ConstHeadTensor> views = {call.q, call.k, call.v, call.out};
@@ -282,8 +287,8 @@ bool CudnnAttentionForward(const AttentionForwardCall& call, Stream& stream) {
 }
 
 bool CudnnAttentionBackward(const AttentionBackwardCall& call, Stream& stream) {
-  if (!call.mask.segment_ids.empty() || call.accumulate.d_q ||
-      call.accumulate.d_k || call.accumulate.d_v) {
+  if (!call.mask.segment_ids.empty() || !call.mask.causal ||
+      call.accumulate.d_q || call.accumulate.d_k || call.accumulate.d_v) {
     return false;
   }
   const std::vector<ConstHeadTensor> views = {call.q,   call.k,     call.v,

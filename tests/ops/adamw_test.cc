@@ -47,6 +47,10 @@ struct State {
 
   void Update(const AdamWStep& step, const HostTensor<float>& grad) {
     Stream stream;
+    Update(step, grad, stream);
+  }
+  void Update(const AdamWStep& step, const HostTensor<float>& grad,
+              Stream& stream) {
     AdamWUpdate(step, decay.view(), grad_scale.view(), grad.view(), m.view(),
                 v.view(), weight.view(), compute.view(), stream);
     stream.Synchronize();
@@ -212,7 +216,9 @@ TEST(AdamWUpdate, PassesNanOn) {
 
 TEST(AdamWUpdateDeathTest, RefusesStepZero) {
   State state(1);
-  EXPECT_DEATH(state.Update(Step(0), HostTensor<float>({1})), "step");
+  Stream stream;  // a GPU cannot be opened in the child of a fork
+  const HostTensor<float> grad({1});
+  EXPECT_DEATH(state.Update(Step(0), grad, stream), "step");
 }
 
 }  // namespace
