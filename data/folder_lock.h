@@ -20,9 +20,10 @@ class FolderLock {
   FolderLock(const FolderLock&) = delete;
   FolderLock& operator=(const FolderLock&) = delete;
 
-  // FailedPrecondition if another holds it; OK also where the file system has
-  // no locks. At most once.
-  absl::Status Lock(const std::string& folder);
+  // FailedPrecondition if another holds it, unless `wait`: then returns once
+  // that one has ended, or Cancelled if a signal came first. OK also where the
+  // file system has no locks. At most once.
+  absl::Status Lock(const std::string& folder, bool wait);
 
  private:
   int fd_ = -1;

@@ -208,7 +208,7 @@ absl::Status Preparation::StartAgain(const std::vector<std::string>& names) {
 absl::Status Preparation::Begin() {
   folder_was_there_ = files_.Exists(options_.out);
   CUBIT_RETURN_IF_ERROR(files_.CreateFolders(options_.out));
-  CUBIT_RETURN_IF_ERROR(lock_.Lock(options_.out));
+  CUBIT_RETURN_IF_ERROR(lock_.Lock(options_.out, options_.wait_for_others));
   CUBIT_ASSIGN_OR_RETURN(const std::vector<std::string> names,
                          files_.List(options_.out));
   const auto has = [&names](absl::string_view name) {

@@ -36,6 +36,9 @@ struct PrepareOptions {
   std::string source;   // free text for the attribute; empty: the inputs' names
   std::string created;  // UTC; empty: now. For files equal byte for byte
   bool show_progress = false;
+  // Where another process prepares into the same folder: wait for it (a cache,
+  // whose folder is named by what it holds) instead of refusing.
+  bool wait_for_others = false;
 };
 
 struct PrepareReport {

@@ -114,6 +114,7 @@ absl::StatusOr<std::string> PrepareIntoCache(
   options.isolate = !is_default;
   options.source = is_default ? kDefaultCorpusName : absl::StrJoin(paths, ", ");
   options.show_progress = true;
+  options.wait_for_others = true;
   CUBIT_ASSIGN_OR_RETURN(const PrepareReport report,
                          Prepare(options, tokenizer, FileSystem::Posix()));
   LogInfo(

@@ -7,9 +7,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -197,6 +199,21 @@ TEST_F(PrepareTest, RefusesASecondPreparationAtTheSameTime) {
   ExpectRefused("another preparation is writing there");
   close(fd);
   EXPECT_TRUE(Run().ok());
+}
+
+TEST_F(PrepareTest, WaitsForASecondPreparationOfACache) {
+  ASSERT_TRUE(posix_.CreateFolders(options_.out).ok());
+  const int fd = open(options_.out.c_str(), O_RDONLY | O_DIRECTORY);
+  ASSERT_EQ(flock(fd, LOCK_EX | LOCK_NB), 0);
+  options_.wait_for_others = true;
+  std::thread other([&] { EXPECT_TRUE(Run().ok()); });
+  // Long enough to reach the lock on most machines; whoever comes late finds
+  // it free, which passes as well.
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  EXPECT_FALSE(posix_.Exists(Out("index.json")));
+  close(fd);
+  other.join();
+  EXPECT_TRUE(posix_.Exists(Out("index.json")));
 }
 
 TEST_F(PrepareTest, RefusesWrongRequestsAndLeavesNothing) {
