@@ -36,11 +36,10 @@ CudnnShape ShapeOf(const ConstHeadTensor& x) {
 
 // The shapes that occur in a graph, and the numbers it is given.
 struct Frame {
-  Frame(const ConstHeadTensor& q, bool causal_mask)
+  explicit Frame(const ConstHeadTensor& q)
       : scores(
             CudnnShape::Contiguous(q.batch, q.num_heads, q.seq_len, q.seq_len)),
-        rows(CudnnShape::Contiguous(q.batch, q.num_heads, q.seq_len, 1)),
-        causal(causal_mask) {}
+        rows(CudnnShape::Contiguous(q.batch, q.num_heads, q.seq_len, 1)) {}
 
   // Ids of the numbers.
   void AddNumbers(CudnnGraph* graph) {
@@ -62,7 +61,6 @@ struct Frame {
   }
   // Scores with -inf where a query does not see the key.
   int64_t Mask(CudnnGraph* graph, int64_t x) const {
-    if (!causal) return x;
     const int64_t row = graph->Virtual(scores, CUDNN_DATA_INT32);
     const int64_t column = graph->Virtual(scores, CUDNN_DATA_INT32);
     const int64_t visible = graph->Virtual(scores, CUDNN_DATA_BOOLEAN);
@@ -77,7 +75,6 @@ struct Frame {
 
   CudnnShape scores;
   CudnnShape rows;
-  bool causal;
   int64_t scale = 0;
   int64_t minus_infinity = 0;
   int64_t one = 0;
@@ -95,7 +92,7 @@ struct AttentionPlan {
 // logarithms, as ours.
 void AddForward(const AttentionForwardCall& call, CudnnGraph* graph,
                 AttentionPlan* plan) {
-  Frame frame(call.q, call.mask.causal);
+  Frame frame(call.q);
   const int64_t q = graph->Input(ShapeOf(call.q), kBFloat16);
   const int64_t k = graph->Input(ShapeOf(call.k).Transposed(), kBFloat16);
   const int64_t v = graph->Input(ShapeOf(call.v), kBFloat16);
@@ -130,7 +127,7 @@ void AddForward(const AttentionForwardCall& call, CudnnGraph* graph,
 // other way, in which the order of the additions varies from run to run.
 void AddBackward(const AttentionBackwardCall& call, CudnnGraph* graph,
                  AttentionPlan* plan) {
-  Frame frame(call.q, call.mask.causal);
+  Frame frame(call.q);
   const int64_t q = graph->Input(ShapeOf(call.q), kBFloat16);
   const int64_t k = graph->Input(ShapeOf(call.k).Transposed(), kBFloat16);
   const int64_t v = graph->Input(ShapeOf(call.v).Transposed(), kBFloat16);
@@ -203,7 +200,7 @@ class Library {
     plan.supported = graph.status() == CUDNN_STATUS_SUCCESS;
     LogDebug(absl::StrFormat(
         "cuDNN attention %s [%d, %d, %d, %d]: %s, work space %d bytes%s",
-        key[0] == 0 ? "forward" : "backward", key[2], key[5], key[3], key[4],
+        key[0] == 0 ? "forward" : "backward", key[1], key[4], key[2], key[3],
         cudnnGetErrorString(graph.status()), plan.plan.workspace_bytes,
         plan.plan.deterministic ? "" : ", marked as nondeterministic"));
     return plan;
@@ -249,11 +246,11 @@ bool IsServed(const ConstHeadTensor& x) {
          x.head_stride % 8 == 0;
 }
 
-std::vector<int64_t> KeyOf(int64_t pass, bool causal,
+std::vector<int64_t> KeyOf(int64_t pass,
                            const std::vector<ConstHeadTensor>& views) {
   const ConstHeadTensor& x = views[0];
-  std::vector<int64_t> key = {pass,        causal,     x.batch,
-                              x.num_heads, x.head_dim, x.seq_len};
+  std::vector<int64_t> key = {pass, x.batch, x.num_heads, x.head_dim,
+                              x.seq_len};
   for (const ConstHeadTensor& view : views) {
     key.push_back(view.batch_stride);
     key.push_back(view.seq_stride);
@@ -277,7 +274,7 @@ bool CudnnAttentionForward(const AttentionForwardCall& call, Stream& stream) {
   if (library == nullptr) return false;
   const std::lock_guard<std::mutex> lock(library->mutex());
   const AttentionPlan& plan =
-      library->PlanOf(KeyOf(0, call.mask.causal, views), call, AddForward);
+      library->PlanOf(KeyOf(0, views), call, AddForward);
   if (!plan.supported) return false;
   library->Run(
       plan, call.scale,
@@ -301,7 +298,7 @@ bool CudnnAttentionBackward(const AttentionBackwardCall& call, Stream& stream) {
   if (library == nullptr) return false;
   const std::lock_guard<std::mutex> lock(library->mutex());
   const AttentionPlan& plan =
-      library->PlanOf(KeyOf(1, call.mask.causal, views), call, AddBackward);
+      library->PlanOf(KeyOf(1, views), call, AddBackward);
   if (!plan.supported) return false;
   library->Run(plan, call.scale,
                {call.q.data, call.k.data, call.v.data, call.out.data,

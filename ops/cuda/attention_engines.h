@@ -40,7 +40,8 @@ void OwnAttentionBackward(const AttentionBackwardCall& call, Stream& stream);
 
 // Return false, with nothing done, where cuDNN does not serve such a call (or
 // is not part of this build): tensors must be bf16, aligned to 16 bytes, with
-// Tq == Tk and without documents; a backward that accumulates is not served.
+// Tq == Tk, the mask causal and without documents; a backward that accumulates
+// is not served.
 bool CudnnAttentionForward(const AttentionForwardCall& call, Stream& stream);
 bool CudnnAttentionBackward(const AttentionBackwardCall& call, Stream& stream);
 
