@@ -18,7 +18,7 @@
 #include "runtime/command_line.h"
 #include "runtime/device.h"
 #include "tests/benchmarks/cuda_measure.h"
-#include "tests/benchmarks/results.h"
+#include "tests/benchmarks/write_json.h"
 
 ABSL_FLAG(std::string, json, "", "also write the results to this file");
 ABSL_FLAG(int, runs, 25, "measurements of each pass, the median counts");
