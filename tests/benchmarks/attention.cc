@@ -117,7 +117,7 @@ class Problem {
     CUBIT_CHECK(buffer.ok()) << buffer.status().message();
     buffers_.push_back(*std::move(buffer));
     const Tensor tensor(buffers_.back().data(), dtype, shape);
-    FillRandom(seed, tensor, stream_);
+    FillRandom(seed, 1.0, tensor, stream_);
     return tensor;
   }
   HeadTensor Heads(const Tensor& columns, int64_t i) const {
@@ -132,11 +132,6 @@ class Problem {
   Stream stream_;
   std::vector<Buffer> buffers_;
   Tensor projection_, d_projection_, out_, d_out_, lse_, delta_;
-};
-
-struct Ceilings {
-  double flops;
-  double bytes;
 };
 
 struct Engine {
@@ -174,8 +169,8 @@ nlohmann::json Report(const Size& size, const Engine& engine, const char* pass,
       static_cast<int>(size.batch), static_cast<int>(size.num_heads),
       static_cast<int>(size.seq_len), static_cast<int>(size.head_dim),
       engine.name, pass, seconds * 1e3, flops / seconds * 1e-12,
-      100 * flops / seconds / ceilings.flops, bytes * 1e-6,
-      100 * bytes / seconds / ceilings.bytes);
+      100 * flops / seconds / ceilings.flops_per_second, bytes * 1e-6,
+      100 * bytes / seconds / ceilings.bytes_per_second);
   std::fflush(stdout);
   return {{"batch", size.batch},
           {"num_heads", size.num_heads},
@@ -186,8 +181,8 @@ nlohmann::json Report(const Size& size, const Engine& engine, const char* pass,
           {"seconds", seconds},
           {"flops", flops},
           {"bytes", bytes},
-          {"share_of_matmul", flops / seconds / ceilings.flops},
-          {"share_of_copy", bytes / seconds / ceilings.bytes}};
+          {"share_of_matmul", flops / seconds / ceilings.flops_per_second},
+          {"share_of_copy", bytes / seconds / ceilings.bytes_per_second}};
 }
 
 void Measure(const Size& size, const Engine& engine, const Ceilings& ceilings,
@@ -224,13 +219,13 @@ absl::Status Run() {
   Ceilings ceilings;
   {
     Stream stream;
-    ceilings.flops = MatmulCeiling(absl::GetFlag(FLAGS_seconds), stream);
-    ceilings.bytes = CopyCeiling(absl::GetFlag(FLAGS_seconds), stream);
+    ceilings = MeasureCeilings(absl::GetFlag(FLAGS_seconds), stream);
   }
   std::printf(
       "%s; shares are of %.1f TFLOP/s (bf16 product, 8192^3) and %.2f "
       "TB/s (copy)\n( B, H,    T,   K)\n",
-      device.name.c_str(), ceilings.flops * 1e-12, ceilings.bytes * 1e-12);
+      device.name.c_str(), ceilings.flops_per_second * 1e-12,
+      ceilings.bytes_per_second * 1e-12);
   nlohmann::json results = nlohmann::json::array();
   for (const std::string& text : absl::GetFlag(FLAGS_shapes)) {
     absl::StatusOr<Size> size = ParseSize(text);
@@ -241,8 +236,8 @@ absl::Status Run() {
   }
   return WriteJson(absl::GetFlag(FLAGS_json),
                    {{"device", device.name},
-                    {"matmul_flops_per_second", ceilings.flops},
-                    {"copy_bytes_per_second", ceilings.bytes},
+                    {"matmul_flops_per_second", ceilings.flops_per_second},
+                    {"copy_bytes_per_second", ceilings.bytes_per_second},
                     {"results", results}});
 }
 

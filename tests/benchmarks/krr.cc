@@ -17,11 +17,11 @@
 
 #include "runtime/command_line.h"
 #include "runtime/device.h"
-#include "tests/benchmarks/cuda_measure.h"
+#include "tests/benchmarks/measure_cuda.h"
 #include "tests/benchmarks/write_json.h"
 
 ABSL_FLAG(std::string, json, "", "also write the results to this file");
-ABSL_FLAG(int, runs, 25, "measurements of each pass, the median counts");
+ABSL_FLAG(double, seconds, 0.05, "measured time of each figure");
 
 namespace cubit {
 namespace {
@@ -132,7 +132,7 @@ nlohmann::json Measure(Size size, Precision precision, const Ceilings& ceilings,
   const auto add = [&](const char* pass, double products, int64_t tensors,
                        auto call) {
     const double seconds =
-        MedianDeviceSeconds(absl::GetFlag(FLAGS_runs), stream, call);
+        MedianGpuSeconds(absl::GetFlag(FLAGS_seconds), stream, call);
     const double flops = products * solve.ProductFlops();
     const int64_t bytes = tensors * solve.RowBytes();
     const double share = std::max(
@@ -164,7 +164,8 @@ nlohmann::json Measure(Size size, Precision precision, const Ceilings& ceilings,
 int Main(int argc, char** argv) {
   ParseCommandLine(argc, argv, kUsage);
   Stream stream;
-  const Ceilings ceilings = MeasureCeilings(stream);
+  const Ceilings ceilings =
+      MeasureCeilings(absl::GetFlag(FLAGS_seconds), stream);
   std::printf("copy %.2f TB/s, bf16 product %.0f TFLOP/s\n",
               ceilings.bytes_per_second * 1e-12,
               ceilings.flops_per_second * 1e-12);

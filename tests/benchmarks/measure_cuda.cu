@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 
 #include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
 #include <vector>
 
-#include <cublas_v2.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include "ops/matmul.h"
 #include "runtime/check.h"
 #include "runtime/cuda_check.h"
 #include "runtime/memory.h"
@@ -14,13 +18,6 @@
 
 namespace cubit {
 namespace {
-
-Buffer Allocate(int64_t bytes) {
-  absl::StatusOr<Buffer> buffer =
-      Buffer::Allocate(bytes, MemoryCategory::kWorkspace);
-  CUBIT_CHECK(buffer.ok()) << buffer.status().message();
-  return *std::move(buffer);
-}
 
 // Uniform in [-sqrt(3), sqrt(3)], by a multiplicative hash of the index.
 __device__ float RandomValue(uint64_t seed, int64_t i) {
@@ -32,11 +29,12 @@ __device__ float RandomValue(uint64_t seed, int64_t i) {
 }
 
 template <typename T>
-__global__ void FillKernel(uint64_t seed, int64_t count, T* values) {
+__global__ void FillKernel(uint64_t seed, float stddev, int64_t count,
+                           T* values) {
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
        i < count; i += stride) {
-    values[i] = static_cast<T>(RandomValue(seed, i));
+    values[i] = static_cast<T>(stddev * RandomValue(seed, i));
   }
 }
 
@@ -62,55 +60,75 @@ double MedianGpuSeconds(double seconds, Stream& stream,
   return times[times.size() / 2];
 }
 
-double MatmulCeiling(double seconds, Stream& stream) {
-  constexpr int kSize = 8192;
-  constexpr int64_t kElements = static_cast<int64_t>(kSize) * kSize;
-  const Shape shape = {kSize, kSize};
-  Buffer a = Allocate(kElements * 2);
-  Buffer b = Allocate(kElements * 2);
-  Buffer c = Allocate(kElements * 2);
-  FillRandom(1, Tensor(a.data(), DType::kBFloat16, shape), stream);
-  FillRandom(2, Tensor(b.data(), DType::kBFloat16, shape), stream);
-  cublasHandle_t handle = nullptr;
-  CUBIT_CHECK(cublasCreate(&handle) == CUBLAS_STATUS_SUCCESS);
-  CUBIT_CHECK(cublasSetStream(handle, CudaStream(stream)) ==
-              CUBLAS_STATUS_SUCCESS);
-  const float one = 1;
-  const float zero = 0;
-  const double median = MedianGpuSeconds(seconds, stream, [&] {
-    CUBIT_CHECK(cublasGemmEx(handle, CUBLAS_OP_T, CUBLAS_OP_N, kSize, kSize,
-                             kSize, &one, a.data(), CUDA_R_16BF, kSize,
-                             b.data(), CUDA_R_16BF, kSize, &zero, c.data(),
-                             CUDA_R_16BF, kSize, CUBLAS_COMPUTE_32F,
-                             CUBLAS_GEMM_DEFAULT) == CUBLAS_STATUS_SUCCESS);
-  });
-  CUBIT_CHECK(cublasDestroy(handle) == CUBLAS_STATUS_SUCCESS);
-  return 2.0 * kSize * kSize * kSize / median;
+Ceilings MeasureCeilings(double seconds, Stream& stream) {
+  constexpr int64_t kElements = int64_t{1} << 28;
+  constexpr int64_t kEdge = 8192;
+  Ceilings ceilings;
+  {
+    const DeviceTensor source(DType::kFloat32, {kElements}, 1.0, 1);
+    const DeviceTensor target(DType::kFloat32, {kElements}, 1.0, 2);
+    const int64_t bytes = source.view().size_bytes();
+    ceilings.bytes_per_second =
+        2.0 * static_cast<double>(bytes) /
+        MedianGpuSeconds(seconds, stream, [&] {
+          CopyOnDevice(target.view().raw(), source.view().raw(), bytes, stream);
+        });
+  }
+  const Shape square = {kEdge, kEdge};
+  const DeviceTensor a(DType::kBFloat16, square, 1.0, 3);
+  const DeviceTensor b(DType::kBFloat16, square, 1.0, 4);
+  const DeviceTensor c(DType::kBFloat16, square, 1.0, 5);
+  ceilings.flops_per_second =
+      2.0 * std::pow(static_cast<double>(kEdge), 3) /
+      MedianGpuSeconds(seconds, stream, [&] {
+        LinearForward(a.view(), b.view(), {}, {}, c.view(), stream);
+      });
+  return ceilings;
 }
 
-double CopyCeiling(double seconds, Stream& stream) {
-  constexpr int64_t kBytes = int64_t{1} << 30;
-  Buffer source = Allocate(kBytes);
-  Buffer target = Allocate(kBytes);
-  const double median = MedianGpuSeconds(seconds, stream, [&] {
-    CopyOnDevice(target.data(), source.data(), kBytes, stream);
-  });
-  return 2.0 * kBytes / median;
-}
-
-void FillRandom(uint64_t seed, const Tensor& tensor, Stream& stream) {
+void FillRandom(uint64_t seed, double stddev, const Tensor& tensor,
+                Stream& stream) {
   constexpr int kThreads = 256;
   const int blocks = 8 * NumMultiprocessors();
   const int64_t count = tensor.num_elements();
   if (tensor.dtype() == DType::kFloat32) {
     FillKernel<<<blocks, kThreads, 0, CudaStream(stream)>>>(
-        seed, count, static_cast<float*>(tensor.raw()));
+        seed, static_cast<float>(stddev), count,
+        static_cast<float*>(tensor.raw()));
   } else {
     CUBIT_CHECK(tensor.dtype() == DType::kBFloat16);
     FillKernel<<<blocks, kThreads, 0, CudaStream(stream)>>>(
-        seed, count, static_cast<__nv_bfloat16*>(tensor.raw()));
+        seed, static_cast<float>(stddev), count,
+        static_cast<__nv_bfloat16*>(tensor.raw()));
   }
   CUBIT_CUDA_CHECK_LAUNCH();
+}
+
+DeviceTensor::DeviceTensor(DType dtype, Shape shape) {
+  absl::StatusOr<Buffer> buffer = Buffer::Allocate(
+      shape.num_elements() * SizeOf(dtype), MemoryCategory::kData);
+  if (!buffer.ok()) {
+    std::fprintf(stderr, "%s\n",
+                 std::string(buffer.status().message()).c_str());
+    std::exit(1);
+  }
+  buffer_ = *std::move(buffer);
+  tensor_ = Tensor(buffer_.data(), dtype, shape);
+}
+
+DeviceTensor::DeviceTensor(DType dtype, Shape shape, double stddev,
+                           uint64_t seed)
+    : DeviceTensor(dtype, shape) {
+  Stream stream;
+  FillRandom(seed, stddev, tensor_, stream);
+  stream.Synchronize();
+}
+
+DeviceTensor::DeviceTensor(const std::vector<int32_t>& values)
+    : DeviceTensor(DType::kInt32, {static_cast<int64_t>(values.size())}) {
+  Stream stream;
+  CopyToDevice(tensor_.raw(), values.data(), tensor_.size_bytes(), stream);
+  stream.Synchronize();
 }
 
 }  // namespace cubit

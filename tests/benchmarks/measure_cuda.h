@@ -7,10 +7,12 @@
 #define CUBIT_TESTS_BENCHMARKS_MEASURE_CUDA_H_
 
 #include <cstdint>
+#include <vector>
 
 #include "absl/functional/function_ref.h"
 
 #include "runtime/device.h"
+#include "runtime/memory.h"
 #include "runtime/tensor.h"
 
 namespace cubit {
@@ -20,16 +22,34 @@ namespace cubit {
 double MedianGpuSeconds(double seconds, Stream& stream,
                         absl::FunctionRef<void()> call);
 
-// FLOP/s of a bf16 product 8192 x 8192 x 8192 on random values: what no matrix
-// kernel is expected to exceed.
-double MatmulCeiling(double seconds, Stream& stream);
+// What the GPU reaches, measured here, each for `seconds`.
+struct Ceilings {
+  double bytes_per_second = 0;  // read and written, by a copy of 1 GiB
+  double flops_per_second = 0;  // bf16 product of 8192^3 on random values
+};
+Ceilings MeasureCeilings(double seconds, Stream& stream);
 
-// Bytes read and written by second of a large copy on the device.
-double CopyCeiling(double seconds, Stream& stream);
+// Fills `tensor` (bf16 or fp32) with uniform values of mean 0 and deviation
+// `stddev`, a function of `seed`.
+void FillRandom(uint64_t seed, double stddev, const Tensor& tensor,
+                Stream& stream);
 
-// Fills `tensor` (bf16 or fp32) with values of mean 0 and variance 1, a
-// function of `seed`.
-void FillRandom(uint64_t seed, const Tensor& tensor, Stream& stream);
+// A device tensor that owns its memory. Exits if there is not enough.
+class DeviceTensor {
+ public:
+  // Values of FillRandom.
+  DeviceTensor(DType dtype, Shape shape, double stddev, uint64_t seed);
+  // int32.
+  explicit DeviceTensor(const std::vector<int32_t>& values);
+
+  Tensor view() const { return tensor_; }
+
+ private:
+  DeviceTensor(DType dtype, Shape shape);
+
+  Buffer buffer_;
+  Tensor tensor_;
+};
 
 }  // namespace cubit
 

@@ -23,12 +23,12 @@
 #include "ops/rms_norm.h"
 #include "runtime/command_line.h"
 #include "runtime/device.h"
-#include "tests/benchmarks/cuda_measure.h"
+#include "tests/benchmarks/measure_cuda.h"
 #include "tests/benchmarks/write_json.h"
 
 ABSL_FLAG(std::string, json, "", "also write the results to this file");
 ABSL_FLAG(std::string, model, "all", "125m, 350m, 1.3b or all");
-ABSL_FLAG(int, runs, 15, "measurements of each op, of which the median counts");
+ABSL_FLAG(double, seconds, 0.05, "measured time of each figure");
 
 namespace cubit {
 namespace {
@@ -58,7 +58,7 @@ struct Model {
 
 class Report {
  public:
-  Report() : ceilings_(MeasureCeilings(stream_)) {
+  Report() : ceilings_(MeasureCeilings(absl::GetFlag(FLAGS_seconds), stream_)) {
     std::printf("copy %.2f TB/s, bf16 product %.0f TFLOP/s\n",
                 ceilings_.bytes_per_second * 1e-12,
                 ceilings_.flops_per_second * 1e-12);
@@ -70,7 +70,7 @@ class Report {
   void Add(const std::string& name, double flops, int64_t bytes,
            absl::FunctionRef<void()> call) {
     const double seconds =
-        MedianDeviceSeconds(absl::GetFlag(FLAGS_runs), stream_, call);
+        MedianGpuSeconds(absl::GetFlag(FLAGS_seconds), stream_, call);
     const double byte_rate = static_cast<double>(bytes) / seconds;
     const double flop_rate = flops / seconds;
     const double share = std::max(byte_rate / ceilings_.bytes_per_second,

@@ -231,7 +231,7 @@ absl::Status Run() {
   double ceiling = 0;
   {
     Stream stream;
-    ceiling = MatmulCeiling(0.3, stream);
+    ceiling = MeasureCeilings(0.3, stream).flops_per_second;
   }
   const DeviceInfo device = QueryDevice();
   std::printf("%s, ceiling %.1f TFLOP/s, datasheet %.1f\n", device.name.c_str(),

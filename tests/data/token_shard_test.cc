@@ -182,8 +182,7 @@ class LyingFileSystem : public FaultFileSystem {
   LyingFileSystem() : FaultFileSystem(&FileSystem::Posix(), FaultPlan()) {}
   absl::Status Read(const std::string& path, int64_t offset, int64_t bytes,
                     void* data) override {
-    const absl::Status status =
-        FaultFileSystem::Read(path, offset, bytes, data);
+    absl::Status status = FaultFileSystem::Read(path, offset, bytes, data);
     static_cast<char*>(data)[bytes / 2] ^= 1;
     return status;
   }
