@@ -24,7 +24,7 @@ namespace {
 using testing::HasSubstr;
 
 std::string FreshPath() {
-  const std::string path = absl::StrCat(
+  std::string path = absl::StrCat(
       testing::TempDir(), "/",
       testing::UnitTest::GetInstance()->current_test_info()->name(), ".jsonl");
   EXPECT_TRUE(FileSystem::Posix().Remove(path).ok());
@@ -136,8 +136,9 @@ TEST(Metrics, DoublesKeepTheirBits) {
   const auto read = ReadMetrics(path);
   ASSERT_TRUE(read.ok()) << read.status();
   for (size_t i = 0; i < values.size(); ++i) {
-    EXPECT_EQ(std::memcmp(&read->train[i].loss, &values[i], sizeof(double)), 0)
-        << values[i];
+    // Equal, and of one sign where they are zero.
+    EXPECT_EQ(read->train[i].loss, values[i]);
+    EXPECT_EQ(std::signbit(read->train[i].loss), std::signbit(values[i]));
   }
 }
 
@@ -244,13 +245,15 @@ TEST(Metrics, AFullDiskIsAnError) {
 }
 
 TEST(Metrics, ReaderRefusesLinesOfOtherKinds) {
+  constexpr char kPositionsAsList[] =
+      "{\"kind\":\"validation\",\"step\":1,\"loss\":1,\"perplexity\":1,"
+      "\"tokens\":1,\"loss_by_position\":[]}";
   const std::string path = FreshPath();
   for (const char* line :
        {"{}", "{\"kind\":\"other\"}", "{\"kind\":\"train\"}",
         "{\"kind\":\"train\",\"step\":\"1\"}",
         "{\"kind\":\"event\",\"event\":\"a\",\"step\":1,\"x\":[1]}",
-        "{\"kind\":\"validation\",\"step\":1,\"loss\":1,\"perplexity\":1,"
-        "\"tokens\":1,\"loss_by_position\":[]}"}) {
+        kPositionsAsList}) {
     ASSERT_TRUE(
         WriteFileAtomically(FileSystem::Posix(), path, absl::StrCat(line, "\n"))
             .ok());
