@@ -14,8 +14,6 @@
 namespace cubit {
 namespace cuda {
 
-constexpr float kLog2E = 1.44269504f;
-
 // exp(x); exp(-inf) = 0.
 template <typename T>
 __device__ __forceinline__ float Exp(float x);

@@ -32,7 +32,6 @@ namespace cubit {
 namespace cuda {
 
 constexpr int kSolveThreads = 128;
-constexpr float kLog2E = 1.44269504088896341f;
 
 // One warp waits until `block` is solved; returns the first of the solved
 // blocks that end in it (at most 32 back). The flag of block i is

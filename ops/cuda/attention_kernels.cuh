@@ -25,8 +25,6 @@
 namespace cubit {
 namespace cuda {
 
-constexpr float kLog2E = 1.4426950408889634f;
-
 // Sizes of one kernel. A warp has kMTiles x 16 rows.
 template <typename Element, int kDimValue, int kWarpsValue, int kMTilesValue,
           int kColumnsValue, int kStagesValue>

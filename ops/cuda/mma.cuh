@@ -96,6 +96,9 @@ __device__ __forceinline__ void WaitForCopies() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending));
 }
 
+// e^x = 2^(kLog2E x).
+constexpr float kLog2E = 1.4426950408889634f;
+
 // 2^x, the special-function unit's approximation (2 ulp); -inf gives 0.
 __device__ __forceinline__ float Exp2(float x) {
   float y;

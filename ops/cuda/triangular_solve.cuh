@@ -19,6 +19,7 @@
 
 #include <cstdint>
 
+#include "ops/cuda/mma.cuh"
 #include "ops/cuda/products.cuh"
 #include "ops/cuda/solve_queue.cuh"
 #include "ops/cuda/tile.cuh"
@@ -26,7 +27,6 @@
 namespace cubit {
 namespace cuda {
 
-constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 
 // Strides of a per-head view, in elements.
