@@ -5,16 +5,40 @@
 #ifndef CUBIT_MODELS_LAYER_CONTEXT_H_
 #define CUBIT_MODELS_LAYER_CONTEXT_H_
 
+#include "absl/status/status.h"
+
 #include "ops/attention.h"
+#include "runtime/communication_lane.h"
+#include "runtime/communicator.h"
 #include "runtime/device.h"
 #include "runtime/tensor.h"
 
 namespace cubit {
 
+class WavefrontTrace;  // parallel/wavefront_trace.h
+
+// The groups that layers talk to. A collective that fails leaves its outputs
+// undefined; the first error is kept here and whoever runs the step looks
+// before anything comes of it (errors of a group are sticky, so nobody waits
+// for a peer that gave up).
+struct ParallelContext {
+  Communicator* tp = nullptr;  // null: one rank
+  Communicator* cp = nullptr;
+  CommunicationLane* cp_lane = nullptr;
+  WavefrontTrace* trace = nullptr;  // null while nobody asks
+  absl::Status status;
+
+  void Note(const absl::Status& result) {
+    if (status.ok()) status = result;
+  }
+};
+
 struct LayerContext {
   Stream* stream = nullptr;
   ConstTensor rotary_table;  // [>= T, K] or absent
+  // Over whole sequences: segment_ids [B, T] on every rank.
   AttentionMask mask;
+  ParallelContext* parallel = nullptr;  // null: one rank
 };
 
 }  // namespace cubit

@@ -38,6 +38,13 @@ struct Parameter {
   ShardSpec shard;
   Initializer init;
   bool decay = false;  // weight decay applies
+  // Besides dp and cp, over which every gradient is summed:
+  // every tp rank holds the whole parameter and the gradient of its own rows
+  // (norms, biases after a row-parallel product).
+  bool sum_over_tp = false;
+  // The first and the last pipeline stage hold it, each with a part of its
+  // gradient (tied embeddings).
+  bool sum_over_ends = false;
 
   int64_t offset = 0;  // first element in the flat buffers
   Tensor value;        // local_shape() of the shard, fp32

@@ -16,6 +16,7 @@
 
 namespace cubit {
 
+class Event;
 class StepProfile;  // profile_range.h
 
 // An order of work. Move-only; destroying it waits for its work.
@@ -30,6 +31,9 @@ class Stream {
 
   // Blocks the host until all work issued so far has finished.
   void Synchronize();
+  // What follows here begins after the point that `event` recorded, which may
+  // be another stream's. The host does not wait.
+  void WaitFor(const Event& event);
   // The back end's handle (cudaStream_t); null on the CPU.
   void* native() const { return native_; }
 
@@ -56,10 +60,14 @@ class Event {
   void Record(Stream& stream);
   // Blocks the host until the recorded point was reached.
   void Synchronize();
+  // Whether it was reached; does not wait.
+  bool Reached() const;
   // Seconds of the device between two points that were both reached.
   static double SecondsBetween(const Event& begin, const Event& end);
 
  private:
+  friend class Stream;
+
   void* native_ = nullptr;
   double seconds_ = 0;  // of the host's clock, where there is no handle
 };

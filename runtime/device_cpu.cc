@@ -47,6 +47,7 @@ Stream::~Stream() = default;
 Stream::Stream(Stream&&) noexcept = default;
 Stream& Stream::operator=(Stream&&) noexcept = default;
 void Stream::Synchronize() {}
+void Stream::WaitFor(const Event&) {}
 
 Event::Event() = default;
 Event::~Event() = default;
@@ -59,6 +60,7 @@ void Event::Record(Stream&) {
                  .count();
 }
 void Event::Synchronize() {}
+bool Event::Reached() const { return true; }
 double Event::SecondsBetween(const Event& begin, const Event& end) {
   return end.seconds_ - begin.seconds_;
 }

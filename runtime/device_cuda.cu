@@ -139,6 +139,11 @@ void Stream::Synchronize() {
   CUBIT_CUDA_CHECK(cudaStreamSynchronize(CudaStream(*this)));
 }
 
+void Stream::WaitFor(const Event& event) {
+  CUBIT_CUDA_CHECK(cudaStreamWaitEvent(
+      CudaStream(*this), static_cast<cudaEvent_t>(event.native_)));
+}
+
 Event::Event() {
   cudaEvent_t event = nullptr;
   CUBIT_CUDA_CHECK(cudaEventCreate(&event));
@@ -165,6 +170,14 @@ void Event::Record(Stream& stream) {
 
 void Event::Synchronize() {
   CUBIT_CUDA_CHECK(cudaEventSynchronize(static_cast<cudaEvent_t>(native_)));
+}
+
+bool Event::Reached() const {
+  const cudaError_t state =
+      cudaEventQuery(static_cast<cudaEvent_t>(native_));
+  if (state == cudaErrorNotReady) return false;
+  CUBIT_CUDA_CHECK(state);
+  return true;
 }
 
 double Event::SecondsBetween(const Event& begin, const Event& end) {

@@ -11,6 +11,11 @@ void TokenMixer::Health(const MixerContext&, ConstTensor, const MixerSaved&,
   CUBIT_CHECK(false) << "this mixer solves no system";
 }
 
+void SequenceShardedMixer::HealthSharded(const MixerContext&, ConstTensor,
+                                         const MixerSaved&, Tensor) const {
+  CUBIT_CHECK(false) << "this mixer solves no system";
+}
+
 double CausalAttentionFlops(const MixerShape& shape) {
   const double pairs = 0.5 * static_cast<double>(shape.seq_len) *
                        static_cast<double>(shape.seq_len + 1);

@@ -13,7 +13,9 @@
 #include <string>
 #include <vector>
 
+#include "models/layer_context.h"
 #include "ops/attention.h"
+#include "parallel/sequence_layout.h"
 #include "runtime/device.h"
 #include "runtime/memory.h"
 #include "runtime/tensor.h"
@@ -53,6 +55,13 @@ struct MixerContext {
   Stream* stream = nullptr;
 };
 
+// Where a mixer stands that works on sequence shards.
+struct SequenceShard {
+  SequenceLayout layout;
+  int cp_rank = 0;
+  ParallelContext* parallel = nullptr;  // groups, and where errors are noted
+};
+
 // Tensors that the forward leaves for the backward (one per layer and
 // micro-batch in flight), and work space that layers share. A mixer derives its
 // own typed struct from each.
@@ -81,9 +90,14 @@ struct MixerHealth {
 // heads one after the other within each: projection p of head h begins at
 // column H * (sum of widths before p) + h * width. Fewer than 8 columns of
 // zeros may follow.
+class SequenceShardedMixer;
+
 class TokenMixer {
  public:
   virtual ~TokenMixer() = default;
+
+  // This mixer's form on sequence shards; null if it has none.
+  virtual const SequenceShardedMixer* sharded() const { return nullptr; }
 
   virtual std::vector<MixerProjection> projections() const = 0;
   virtual std::vector<MixerScalar> scalars() const = 0;
@@ -134,6 +148,41 @@ class TokenMixer {
 // Model FLOPs of one causal attention over all heads of `shape`: scores and
 // weighted sums of T (T + 1) / 2 pairs.
 double CausalAttentionFlops(const MixerShape& shape);
+
+// What a mixer also is if it can work on a sequence that is spread over the cp
+// ranks (parallel/sequence_layout.h); others get the full sequence for a part of
+// their heads through an all-to-all (sequence_exchange.h). All cp ranks make
+// the same calls in the same order. Results agree with TokenMixer's to
+// rounding. context.mask.segment_ids is of the whole sequence, [B, T].
+class SequenceShardedMixer {
+ public:
+  virtual ~SequenceShardedMixer() = default;
+
+  // `shape.seq_len` is the local one, Tl.
+  virtual std::unique_ptr<MixerSaved> AllocateShardedSaved(
+      const MixerShape& shape, const SequenceLayout& layout,
+      Arena& arena) const = 0;
+  virtual std::unique_ptr<MixerScratch> AllocateShardedScratch(
+      const MixerShape& shape, const SequenceLayout& layout,
+      Arena& arena) const = 0;
+
+  // As TokenMixer::Forward and Backward; columns [B, Tl, C], out [B, Tl, H * K].
+  // The scratch serves both and nothing in it outlives a call. d_scalars get
+  // this rank's rows' part.
+  virtual void ForwardSharded(const MixerContext& context,
+                              const SequenceShard& sequence, Tensor columns,
+                              MixerSaved* saved, MixerScratch* scratch,
+                              Tensor out) const = 0;
+  virtual void BackwardSharded(const MixerContext& context,
+                               const SequenceShard& sequence,
+                               ConstTensor columns, const MixerSaved& saved,
+                               ConstTensor out, ConstTensor d_out,
+                               MixerScratch* scratch, Tensor d_columns,
+                               const std::vector<Tensor>& d_scalars) const = 0;
+  // As TokenMixer::Health, of this rank's rows.
+  virtual void HealthSharded(const MixerContext& context, ConstTensor columns,
+                             const MixerSaved& saved, Tensor result) const;
+};
 
 // Column where projection `index` of `projections` begins, for H local heads;
 // index == projections.size() gives the number of columns C.

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Softmax attention of one chunk of queries over one chunk of keys at a time,
+// for sequences that are spread over ranks: sums go on from call to call, in
+// any order of the chunks, and are finished once (Milakov and Gimelshein,
+// arXiv:1805.02867; Liu et al., "Ring attention", arXiv:2310.01889).
+// attention.h does whole sequences; the results agree to rounding.
+
+#ifndef CUBIT_OPS_CHUNKED_ATTENTION_H_
+#define CUBIT_OPS_CHUNKED_ATTENTION_H_
+
+#include "runtime/device.h"
+#include "runtime/tensor.h"
+
+namespace cubit {
+
+// Two chunks of one sequence and which of their pairs count.
+struct ChunkMask {
+  // The chunks are the same: a query sees keys up to its own. Otherwise every
+  // key comes before every query.
+  bool diagonal = false;
+  // Document of every query [B, Tq] and of every key [B, Tk], int32, as in
+  // AttentionMask; both absent: one document.
+  ConstTensor query_segments;
+  ConstTensor key_segments;
+};
+
+// What a chunk of queries has summed so far over the keys it has met:
+//   row_sum_i = sum_j exp(S_ij - row_max_i),
+//   weighted_i = sum_j exp(S_ij - row_max_i) v_j.
+struct RowSums {
+  Tensor row_max;   // [B, H, Tq] fp32; -inf before the first key
+  Tensor row_sum;   // [B, H, Tq] fp64: see SoftmaxRows in tile_sweep.h
+  Tensor weighted;  // [B, Tq, H, K] fp32
+};
+
+// No key met yet.
+void BeginRowSums(const RowSums& sums, Stream& stream);
+
+// Adds a chunk of keys: S_ij = scale q_i . k_j.
+//   q [B, Tq, H, K]; k, v [B, Tk, H, K], fp32; views may be strided.
+void AttentionChunkForward(ConstHeadTensor q, ConstHeadTensor k,
+                           ConstHeadTensor v, float scale,
+                           const ChunkMask& mask, const RowSums& sums,
+                           Stream& stream);
+
+// out_i = weighted_i / row_sum_i [B, Tq, H, K]; lse [B, H, Tq] fp32. A query
+// that met no key gets 0 and -inf.
+void FinishRowSums(const RowSums& sums, HeadTensor out, Tensor lse,
+                   Stream& stream);
+
+// delta [B, H, Tq] = rows of d_out . out.
+void AttentionChunkDelta(ConstHeadTensor out, ConstHeadTensor d_out,
+                         Tensor delta, Stream& stream);
+
+// Adds what the pairs of two chunks give to d_q [B, Tq, H, K], d_k and d_v
+// [B, Tk, H, K]. lse, delta [B, H, Tq] are of the queries' whole rows.
+void AttentionChunkBackward(ConstHeadTensor q, ConstHeadTensor k,
+                            ConstHeadTensor v, ConstTensor lse,
+                            ConstTensor delta, ConstHeadTensor d_out,
+                            float scale, const ChunkMask& mask, HeadTensor d_q,
+                            HeadTensor d_k, HeadTensor d_v, Stream& stream);
+
+}  // namespace cubit
+
+#endif  // CUBIT_OPS_CHUNKED_ATTENTION_H_
