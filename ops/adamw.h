@@ -25,6 +25,10 @@ struct AdamWStep {
 // Weight decay is on or off for so many adjacent elements at a time.
 constexpr int64_t kAdamWGroup = 64;
 
+// sum[0] = terms[0] + terms[1] + ..., in this order; 0 for no terms.
+//   terms [n] fp64, sum [1] fp64; no aliasing. For a few hundred terms.
+void SumInOrder(ConstTensor terms, Tensor sum, Stream& stream);
+
 // scale[0] = min(1, max_norm / norm), norm = sqrt(sum_of_squares[0]): what
 // clipping by the global norm multiplies gradients with. 1 if max_norm is 0 (no
 // clipping); NaN if the norm is not finite.

@@ -58,6 +58,14 @@ void UpdatePiece(const AdamWFactors& factors, float grad_scale, const Arrays& a,
 
 }  // namespace
 
+void SumInOrder(ConstTensor terms, Tensor sum, Stream&) {
+  CUBIT_CHECK_EQ(sum.num_elements(), 1);
+  const double* data = terms.data<double>();
+  double total = 0;
+  for (int64_t i = 0; i < terms.num_elements(); ++i) total += data[i];
+  *sum.data<double>() = total;
+}
+
 void ClipScale(ConstTensor sum_of_squares, double max_norm, Tensor scale,
                Stream&) {
   CUBIT_CHECK_EQ(sum_of_squares.num_elements(), 1);

@@ -27,6 +27,14 @@ struct AdamWArrays {
   __nv_bfloat16* compute;  // null: none
 };
 
+__global__ void SumInOrderKernel(const double* terms, int64_t count,
+                                 double* sum) {
+  double total = 0;
+#pragma unroll 8
+  for (int64_t i = 0; i < count; ++i) total += terms[i];
+  *sum = total;
+}
+
 __global__ void ClipScaleKernel(const double* sum_of_squares, double max_norm,
                                 float* scale) {
   const double norm = sqrt(*sum_of_squares);
@@ -107,6 +115,13 @@ void Launch(const AdamWFactors& factors, const AdamWArrays& arrays,
 }
 
 }  // namespace
+
+void SumInOrder(ConstTensor terms, Tensor sum, Stream& stream) {
+  CUBIT_CHECK_EQ(sum.num_elements(), 1);
+  SumInOrderKernel<<<1, 1, 0, CudaStream(stream)>>>(
+      terms.data<double>(), terms.num_elements(), sum.data<double>());
+  CUBIT_CUDA_CHECK_LAUNCH();
+}
 
 void ClipScale(ConstTensor sum_of_squares, double max_norm, Tensor scale,
                Stream& stream) {

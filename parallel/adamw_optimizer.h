@@ -13,18 +13,11 @@
 
 #include "parallel/checkpoint.h"
 #include "parallel/parameter.h"
+#include "parallel/sharded_adamw.h"
 #include "runtime/device.h"
 #include "runtime/memory.h"
 
 namespace cubit {
-
-struct AdamWOptions {
-  double beta1 = 0.9;
-  double beta2 = 0.95;
-  double epsilon = 1e-8;
-  double weight_decay = 0.1;
-  double grad_clip_norm = 1.0;  // 0: no clipping
-};
 
 class AdamWOptimizer {
  public:

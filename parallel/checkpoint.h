@@ -22,12 +22,24 @@
 
 namespace cubit {
 
+// Elements of a tensor's local part, flattened, from `begin` on.
+struct CheckpointPiece {
+  int64_t begin = 0;
+  Tensor data;  // [n]
+};
+
 // One tensor to save or load, in device memory, on which no work is pending.
 // Its name is its identity.
 struct CheckpointTensor {
   std::string name;  // "model.layers.0.mixer.q_proj.weight", "adamw.m/..."
   ShardSpec spec;
   Tensor data;  // local_shape() of the spec
+  // Whether this rank writes the slice; of the ranks that hold it, one does.
+  bool owner = true;
+  bool on_host = false;  // `data` is in host memory
+  // If any, loading fills these instead of `data`, which is a shape alone.
+  // Saving takes none.
+  std::vector<CheckpointPiece> pieces = {};
 };
 
 // What a checkpoint says of itself, beside the tensors.

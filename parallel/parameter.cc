@@ -15,6 +15,10 @@ namespace {
 constexpr int64_t kAlignedElements = 64;  // 256 bytes of fp32
 constexpr int64_t kInitGrain = 16384;
 
+int64_t RoundUp(int64_t count, int64_t multiple) {
+  return (count + multiple - 1) / multiple * multiple;
+}
+
 // Index in the global tensor of element `local` of the local part.
 int64_t GlobalIndex(const ShardSpec& shard, int64_t local) {
   if (shard.is_whole()) return local;
@@ -50,10 +54,7 @@ Tensor Fused(const std::vector<Parameter*>& parameters,
 
 Parameter* ParameterStore::Add(std::string name, ShardSpec shard,
                                Initializer init, bool decay, bool follow) {
-  if (!follow) {
-    size_ =
-        (size_ + kAlignedElements - 1) / kAlignedElements * kAlignedElements;
-  }
+  if (!follow) size_ = RoundUp(size_, kAlignedElements);
   Parameter parameter;
   parameter.name = std::move(name);
   parameter.shard = shard;
@@ -66,6 +67,25 @@ Parameter* ParameterStore::Add(std::string name, ShardSpec shard,
   size_ += parameter.value.num_elements();
   parameters_.push_back(std::move(parameter));
   return &parameters_.back();
+}
+
+void ParameterStore::AlignTo(int64_t elements) {
+  CUBIT_CHECK_EQ(elements % kAlignedElements, 0);
+  CUBIT_CHECK(values_.data() == nullptr) << "AlignTo comes before Allocate";
+  int64_t shift = 0;
+  const auto align = [&](const Parameter& parameter) {
+    CUBIT_CHECK_EQ(parameter.offset % kAlignedElements, 0)
+        << parameter.name << " follows another";
+    const int64_t offset = parameter.offset + shift;
+    shift += RoundUp(offset, elements) - offset;
+  };
+  bool after_ends = false;
+  for (Parameter& parameter : parameters_) {
+    if (parameter.sum_over_ends || after_ends) align(parameter);
+    parameter.offset += shift;
+    after_ends = parameter.sum_over_ends;
+  }
+  size_ = RoundUp(size_ + shift, elements);
 }
 
 int64_t ParameterStore::buffer_bytes() const {

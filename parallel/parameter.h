@@ -70,6 +70,15 @@ class ParameterStore {
   // are in no checkpoint.
   void Pad(int64_t elements) { size_ += elements; }
 
+  // After the last Add: moves parameters, so that one with sum_over_ends begins
+  // and ends at a multiple of `elements`, and pads the flat buffers to one.
+  // `elements` is a multiple of the alignment of parameters. What follows
+  // another parameter still does. One parameter with sum_over_ends may neither
+  // follow nor be followed (CHECK).
+  void AlignTo(int64_t elements);
+
+  // Elements of each flat buffer, padding included.
+  int64_t size() const { return size_; }
   // Bytes of the value buffer (and of the gradient buffer).
   int64_t buffer_bytes() const;
   // Bytes of the copy that products read: none if that is the values.
