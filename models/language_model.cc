@@ -33,17 +33,19 @@ absl::StatusOr<std::unique_ptr<LanguageModel>> LanguageModel::Create(
 LanguageModel::LanguageModel(const ModelConfig& config,
                              std::unique_ptr<TokenMixer> mixer)
     : config_(config), mixer_(std::move(mixer)) {
+  const ModelShard shard;
   embedding_ =
       parameters_.Add("embedding.weight",
                       ShardSpec::Whole({config.vocab_size, config.hidden_size}),
                       Initializer::Normal(InputStddev(config)), /*decay=*/true);
   for (int64_t layer = 0; layer < config.num_layers; ++layer) {
     blocks_.emplace_back(&parameters_, absl::StrCat("layers.", layer), config,
-                         mixer_.get());
+                         shard, mixer_.get());
   }
-  final_norm_ = std::make_unique<Norm>(&parameters_, "final_norm", config);
+  final_norm_ =
+      std::make_unique<Norm>(&parameters_, "final_norm", config, shard);
   head_ = std::make_unique<LanguageHead>(
-      &parameters_, "head", config,
+      &parameters_, "head", config, shard,
       config.tied_embeddings ? embedding_ : nullptr);
 }
 
