@@ -17,6 +17,7 @@
 #include "absl/status/statusor.h"
 
 #include "parallel/shard_spec.h"
+#include "runtime/communicator.h"
 #include "runtime/file_system.h"
 #include "runtime/tensor.h"
 
@@ -65,11 +66,18 @@ struct CheckpointOptions {
 // together are the whole (CHECK). A step that exists already is replaced. On
 // any error the earlier checkpoints are untouched and the temporary folder is
 // removed where that is still possible.
+//
+// With `control`, a collective of its ranks (it moves host memory, and its
+// limit of time must allow for the writing): each writes the tensors that it
+// owns into files of its own; `info` and `extra_files` are rank 0's, and so is
+// the commit. All ranks get the same result; one that fails fails all.
+// FailedPrecondition if the ranks do not see one file system.
 absl::Status SaveCheckpoint(
     FileSystem& files, const std::string& checkpoints,
     const CheckpointInfo& info, const std::vector<CheckpointTensor>& tensors,
     const std::map<std::string, std::string>& extra_files,
-    const CheckpointOptions& options = CheckpointOptions());
+    const CheckpointOptions& options = CheckpointOptions(),
+    Communicator* control = nullptr);
 
 // Committed steps below CHECKPOINTS, ascending. Never reads tensor data; an
 // unreadable or missing folder gives an empty list.
@@ -87,19 +95,28 @@ absl::StatusOr<CheckpointInfo> ReadCheckpointInfo(FileSystem& files,
 // after checking the hash of each. Errors name file and tensor: damage
 // (DataLoss), a tensor that is missing or has another global shape
 // (InvalidArgument: a checkpoint of another model).
+//
+// With `control`, a collective of its ranks, each of which names what it wants;
+// rank 0 reads the manifest for all. The result is the same on every rank, but
+// for the tensors: the error of one is the error of all.
 absl::Status LoadCheckpoint(FileSystem& files, const std::string& folder,
-                            const std::vector<CheckpointTensor>& tensors);
+                            const std::vector<CheckpointTensor>& tensors,
+                            Communicator* control = nullptr);
 
 // Loads the newest step that is whole. A damaged one is reported by a warning
 // that names file and tensor, and the one before is tried; if none is left the
-// error says so. `tensors` may be partly overwritten when this fails.
+// error says so. `tensors` may be partly overwritten when this fails. With
+// `control` as LoadCheckpoint: all ranks load the newest step that is whole for
+// each of them.
 absl::StatusOr<CheckpointInfo> LoadNewestCheckpoint(
     FileSystem& files, const std::string& checkpoints,
-    const std::vector<CheckpointTensor>& tensors);
+    const std::vector<CheckpointTensor>& tensors,
+    Communicator* control = nullptr);
 
 // Keeps the newest `keep_last` steps and every step divisible by `keep_every`
 // (0: none besides), and removes the rest by renaming each first. Leftovers of
-// interrupted saves and removals are cleaned up too.
+// interrupted saves and removals are cleaned up too. One rank calls this, while
+// none saves.
 absl::Status PruneCheckpoints(FileSystem& files, const std::string& checkpoints,
                               int64_t keep_last, int64_t keep_every);
 

@@ -12,10 +12,14 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
 
+#include "parallel/agreement.h"
 #include "parallel/checkpoint.h"
+#include "parallel/checkpoint_folders.h"
 #include "parallel/checkpoint_manifest.h"
 #include "parallel/safetensors.h"
 #include "runtime/check.h"
@@ -92,6 +96,10 @@ Box AlignedToLastDim(const Box& box, int rank) {
   return aligned;
 }
 
+bool IsFirst(Communicator* control) {
+  return control == nullptr || control->rank() == 0;
+}
+
 absl::Status AsDamage(const absl::Status& status) {
   // A file that is gone, too large or cannot be read is as bad as a damaged
   // one.
@@ -102,19 +110,32 @@ absl::Status AsDamage(const absl::Status& status) {
   return status;
 }
 
-absl::StatusOr<CheckpointManifest> ReadManifest(FileSystem& files,
-                                                const std::string& folder) {
+absl::StatusOr<std::string> ReadManifestText(FileSystem& files,
+                                             const std::string& folder) {
   if (!files.Exists(folder)) {
     return absl::NotFoundError(
         absl::StrCat(folder, ": there is no such checkpoint"));
   }
-  const std::string path = JoinPath(folder, kManifestName);
-  const auto text = ReadFile(files, path, kMaxManifestBytes);
+  auto text =
+      ReadFile(files, JoinPath(folder, kManifestName), kMaxManifestBytes);
   if (!text.ok()) return AsDamage(text.status());
-  auto manifest = ParseManifest(*text);
+  return text;
+}
+
+// Rank 0 reads it for all.
+absl::StatusOr<CheckpointManifest> ReadManifest(FileSystem& files,
+                                                const std::string& folder,
+                                                Communicator* control) {
+  absl::StatusOr<std::string> text = std::string();
+  if (IsFirst(control)) text = ReadManifestText(files, folder);
+  CUBIT_RETURN_IF_ERROR(Agree(control, text.status()));
+  CUBIT_ASSIGN_OR_RETURN(const std::string shared,
+                         BroadcastText(control, *text, 0));
+  auto manifest = ParseManifest(shared);
   if (!manifest.ok()) {
     return absl::Status(manifest.status().code(),
-                        absl::StrCat(path, ": ", manifest.status().message()));
+                        absl::StrCat(JoinPath(folder, kManifestName), ": ",
+                                     manifest.status().message()));
   }
   manifest->info.folder = folder;
   return manifest;
@@ -217,15 +238,33 @@ class Reader {
           CheckDigest(absl::StrCat(path, ": tensor ", wanted.name),
                       digest.Hex(), slice.xxh3_128));
     }
-    CopyToDevice(wanted.data.raw(), host_.data(), wanted.data.size_bytes(),
-                 stream_);
-    stream_.Synchronize();  // `host_` is used again
+    Deliver(wanted);
     return absl::OkStatus();
   }
 
   const CheckpointInfo& info() const { return manifest_.info; }
 
  private:
+  // Hands over what `host_` holds.
+  void Deliver(const CheckpointTensor& wanted) {
+    const auto copy = [&](const Tensor& target, int64_t begin) {
+      const char* source = host_.data() + begin * SizeOf(target.dtype());
+      CUBIT_CHECK_LE(begin + target.num_elements(), wanted.data.num_elements());
+      if (target.num_elements() == 0) return;
+      if (wanted.on_host) {
+        std::memcpy(target.raw(), source,
+                    static_cast<size_t>(target.size_bytes()));
+      } else {
+        CopyToDevice(target.raw(), source, target.size_bytes(), stream_);
+      }
+    };
+    if (wanted.pieces.empty()) copy(wanted.data, 0);
+    for (const CheckpointPiece& piece : wanted.pieces) {
+      copy(piece.data, piece.begin);
+    }
+    stream_.Synchronize();  // `host_` is used again
+  }
+
   using Entries = absl::flat_hash_map<std::string, SafetensorsEntry>;
 
   static bool Overlap(const Box& a, const Box& b) {
@@ -343,32 +382,60 @@ class Reader {
   std::vector<char> host_;  // the tensor that is being read
 };
 
-absl::StatusOr<CheckpointInfo> LoadFolder(
-    FileSystem& files, const std::string& folder,
-    const std::vector<CheckpointTensor>& tensors) {
-  CUBIT_ASSIGN_OR_RETURN(CheckpointManifest manifest,
-                         ReadManifest(files, folder));
-  Reader reader(files, folder, std::move(manifest));
+absl::Status FillAll(Reader& reader,
+                     const std::vector<CheckpointTensor>& tensors) {
   CUBIT_RETURN_IF_ERROR(reader.CheckFiles());
   CUBIT_RETURN_IF_ERROR(reader.CheckTensors(tensors));
   for (const CheckpointTensor& tensor : tensors) {
     CUBIT_RETURN_IF_ERROR(reader.Fill(tensor));
   }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<CheckpointInfo> LoadFolder(
+    FileSystem& files, const std::string& folder,
+    const std::vector<CheckpointTensor>& tensors, Communicator* control) {
+  CUBIT_ASSIGN_OR_RETURN(CheckpointManifest manifest,
+                         ReadManifest(files, folder, control));
+  Reader reader(files, folder, std::move(manifest));
+  CUBIT_RETURN_IF_ERROR(Agree(control, FillAll(reader, tensors)));
   return reader.info();
 }
 
 // LoadFolder of a step, which may still have the name that a replacement gave
-// it (checkpoint.cc).
+// it.
 absl::StatusOr<CheckpointInfo> LoadStep(
     FileSystem& files, const std::string& checkpoints, int64_t step,
-    const std::vector<CheckpointTensor>& tensors) {
+    const std::vector<CheckpointTensor>& tensors, Communicator* control) {
   std::string folder = CheckpointFolder(checkpoints, step);
-  if (!files.Exists(folder)) folder += ".replaced";
+  const bool renamed = IsFirst(control) && !files.Exists(folder);
+  CUBIT_ASSIGN_OR_RETURN(
+      const std::string suffix,
+      BroadcastText(control, renamed ? std::string(kReplaced) : "", 0));
+  folder += suffix;
   CUBIT_ASSIGN_OR_RETURN(CheckpointInfo info,
-                         LoadFolder(files, folder, tensors));
+                         LoadFolder(files, folder, tensors, control));
   if (info.step == step) return info;
   return absl::DataLossError(absl::StrCat(folder, ": holds step ", info.step,
                                           ", its name says ", step));
+}
+
+// The steps that rank 0 sees, newest first.
+absl::StatusOr<std::vector<int64_t>> StepsToTry(FileSystem& files,
+                                                const std::string& checkpoints,
+                                                Communicator* control) {
+  std::vector<int64_t> steps;
+  if (IsFirst(control)) steps = ListCheckpoints(files, checkpoints);
+  std::reverse(steps.begin(), steps.end());
+  CUBIT_ASSIGN_OR_RETURN(const std::string text,
+                         BroadcastText(control, absl::StrJoin(steps, " "), 0));
+  steps.clear();
+  for (absl::string_view word : absl::StrSplit(text, ' ', absl::SkipEmpty())) {
+    int64_t step = 0;
+    CUBIT_CHECK(absl::SimpleAtoi(word, &step)) << text;
+    steps.push_back(step);
+  }
+  return steps;
 }
 
 }  // namespace
@@ -376,23 +443,24 @@ absl::StatusOr<CheckpointInfo> LoadStep(
 absl::StatusOr<CheckpointInfo> ReadCheckpointInfo(FileSystem& files,
                                                   const std::string& folder) {
   CUBIT_ASSIGN_OR_RETURN(CheckpointManifest manifest,
-                         ReadManifest(files, folder));
+                         ReadManifest(files, folder, nullptr));
   return manifest.info;
 }
 
 absl::Status LoadCheckpoint(FileSystem& files, const std::string& folder,
-                            const std::vector<CheckpointTensor>& tensors) {
-  return LoadFolder(files, folder, tensors).status();
+                            const std::vector<CheckpointTensor>& tensors,
+                            Communicator* control) {
+  return LoadFolder(files, folder, tensors, control).status();
 }
 
 absl::StatusOr<CheckpointInfo> LoadNewestCheckpoint(
     FileSystem& files, const std::string& checkpoints,
-    const std::vector<CheckpointTensor>& tensors) {
-  std::vector<int64_t> steps = ListCheckpoints(files, checkpoints);
-  std::reverse(steps.begin(), steps.end());
+    const std::vector<CheckpointTensor>& tensors, Communicator* control) {
+  CUBIT_ASSIGN_OR_RETURN(const std::vector<int64_t> steps,
+                         StepsToTry(files, checkpoints, control));
   absl::Status newest = absl::OkStatus();
   for (int64_t step : steps) {
-    auto info = LoadStep(files, checkpoints, step, tensors);
+    auto info = LoadStep(files, checkpoints, step, tensors, control);
     if (info.ok()) return info;
     // Damage, a foreign version or a step that was just pruned leave the others
     // to try; a checkpoint of another model, or one that may not be read, is
@@ -402,8 +470,10 @@ absl::StatusOr<CheckpointInfo> LoadNewestCheckpoint(
         !absl::IsNotFound(status)) {
       return status;
     }
-    LogWarning(absl::StrCat("checkpoint of step ", step, " cannot be used: ",
-                            status.message(), ". Trying the one before."));
+    if (IsFirst(control)) {
+      LogWarning(absl::StrCat("checkpoint of step ", step, " cannot be used: ",
+                              status.message(), ". Trying the one before."));
+    }
     if (newest.ok()) newest = status;
   }
   if (newest.ok()) {

@@ -153,7 +153,8 @@ void ShapeFromJson(const Json& json, ManifestTensor* tensor,
   }
 }
 
-ManifestTensor TensorFromJson(const Json& json, std::string* problem) {
+ManifestTensor TensorFromJson(const Json& json, bool whole,
+                              std::string* problem) {
   Members members(json, problem);
   ManifestTensor tensor;
   tensor.name = members.Text("name");
@@ -171,7 +172,7 @@ ManifestTensor TensorFromJson(const Json& json, std::string* problem) {
   for (const Json& slice : members.List("slices")) {
     tensor.slices.push_back(SliceFromJson(slice, problem));
   }
-  if (problem->empty()) {
+  if (whole && problem->empty()) {
     members.Problem(CoverageProblem(tensor.shape, tensor.slices));
   }
   return tensor;
@@ -255,6 +256,39 @@ std::string CrossProblem(const CheckpointManifest& manifest) {
   return "";
 }
 
+absl::StatusOr<CheckpointManifest> Parse(absl::string_view text, bool whole) {
+  CUBIT_ASSIGN_OR_RETURN(const absl::string_view body, CheckedBody(text));
+  if (TooDeep(body)) return Damaged("it nests too deep");
+  const Json json = Json::parse(body.begin(), body.end(), nullptr,
+                                /*allow_exceptions=*/false);
+  if (json.is_discarded()) return Damaged("it is no JSON");
+  CUBIT_RETURN_IF_ERROR(CheckVersion(json));
+  std::string problem;
+  Members members(json, &problem);
+  CheckpointManifest manifest;
+  manifest.info.step = members.Number("step");
+  manifest.info.tokens = members.Number("tokens");
+  manifest.info.position = members.Number("position");
+  manifest.info.config = members.Text("config");
+  for (const auto& [key, value] : members.Object("state").items()) {
+    if (!value.is_string()) members.Problem("a state that is no text");
+    if (value.is_string()) manifest.info.state[key] = value.get<std::string>();
+  }
+  for (const Json& file : members.List("data_files")) {
+    manifest.data_files.push_back(FileFromJson(file, &problem));
+  }
+  for (const Json& file : members.List("extra_files")) {
+    manifest.extra_files.push_back(FileFromJson(file, &problem));
+  }
+  for (const Json& tensor : members.List("tensors")) {
+    manifest.tensors.push_back(TensorFromJson(tensor, whole, &problem));
+    if (!problem.empty()) break;
+  }
+  if (problem.empty()) problem = CrossProblem(manifest);
+  if (!problem.empty()) return Damaged(problem);
+  return manifest;
+}
+
 }  // namespace
 
 std::string SerializeManifest(const CheckpointManifest& manifest) {
@@ -287,36 +321,11 @@ std::string SerializeManifest(const CheckpointManifest& manifest) {
 }
 
 absl::StatusOr<CheckpointManifest> ParseManifest(absl::string_view text) {
-  CUBIT_ASSIGN_OR_RETURN(const absl::string_view body, CheckedBody(text));
-  if (TooDeep(body)) return Damaged("it nests too deep");
-  const Json json = Json::parse(body.begin(), body.end(), nullptr,
-                                /*allow_exceptions=*/false);
-  if (json.is_discarded()) return Damaged("it is no JSON");
-  CUBIT_RETURN_IF_ERROR(CheckVersion(json));
-  std::string problem;
-  Members members(json, &problem);
-  CheckpointManifest manifest;
-  manifest.info.step = members.Number("step");
-  manifest.info.tokens = members.Number("tokens");
-  manifest.info.position = members.Number("position");
-  manifest.info.config = members.Text("config");
-  for (const auto& [key, value] : members.Object("state").items()) {
-    if (!value.is_string()) members.Problem("a state that is no text");
-    if (value.is_string()) manifest.info.state[key] = value.get<std::string>();
-  }
-  for (const Json& file : members.List("data_files")) {
-    manifest.data_files.push_back(FileFromJson(file, &problem));
-  }
-  for (const Json& file : members.List("extra_files")) {
-    manifest.extra_files.push_back(FileFromJson(file, &problem));
-  }
-  for (const Json& tensor : members.List("tensors")) {
-    manifest.tensors.push_back(TensorFromJson(tensor, &problem));
-    if (!problem.empty()) break;
-  }
-  if (problem.empty()) problem = CrossProblem(manifest);
-  if (!problem.empty()) return Damaged(problem);
-  return manifest;
+  return Parse(text, /*whole=*/true);
+}
+
+absl::StatusOr<CheckpointManifest> ParseManifestPart(absl::string_view text) {
+  return Parse(text, /*whole=*/false);
 }
 
 bool IsUtf8(const std::string& text) {

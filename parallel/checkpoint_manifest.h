@@ -70,6 +70,9 @@ std::string SerializeManifest(const CheckpointManifest& manifest);
 // version cannot have written; FailedPrecondition for another format version.
 absl::StatusOr<CheckpointManifest> ParseManifest(absl::string_view text);
 
+// What one of several ranks wrote: tensors need not be whole.
+absl::StatusOr<CheckpointManifest> ParseManifestPart(absl::string_view text);
+
 bool IsUtf8(const std::string& text);
 
 // Local shape of a slice of a tensor of `shape`.
