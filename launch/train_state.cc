@@ -72,6 +72,12 @@ void NothingToWatch(const PipelineAction&) {}
 
 }  // namespace
 
+TrainState::~TrainState() {
+  if (mesh_ == nullptr) return;
+  mesh_->gradient_lane().Drain();
+  mesh_->sequence_lane().Drain();
+}
+
 absl::StatusOr<std::unique_ptr<TrainState>> TrainState::Create(
     const RunConfig& config, std::unique_ptr<LanguageModel> model) {
   std::unique_ptr<MeshCommunicators> single = MeshCommunicators::Single();

@@ -65,6 +65,8 @@ class TrainState {
   // On one rank.
   static absl::StatusOr<std::unique_ptr<TrainState>> Create(
       const RunConfig& config, std::unique_ptr<LanguageModel> model);
+  // Waits for communication that uses its memory.
+  ~TrainState();
 
   LanguageModel& model() { return *model_; }
   const LanguageModel& model() const { return *model_; }

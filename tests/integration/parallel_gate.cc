@@ -325,8 +325,9 @@ absl::Status RunGateCell(const GateCell& cell,
   CUBIT_ASSIGN_OR_RETURN(auto mesh, MeshCommunicators::Create(
                                         layout.mesh, std::move(world),
                                         std::move(control)));
+  std::unique_ptr<TrainState> state;
   const auto run_steps = [&]() -> absl::Status {
-    CUBIT_ASSIGN_OR_RETURN(auto state, MakeState(config, layout, mesh.get()));
+    CUBIT_ASSIGN_OR_RETURN(state, MakeState(config, layout, mesh.get()));
     for (int64_t step = 0; step < kGateSteps; ++step) {
       CUBIT_RETURN_IF_ERROR(Step(step, config, layout, state.get(), run, [&] {
         if (step == 0) AddErrors(*state, reference, errors);
