@@ -48,14 +48,12 @@ ParallelRank::ParallelRank(const ModelConfig& config, const RankLayout& layout,
   shard.cp_rank = rank / layout.tp;
   shard.cp_method = layout.method;
   context.stream = &stream;
+  Tensor table;
   Allocate([&](Arena& arena) {
-    context.rotary_table =
-        arena.Allocate(DType::kFloat32, {batch.seq_len, config.head_dim()});
+    table = arena.Allocate(DType::kFloat32, {batch.seq_len, config.head_dim()});
   });
-  RotaryTable(config.rope_base,
-              Tensor(const_cast<void*>(context.rotary_table.raw()),
-                     DType::kFloat32, context.rotary_table.shape()),
-              stream);
+  RotaryTable(config.rope_base, table, stream);
+  context.rotary_table = table;
   if (batch.documents) {
     std::vector<int32_t> ids;
     for (int64_t i = 0; i < batch.batch * batch.seq_len; ++i) {

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -35,7 +36,8 @@ using ::cubit::testing::RankLayout;
 using ::cubit::testing::RunRanks;
 using ::cubit::testing::WholeTensors;
 
-constexpr double kTolerance = 5e-6;
+// The worst seen is 6e-7, of a key bias's gradient.
+constexpr double kTolerance = 2e-6;
 
 ModelConfig Config() {
   ModelConfig config;
@@ -231,6 +233,10 @@ INSTANTIATE_TEST_SUITE_P(Ranks, TensorParallel, ::testing::Values(2, 4));
 struct MixerCase {
   std::string name;
   ModelConfig config;
+
+  friend void PrintTo(const MixerCase& value, std::ostream* out) {
+    *out << value.name;
+  }
 };
 
 std::vector<MixerCase> MixerCases() {
