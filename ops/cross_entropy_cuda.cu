@@ -219,6 +219,99 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
+// Where a slice's columns begin, and what all slices of a row came to
+// (cross_entropy.h): values [P, n, 3].
+struct SliceStatistics {
+  const float* values;
+  int num_slices;
+  int64_t num_rows;
+  int begin;        // of this slice
+  int valid_vocab;  // of all of them
+};
+
+struct RowTotal {
+  float max;
+  float sum;
+  float target_logit;
+};
+
+__device__ __forceinline__ RowTotal MergeSlices(const SliceStatistics& s,
+                                                int64_t n) {
+  const int64_t stride = 3 * s.num_rows;
+  const float* row = s.values + 3 * n;
+  RowTotal total = {row[0], 0.0f, 0.0f};
+  for (int p = 1; p < s.num_slices; ++p) {
+    total.max = fmaxf(total.max, row[p * stride]);
+  }
+  for (int p = 0; p < s.num_slices; ++p) {
+    const float* slice = row + p * stride;
+    total.sum += slice[1] * expf(slice[0] - total.max);
+    total.target_logit += slice[2];
+  }
+  return total;
+}
+
+// The column of a target in a slice, or -1: of another, ignored, or none.
+__device__ __forceinline__ int ColumnOf(int target, int begin, int existing) {
+  const bool here = target >= begin && target - begin < existing;
+  return here ? target - begin : -1;
+}
+
+// A block a row. Of `a`, valid_vocab counts the slice's columns that exist.
+template <typename T, int kWidth>
+__global__ void __launch_bounds__(kThreads)
+    StatisticsKernel(CrossEntropyArguments a, int begin, float* statistics) {
+  __shared__ SoftmaxSum shared[kWarps];
+  const int64_t n = blockIdx.x;
+  const T* row = static_cast<const T*>(a.logits) + n * a.vocab_size;
+  const SoftmaxSum state = MergeBlock<T>(
+      AccumulateRow<T, kWidth>(row, a.vocab_size / kWidth, a.valid_vocab),
+      shared);
+  if (threadIdx.x != 0) return;
+  const int column = ColumnOf(a.targets[n], begin, a.valid_vocab);
+  statistics[3 * n] = state.max;
+  statistics[3 * n + 1] = state.sum;
+  statistics[3 * n + 2] = column < 0 ? 0.0f : ToFloat(row[column]);
+}
+
+// A thread a row.
+__global__ void LossesKernel(SliceStatistics statistics, const int32_t* targets,
+                             float* losses) {
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (n >= statistics.num_rows) return;
+  const int target = targets[n];
+  const RowTotal total = MergeSlices(statistics, n);
+  const bool valid = target >= 0 && target < statistics.valid_vocab;
+  const float loss = total.max - total.target_logit + logf(total.sum);
+  losses[n] = target == kIgnoredTarget ? 0.0f : valid ? loss : NAN;
+}
+
+// A block a row, likewise.
+template <typename T, int kWidth>
+__global__ void __launch_bounds__(kThreads)
+    GradientKernel(CrossEntropyArguments a, SliceStatistics statistics) {
+  const int64_t n = blockIdx.x;
+  const T* row = static_cast<const T*>(a.logits) + n * a.vocab_size;
+  T* d_row = static_cast<T*>(a.d_logits) + n * a.vocab_size;
+  const int num_packs = a.vocab_size / kWidth;
+  const int target = a.targets[n];
+  if (target == kIgnoredTarget) {
+    WriteZeros<T, kWidth>(num_packs, d_row);
+    return;
+  }
+  const bool valid = target >= 0 && target < statistics.valid_vocab;
+  const int column = ColumnOf(target, statistics.begin, a.valid_vocab);
+  const RowTotal total = MergeSlices(statistics, n);
+  const float slope = 1.0f + 2.0f * a.z_loss * (total.max + logf(total.sum));
+  const float factor = valid ? a.grad_scale * slope / total.sum : NAN;
+  for (int p = static_cast<int>(threadIdx.x); p < num_packs; p += kThreads) {
+    const int64_t first = static_cast<int64_t>(p) * kWidth;
+    StorePack(Gradient(a, LoadPack<T, kWidth>(row + first), p * kWidth, column,
+                       total.max, factor),
+              d_row + first);
+  }
+}
+
 template <typename T, int kWidth, bool kKeep>
 void Launch(const CrossEntropyArguments& arguments, int64_t num_rows,
             Stream& stream) {
@@ -285,6 +378,88 @@ void CrossEntropy(ConstTensor logits, ConstTensor targets, int64_t valid_vocab,
     } else {
       Launch<T, 1, false>(arguments, num_rows, stream);
     }
+  });
+}
+
+void CrossEntropyStatistics(ConstTensor logits, ConstTensor targets,
+                            VocabularySlice slice, Tensor statistics,
+                            Stream& stream) {
+  const int64_t num_rows = logits.dim(0);
+  const int64_t columns = logits.dim(1);
+  CUBIT_CHECK_SHAPE(targets, {num_rows});
+  CUBIT_CHECK_SHAPE(statistics, {num_rows, 3});
+  CUBIT_CHECK_LT(slice.begin + columns, int64_t{1} << 30);
+  if (num_rows == 0) return;
+  CrossEntropyArguments arguments = {};
+  arguments.logits = logits.raw();
+  arguments.targets = targets.data<int32_t>();
+  arguments.vocab_size = static_cast<int>(columns);
+  arguments.valid_vocab = static_cast<int>(slice.Existing(columns));
+  cuda::Dispatch(logits.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    constexpr int kWidth = cuda::kVectorWidth<T>;
+    const bool wide = columns % kWidth == 0 && cuda::IsAligned16(logits.raw());
+    const auto kernel =
+        wide ? &StatisticsKernel<T, kWidth> : &StatisticsKernel<T, 1>;
+    kernel<<<static_cast<unsigned>(num_rows), kThreads, 0,
+             CudaStream(stream)>>>(arguments, static_cast<int>(slice.begin),
+                                   statistics.data<float>());
+    CUBIT_CUDA_CHECK_LAUNCH();
+  });
+}
+
+void CrossEntropyLosses(ConstTensor statistics, ConstTensor targets,
+                        int64_t valid_vocab, Tensor losses, Stream& stream) {
+  const int64_t num_slices = statistics.dim(0);
+  const int64_t num_rows = statistics.dim(1);
+  CUBIT_CHECK_SHAPE(statistics, {num_slices, num_rows, 3});
+  CUBIT_CHECK_SHAPE(targets, {num_rows});
+  CUBIT_CHECK_SHAPE(losses, {num_rows});
+  if (num_rows == 0) return;
+  LossesKernel<<<cuda::CeilDivide(num_rows, kThreads), kThreads, 0,
+                 CudaStream(stream)>>>(
+      {statistics.data<float>(), static_cast<int>(num_slices), num_rows,
+       /*begin=*/0, static_cast<int>(valid_vocab)},
+      targets.data<int32_t>(), losses.data<float>());
+  CUBIT_CUDA_CHECK_LAUNCH();
+}
+
+void CrossEntropyGradient(ConstTensor logits, ConstTensor targets,
+                          VocabularySlice slice, ConstTensor statistics,
+                          float z_loss, float grad_scale, Tensor d_logits,
+                          Stream& stream) {
+  const int64_t num_slices = statistics.dim(0);
+  const int64_t num_rows = logits.dim(0);
+  const int64_t columns = logits.dim(1);
+  CUBIT_CHECK_SHAPE(targets, {num_rows});
+  CUBIT_CHECK_SHAPE(statistics, {num_slices, num_rows, 3});
+  CUBIT_CHECK_SHAPE(d_logits, {num_rows, columns});
+  CUBIT_CHECK(d_logits.dtype() == logits.dtype()) << Name(d_logits.dtype());
+  CUBIT_CHECK_LT(slice.begin + columns, int64_t{1} << 30);
+  if (num_rows == 0) return;
+  const CrossEntropyArguments arguments = {
+      logits.raw(),
+      targets.data<int32_t>(),
+      static_cast<int>(columns),
+      static_cast<int>(slice.Existing(columns)),
+      z_loss,
+      grad_scale,
+      /*losses=*/nullptr,
+      d_logits.raw()};
+  const SliceStatistics rows = {
+      statistics.data<float>(), static_cast<int>(num_slices), num_rows,
+      static_cast<int>(slice.begin), static_cast<int>(slice.size)};
+  cuda::Dispatch(logits.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    constexpr int kWidth = cuda::kVectorWidth<T>;
+    const bool wide = columns % kWidth == 0 &&
+                      cuda::IsAligned16(logits.raw()) &&
+                      cuda::IsAligned16(d_logits.raw());
+    const auto kernel =
+        wide ? &GradientKernel<T, kWidth> : &GradientKernel<T, 1>;
+    kernel<<<static_cast<unsigned>(num_rows), kThreads, 0,
+             CudaStream(stream)>>>(arguments, rows);
+    CUBIT_CUDA_CHECK_LAUNCH();
   });
 }
 

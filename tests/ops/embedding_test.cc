@@ -2,6 +2,7 @@
 
 #include "ops/embedding.h"
 
+#include <algorithm>
 #include <cmath>
 #include <complex>
 #include <vector>
@@ -102,6 +103,39 @@ TEST_P(Embedding, BackwardMatchesReference) {
                                    s.vocab_size, s.dim)));
 }
 
+// The table in slices of three rows, the last of which is cut by the
+// vocabulary.
+TEST_P(Embedding, SlicesAddUpToTheWhole) {
+  constexpr int64_t kRows = 3;
+  const HostTensor<float> weight =
+      RandomNormal(4, "weight", {s.vocab_size, s.dim});
+  const HostTensor<float> d_y = RandomNormal(4, "d_y", {s.count, s.dim});
+  HostTensor<float> whole = Poisoned({s.count, s.dim});
+  HostTensor<float> d_whole = weight;
+  EmbeddingForward(ids.view(), weight.view(), whole.view(), stream);
+  EmbeddingBackward(ids.view(), d_y.view(), d_whole.view(), stream);
+  HostTensor<float> sum({s.count, s.dim});
+  HostTensor<float> d_weight = weight;
+  for (int64_t begin = 0; begin < s.vocab_size; begin += kRows) {
+    const int64_t rows = std::min(kRows, s.vocab_size - begin);
+    const VocabularySlice slice = {begin, s.vocab_size};
+    HostTensor<float> y = Poisoned({s.count, s.dim});
+    EmbeddingForward(ids.view(), weight.view().Slice(begin, rows), slice,
+                     y.view(), stream);
+    for (int64_t i = 0; i < s.count * s.dim; ++i) {
+      const int64_t row = ids[i / s.dim] - begin;
+      if (row < 0 || row >= rows) {
+        ASSERT_EQ(y[i], 0.0f) << i;
+      }
+      sum[i] += y[i];
+    }
+    EmbeddingBackward(ids.view(), d_y.view(), slice,
+                      d_weight.view().Slice(begin, rows), stream);
+  }
+  EXPECT_EQ(sum.values(), whole.values());
+  EXPECT_EQ(d_weight.values(), d_whole.values());
+}
+
 INSTANTIATE_TEST_SUITE_P(Sizes, Embedding,
                          ::testing::Values(Size{1, 1, 1}, Size{9, 3, 5},
                                            Size{40, 1, 65}, Size{700, 257, 130},
@@ -130,6 +164,23 @@ TEST(EmbeddingDeathTest, TokensOutsideTheVocabularyAreRefusedOrGiveNan) {
   EXPECT_DEATH(
       EmbeddingBackward(under.view(), rows.view(), d_weight.view(), stream),
       "token 0 is -1");
+}
+
+// A row of the table that no token of the vocabulary has is no row.
+TEST(EmbeddingDeathTest, TokensOfNoSliceAreRefusedOrGiveNan) {
+  const HostTensor<float> weight({4, 2});
+  HostTensor<float> rows({1, 2});
+  Stream stream;
+  const HostTensor<int32_t> over({1}, {6});
+  const VocabularySlice slice = {4, 6};
+  if (QueryDevice().kind == "cuda") {
+    EmbeddingForward(over.view(), weight.view(), slice, rows.view(), stream);
+    EXPECT_TRUE(std::isnan(rows[0]) && std::isnan(rows[1]));
+    return;
+  }
+  EXPECT_DEATH(
+      EmbeddingForward(over.view(), weight.view(), slice, rows.view(), stream),
+      "token 0 is 6");
 }
 
 }  // namespace

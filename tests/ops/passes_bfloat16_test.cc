@@ -19,6 +19,8 @@
 #include "ops/layer_norm_reference.h"
 #include "ops/rms_norm.h"
 #include "ops/rms_norm_reference.h"
+#include "ops/sum_parts.h"
+#include "ops/sum_parts_reference.h"
 #include "runtime/philox.h"
 #include "tests/ops/backend_budget.h"
 #include "tests/ops/device_array.h"
@@ -235,6 +237,32 @@ INSTANTIATE_TEST_SUITE_P(Sizes, BFloat16Activation,
                                            Size{5, 64, 1}, Size{3, 1024, 0},
                                            Size{130, 136, 8}));
 
+class BFloat16SumParts : public ::testing::TestWithParam<Size> {};
+
+// Sums in fp32 that are rounded once.
+TEST_P(BFloat16SumParts, RoundsOnce) {
+  const Size s = GetParam();
+  constexpr int64_t kParts = 3;
+  const int64_t count = s.num_rows * s.dim;
+  const std::vector<float> parts = RandomBFloat16("parts", kParts * count);
+  const std::vector<float> bias = RandomBFloat16("bias", s.dim);
+  const std::vector<float> residual = RandomBFloat16("residual", count);
+  const DeviceArray parts_device(kHalf, {kParts, s.num_rows, s.dim}, parts,
+                                 s.lead);
+  const DeviceArray bias_device(kHalf, {s.dim}, bias, s.lead);
+  const DeviceArray y(kHalf, {s.num_rows, s.dim}, residual, s.lead);
+  Stream stream;
+  SumParts(parts_device.view(), bias_device.view(), y.view(), y.view(), stream);
+  stream.Synchronize();
+  EXPECT_EQ(y.values(),
+            Rounded(reference::SumParts(parts, bias, residual, kParts)));
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, BFloat16SumParts,
+                         ::testing::Values(Size{1, 1, 0}, Size{3, 7, 0},
+                                           Size{5, 64, 1}, Size{130, 136, 0},
+                                           Size{33, 768, 8}));
+
 struct LossSize {
   int64_t num_rows;
   int64_t vocab_size;
@@ -282,6 +310,73 @@ TEST_P(BFloat16Loss, CrossEntropy) {
                                loss_of(ToDouble(logits)), 1e-6));
   EXPECT_TRUE(IsWithinBFloat16Budget(d_logits, gradient_of(logits),
                                      gradient_of(ToDouble(logits))));
+}
+
+// Columns [begin, begin + count) of rows of `width`.
+template <typename T>
+std::vector<T> ColumnsOf(const std::vector<T>& rows, int64_t width,
+                         int64_t begin, int64_t count) {
+  std::vector<T> columns;
+  for (size_t row = 0; row < rows.size(); row += static_cast<size_t>(width)) {
+    const auto first = rows.begin() + static_cast<int64_t>(row) + begin;
+    columns.insert(columns.end(), first, first + count);
+  }
+  return columns;
+}
+
+// Two slices of the vocabulary, or one where its length is odd.
+TEST_P(BFloat16Loss, CrossEntropyOfSlices) {
+  const LossSize s = GetParam();
+  constexpr float kGradScale = 0.37f;
+  const int64_t num_slices = s.vocab_size % 2 == 0 ? 2 : 1;
+  const int64_t extent = s.vocab_size / num_slices;
+  const std::vector<float> logits =
+      RandomBFloat16("logits", s.num_rows * s.vocab_size, 4.0);
+  std::vector<int32_t> targets;
+  for (int64_t n = 0; n < s.num_rows; ++n) {
+    targets.push_back(n % 5 == 1
+                          ? kIgnoredTarget
+                          : static_cast<int32_t>(n * 7919 % s.valid_vocab));
+  }
+  const DeviceArray targets_device(targets);
+  const DeviceArray statistics(kFloat, {num_slices, s.num_rows, 3});
+  const DeviceArray losses(kFloat, {s.num_rows});
+  std::vector<DeviceArray> slices;
+  Stream stream;
+  for (int64_t p = 0; p < num_slices; ++p) {
+    slices.emplace_back(kHalf, Shape{s.num_rows, extent},
+                        ColumnsOf(logits, s.vocab_size, p * extent, extent),
+                        s.lead);
+    CrossEntropyStatistics(
+        slices.back().view(), targets_device.view(),
+        {p * extent, s.valid_vocab},
+        statistics.view().Slice(p, 1).Reshape({s.num_rows, 3}), stream);
+  }
+  CrossEntropyLosses(statistics.view(), targets_device.view(), s.valid_vocab,
+                     losses.view(), stream);
+  const auto gradient_of = [&](const auto& values) {
+    return reference::CrossEntropyBackward(
+        values, targets, s.vocab_size, s.valid_vocab,
+        static_cast<double>(1e-4f), static_cast<double>(kGradScale));
+  };
+  for (int64_t p = 0; p < num_slices; ++p) {
+    const DeviceArray& slice = slices[static_cast<size_t>(p)];
+    CrossEntropyGradient(slice.view(), targets_device.view(),
+                         {p * extent, s.valid_vocab}, statistics.view(), 1e-4f,
+                         kGradScale, slice.view(), stream);
+    stream.Synchronize();
+    EXPECT_TRUE(IsWithinBFloat16Budget(
+        slice, ColumnsOf(gradient_of(logits), s.vocab_size, p * extent, extent),
+        ColumnsOf(gradient_of(ToDouble(logits)), s.vocab_size, p * extent,
+                  extent)))
+        << "slice " << p;
+  }
+  EXPECT_TRUE(testing::IsClose(
+      ToDouble(losses.values()),
+      reference::CrossEntropyForward(ToDouble(logits), targets, s.vocab_size,
+                                     s.valid_vocab)
+          .losses,
+      1e-6));
 }
 
 // Odd; padded; kept in shared memory, and too long for that.

@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Every layer over tensor and context parallel ranks gives the results and the
+// gradients of one rank. On sequence shards only the form that exchanges heads;
+// mixers that work on shards have tests of their own.
+
+#include <algorithm>
+#include <memory>
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "gtest/gtest.h"
+
+#include "models/block.h"
+#include "models/language_head.h"
+#include "models/mixer_layer.h"
+#include "models/mixers/registry.h"
+#include "models/mlp.h"
+#include "models/norm.h"
+#include "models/token_embedding.h"
+#include "ops/cross_entropy.h"
+#include "runtime/philox.h"
+#include "tests/models/parallel_ranks.h"
+
+namespace cubit {
+namespace {
+
+using ::cubit::testing::ExpectClose;
+using ::cubit::testing::ParallelRank;
+using ::cubit::testing::RankBatch;
+using ::cubit::testing::RankBody;
+using ::cubit::testing::RankLayout;
+using ::cubit::testing::RunRanks;
+using ::cubit::testing::WholeTensors;
+
+// The worst seen is 6e-7, of a key bias's gradient.
+constexpr double kTolerance = 2e-6;
+
+ModelConfig Config() {
+  ModelConfig config;
+  config.num_layers = 2;
+  config.hidden_size = 64;
+  config.num_heads = 4;
+  config.ffn_hidden_size = 96;
+  config.vocab_size = 256;
+  // Over four ranks: one full, one with a few, two with padding alone.
+  config.valid_vocab = 70;
+  config.cubit.lambda_init = 0.1;
+  return config;
+}
+
+// The layout against one rank, and against itself bit for bit.
+void ExpectSameAsOneRank(const ModelConfig& config, const RankLayout& layout,
+                         const RankBatch& batch, const RankBody& body) {
+  const WholeTensors want = RunRanks(config, RankLayout(), batch, body);
+  const WholeTensors got = RunRanks(config, layout, batch, body);
+  ExpectClose(got, want, kTolerance);
+  EXPECT_EQ(RunRanks(config, layout, batch, body), got);
+}
+
+std::vector<int32_t> RandomTokens(const std::string& name,
+                                  const ModelConfig& config,
+                                  const RankBatch& batch) {
+  const Philox random(3, name);
+  std::vector<int32_t> tokens;
+  for (int64_t i = 0; i < batch.batch * batch.seq_len; ++i) {
+    tokens.push_back(
+        static_cast<int32_t>(random.Bits(static_cast<uint64_t>(i)) %
+                             static_cast<uint64_t>(config.valid_vocab)));
+  }
+  return tokens;
+}
+
+class TensorParallel : public ::testing::TestWithParam<int> {
+ protected:
+  RankLayout Layout() const { return {GetParam(), 1}; }
+};
+
+TEST_P(TensorParallel, Norm) {
+  for (const NormKind kind : {NormKind::kLayerNorm, NormKind::kRmsNorm}) {
+    ModelConfig config = Config();
+    config.norm = kind;
+    ExpectSameAsOneRank(config, Layout(), {}, [&](ParallelRank& rank) {
+      const Norm norm(&rank.store, "norm", config, rank.shard);
+      rank.InitializeParameters();
+      NormSaved saved;
+      rank.Allocate([&](Arena& arena) {
+        saved = norm.AllocateSaved(rank.num_local_rows(), arena);
+      });
+      const Tensor x = rank.RandomRows("x", config.hidden_size);
+      const Tensor d_x = rank.RandomRows("d_x", config.hidden_size);
+      norm.Forward(rank.context, x, &saved);
+      norm.Backward(rank.context, rank.RandomRows("d_y", config.hidden_size), x,
+                    saved, d_x);
+      rank.AddRows("y", saved.y);
+      rank.AddRows("d_x", d_x);
+      rank.AddGradients();
+    });
+  }
+}
+
+TEST_P(TensorParallel, TokenEmbedding) {
+  const ModelConfig config = Config();
+  const RankBatch batch;
+  const std::vector<int32_t> tokens = RandomTokens("ids", config, batch);
+  ExpectSameAsOneRank(config, Layout(), batch, [&](ParallelRank& rank) {
+    const TokenEmbedding embedding(&rank.store, "embedding", config,
+                                   rank.shard);
+    rank.InitializeParameters();
+    const Tensor ids = rank.TokenRows(tokens);
+    const Tensor y = rank.PoisonedRows(config.hidden_size);
+    embedding.Forward(rank.context, ids, y);
+    embedding.Backward(rank.context, ids,
+                       rank.RandomRows("d", config.hidden_size));
+    rank.AddRows("y", y);
+    rank.AddGradients();
+  });
+}
+
+// With the embedding's weight if `tied`; over several chunks of rows.
+void ExpectHeadSameAsOneRank(const ModelConfig& config, bool tied,
+                             const RankLayout& layout) {
+  const RankBatch batch = {2, 80, false};
+  std::vector<int32_t> whole_targets = RandomTokens("targets", config, batch);
+  for (size_t i = 1; i < whole_targets.size(); i += 5) {
+    whole_targets[i] = kIgnoredTarget;
+  }
+  ExpectSameAsOneRank(config, layout, batch, [&](ParallelRank& rank) {
+    const TokenEmbedding embedding(&rank.store, "embedding", config,
+                                   rank.shard);
+    const LanguageHead head(&rank.store, "head", config, rank.shard,
+                            tied ? &embedding.weight() : nullptr);
+    rank.InitializeParameters();
+    LanguageHeadScratch scratch;
+    rank.Allocate([&](Arena& arena) {
+      scratch = head.AllocateScratch(rank.num_rows(), arena);
+    });
+    EXPECT_LT(scratch.logits.dim(0), rank.num_rows());
+    const Tensor x = rank.RandomRows("x", config.hidden_size);
+    const Tensor d_x = rank.PoisonedRows(config.hidden_size);
+    const Tensor targets = rank.TokenRows(whole_targets);
+    testing::HostTensor<float> losses = testing::Poisoned({rank.num_rows()});
+    head.LossAndGradient(rank.context, x, targets, 0.3f, scratch, losses.view(),
+                         d_x);
+    testing::HostTensor<float> alone = testing::Poisoned({rank.num_rows()});
+    head.Loss(rank.context, x, targets, scratch, alone.view());
+    EXPECT_EQ(alone.values(), losses.values());
+    const std::string of_rank =
+        rank.shard.tp_rank == 0 ? "" : absl::StrCat("@", rank.shard.tp_rank);
+    rank.AddTokens("losses" + of_rank, losses.view());
+    rank.AddRows("d_x", d_x);
+    rank.AddGradients();
+  });
+}
+
+TEST_P(TensorParallel, LanguageHead) {
+  ModelConfig config = Config();
+  config.logits_chunk_bytes = 1;
+  ExpectHeadSameAsOneRank(config, /*tied=*/false, Layout());
+  config.z_loss = 1e-2;
+  ExpectHeadSameAsOneRank(config, /*tied=*/true, Layout());
+  config.valid_vocab = config.vocab_size;
+  ExpectHeadSameAsOneRank(config, /*tied=*/false, Layout());
+}
+
+TEST_P(TensorParallel, LanguageHeadHasTheColumnsThatItsIdsNeed) {
+  const ModelConfig config = Config();
+  RunRanks(config, Layout(), {}, [&](ParallelRank& rank) {
+    const LanguageHead head(&rank.store, "head", config, rank.shard, nullptr);
+    const int64_t extent = config.vocab_size / rank.shard.tp_size;
+    const int64_t existing = std::min(
+        extent,
+        std::max<int64_t>(0, config.valid_vocab - rank.shard.tp_rank * extent));
+    EXPECT_GE(head.num_logits(), std::max<int64_t>(existing, 1));
+    EXPECT_LE(head.num_logits(), std::min(extent, existing + 64));
+  });
+}
+
+TEST_P(TensorParallel, Mlp) {
+  for (const MlpKind kind : {MlpKind::kGelu, MlpKind::kSwiGlu}) {
+    ModelConfig config = Config();
+    config.mlp = kind;
+    config.bias = kind == MlpKind::kGelu;
+    ExpectSameAsOneRank(config, Layout(), {}, [&](ParallelRank& rank) {
+      const Mlp mlp(&rank.store, "mlp", config, rank.shard);
+      rank.InitializeParameters();
+      MlpSaved saved;
+      MlpScratch scratch;
+      rank.Allocate([&](Arena& arena) {
+        saved = mlp.AllocateSaved(rank.num_rows(), arena);
+        scratch = mlp.AllocateScratch(rank.num_rows(), arena);
+      });
+      const Tensor x = rank.RandomRows("x", config.hidden_size);
+      const Tensor y = rank.RandomRows("residual", config.hidden_size);
+      const Tensor d_x = rank.PoisonedRows(config.hidden_size);
+      mlp.Forward(rank.context, x, /*residual=*/y, &saved, y);
+      mlp.Backward(rank.context, rank.RandomRows("d_y", config.hidden_size), x,
+                   saved, scratch, d_x);
+      rank.AddRows("y", y);
+      rank.AddRows("d_x", d_x);
+      rank.AddGradients();
+    });
+  }
+}
+
+TEST_P(TensorParallel, AFailedGroupIsNotedAndNobodyWaits) {
+  const ModelConfig config = Config();
+  RunRanks(config, Layout(), {}, [&](ParallelRank& rank) {
+    const Mlp mlp(&rank.store, "mlp", config, rank.shard);
+    rank.InitializeParameters();
+    MlpSaved saved;
+    rank.Allocate([&](Arena& arena) {
+      saved = mlp.AllocateSaved(rank.num_rows(), arena);
+    });
+    if (rank.shard.tp_rank == 0) {
+      rank.parallel.tp->Abort(absl::DataLossError("a test"));
+    } else {
+      const Tensor x = rank.RandomRows("x", config.hidden_size);
+      const Tensor y = rank.PoisonedRows(config.hidden_size);
+      mlp.Forward(rank.context, x, ConstTensor(), &saved, y);
+      EXPECT_EQ(rank.parallel.status.code(), absl::StatusCode::kDataLoss)
+          << rank.parallel.status;
+      rank.parallel.status = absl::OkStatus();  // RunRanks looks at it
+    }
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, TensorParallel, ::testing::Values(2, 4));
+
+struct MixerCase {
+  std::string name;
+  ModelConfig config;
+
+  friend void PrintTo(const MixerCase& value, std::ostream* out) {
+    *out << value.name;
+  }
+};
+
+std::vector<MixerCase> MixerCases() {
+  std::vector<MixerCase> cases;
+  for (const std::string& mixer : MixerNames()) {
+    cases.push_back({mixer, Config()});
+    cases.back().config.mixer = mixer;
+  }
+  cases.push_back({"cubit_share", cases[0].config});
+  cases.back().config.cubit.share = true;
+  cases.push_back({"softmax_qk_norm", Config()});
+  cases.back().config.mixer = "softmax";
+  cases.back().config.softmax.qk_norm = true;
+  return cases;
+}
+
+const RankLayout kMixerLayouts[] = {{2, 1}, {4, 1}, {1, 2}, {1, 4}, {2, 2}};
+
+class ParallelMixer : public ::testing::TestWithParam<MixerCase> {
+ protected:
+  ModelConfig config = GetParam().config;
+  std::unique_ptr<TokenMixer> mixer = MakeMixer(config).value();
+};
+
+TEST_P(ParallelMixer, MixerLayer) {
+  for (const RankLayout& layout : kMixerLayouts) {
+    SCOPED_TRACE(absl::StrCat("tp ", layout.tp, ", cp ", layout.cp));
+    const RankBatch batch = {2, 40, /*documents=*/layout.cp == 2};
+    ExpectSameAsOneRank(config, layout, batch, [&](ParallelRank& rank) {
+      const MixerLayer layer(&rank.store, "mixer", config, rank.shard,
+                             mixer.get());
+      rank.InitializeParameters();
+      MixerLayerSaved saved;
+      MixerLayerScratch scratch;
+      rank.Allocate([&](Arena& arena) {
+        saved = layer.AllocateSaved(batch.batch, batch.seq_len, arena);
+        scratch = layer.AllocateScratch(batch.batch, batch.seq_len, arena);
+      });
+      rank.parallel.mixer_scratch = &scratch;
+      const Tensor x = rank.RandomRows("x", config.hidden_size);
+      const Tensor y = rank.RandomRows("residual", config.hidden_size);
+      const Tensor d_x = rank.PoisonedRows(config.hidden_size);
+      layer.Forward(rank.context, x, /*residual=*/y, &saved, y);
+      layer.Backward(rank.context, rank.RandomRows("d_y", config.hidden_size),
+                     x, saved, scratch, d_x);
+      rank.AddRows("y", y);
+      rank.AddRows("d_x", d_x);
+      rank.AddGradients();
+    });
+  }
+}
+
+// One layout with both axes; recomputed, so that the backward finds what the
+// second forward left.
+TEST_P(ParallelMixer, Block) {
+  for (const RankLayout& layout : {RankLayout{2, 2}, RankLayout{4, 1}}) {
+    SCOPED_TRACE(absl::StrCat("tp ", layout.tp, ", cp ", layout.cp));
+    const RankBatch batch = {3, 40, /*documents=*/false};
+    const Recompute recompute =
+        layout.cp > 1 ? Recompute::kFull : Recompute::kSelective;
+    ExpectSameAsOneRank(config, layout, batch, [&](ParallelRank& rank) {
+      const Block block(&rank.store, "block", config, rank.shard, mixer.get());
+      rank.InitializeParameters();
+      BlockSaved saved;
+      BlockScratch scratch;
+      rank.Allocate([&](Arena& arena) {
+        saved = block.AllocateSaved(batch.batch, batch.seq_len, arena);
+        scratch = block.AllocateScratch(batch.batch, batch.seq_len, arena);
+      });
+      rank.parallel.mixer_scratch = &scratch.mixer;
+      const Tensor x = rank.RandomRows("x", config.hidden_size);
+      const Tensor d = rank.RandomRows("d", config.hidden_size);
+      block.Forward(rank.context, x, &saved);
+      rank.AddRows("y", saved.out);
+      block.RecomputeForward(rank.context, x, recompute, &saved);
+      block.Backward(rank.context, x, saved, scratch, d);
+      rank.AddRows("d", d);
+      rank.AddGradients();
+    });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Mixers, ParallelMixer,
+                         ::testing::ValuesIn(MixerCases()),
+                         [](const auto& test) { return test.param.name; });
+
+}  // namespace
+}  // namespace cubit
