@@ -53,7 +53,8 @@ absl::StatusOr<std::unique_ptr<MeshCommunicators>> MeshCommunicators::Create(
   CUBIT_ASSIGN_OR_RETURN(
       result->embedding_,
       all.Split(at_an_end ? pp.front() : -1, all.rank(),
-                absl::StrCat("ends of rank ", pp.front())));
+                at_an_end ? absl::StrCat("ends of rank ", pp.front())
+                          : "between ends"));
   CUBIT_ASSIGN_OR_RETURN(auto gradients,
                          SplitGroup(all, dp_cp, "gradients"));
   result->gradient_lane_ =
