@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counts the test cases of one `bazel test`.
 
-  count_cases.py EVENTS.json STAGE
+  count_cases.py EVENTS.json STAGE FAILURES
 
 EVENTS.json is what --build_event_json_file wrote: it names the XML file of each
 test of that run, cached ones too, and the targets that could not be built.
-Prints one line for every failed and every skipped case with its reason; the
-last line is "PASSED FAILED SKIPPED".
+Prints a line for every target and reason why cases were skipped, then a line
+for every failed case with its reason, and appends these to the file FAILURES.
+The last line is "PASSED FAILED SKIPPED".
 """
 
 import json
@@ -61,13 +62,11 @@ def cases_of(uri):
             yield name, "passed", ""
 
 
-def main():
-    events, stage = sys.argv[1:]
-    xml_files, not_built = read_events(events)
-    counts = {"passed": 0, "failed": 0, "skipped": 0}
-    for label in sorted(not_built):
-        counts["failed"] += 1
-        print("%s: NOT BUILT %s" % (stage, label))
+def count(xml_files, not_built):
+    """Returns (counts, lines of failures, {(label, reason): skipped cases})."""
+    counts = {"passed": 0, "failed": len(not_built), "skipped": 0}
+    failures = ["NOT BUILT %s" % label for label in sorted(not_built)]
+    skips = {}
     for (label, _, _), uri in sorted(xml_files.items()):
         cases = ([("", "failed", "it left no XML file")]
                  if uri is None else list(cases_of(uri)))
@@ -75,9 +74,22 @@ def main():
             cases = [("", "failed", "it ran no test case")]
         for name, outcome, why in cases:
             counts[outcome] += 1
-            if outcome != "passed":
-                print("%s: %s %s %s: %s" %
-                      (stage, outcome.upper(), label, name, why))
+            if outcome == "failed":
+                failures.append("FAILED %s %s: %s" % (label, name, why))
+            elif outcome == "skipped":
+                skips[label, why] = skips.get((label, why), 0) + 1
+    return counts, failures, skips
+
+
+def main():
+    events, stage, failures_path = sys.argv[1:]
+    counts, failures, skips = count(*read_events(events))
+    for (label, why), cases in skips.items():
+        print("%s: SKIPPED %d of %s: %s" % (stage, cases, label, why))
+    with open(failures_path, "a", encoding="utf-8") as file:
+        for failure in failures:
+            print("%s: %s" % (stage, failure))
+            print("%s: %s" % (stage, failure), file=file)
     print(counts["passed"], counts["failed"], counts["skipped"])
 
 

@@ -188,26 +188,20 @@ void CheckBatch(const RunConfig::Batch& batch, Checker* checker) {
   checker->Fail(absl::StrCat(
       "batch.global_batch_size ", global,
       " is not divisible by batch.micro_batch_size ", micro,
-      " (1 data-parallel rank); nearest: batch.global_batch_size=",
-      MultiplesAround(global, micro),
+      "; nearest: batch.global_batch_size=", MultiplesAround(global, micro),
       ", or batch.micro_batch_size=", NearestDivisor(global, micro)));
 }
 
-// Everything beyond one rank is not built yet: to run something else than was
-// asked would be worse than to refuse.
-void CheckBuild(const RunConfig& config, Checker* checker) {
-  const RunConfig::Parallel& parallel = config.parallel();
-  const auto one = [checker](absl::string_view key, Int value, Int least) {
-    if (value >= least && value <= 1) return;
-    checker->Fail(absl::StrCat("parallel.", key, " is ", value,
-                               "; this build runs one rank: more than one is "
-                               "not supported yet, set it to 1"));
-  };
-  one("tp_size", parallel.tp_size(), 1);
-  one("cp_size", parallel.cp_size(), 1);
-  one("pp_size", parallel.pp_size(), 1);
-  one("nodes", parallel.nodes(), 1);
-  one("gpus_per_node", parallel.gpus_per_node(), 0);
+// Ranges; whether the sizes fit the model, the batch and each other is a matter
+// of the ranks that there are (parallel_plan.h).
+void CheckParallel(const RunConfig::Parallel& parallel, Checker* checker) {
+  constexpr Int kMost = 1 << 16;
+  checker->Range<Int>("parallel.tp_size", parallel.tp_size(), 1, kMost);
+  checker->Range<Int>("parallel.cp_size", parallel.cp_size(), 1, kMost);
+  checker->Range<Int>("parallel.pp_size", parallel.pp_size(), 1, kMost);
+  checker->Range<Int>("parallel.nodes", parallel.nodes(), 1, kMost);
+  checker->Range<Int>("parallel.gpus_per_node", parallel.gpus_per_node(), 0,
+                      kMost);
   checker->Range<Int>("parallel.zero_stage", parallel.zero_stage(), 0, 1);
 }
 
@@ -274,7 +268,7 @@ absl::Status ValidateConfig(const RunConfig& config) {
   CheckBatch(config.batch(), &checker);
   CheckHabits(config, &checker);
   CheckTasks(config.evaluation(), &checker);
-  CheckBuild(config, &checker);
+  CheckParallel(config.parallel(), &checker);
   return checker.status();
 }
 

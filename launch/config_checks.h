@@ -16,9 +16,10 @@
 
 namespace cubit {
 
-// Ranges, divisibility and what this build can do. The error (InvalidArgument)
-// lists everything that is wrong, a line each, with the numbers and the nearest
-// values that work.
+// Ranges, and divisibility on any number of ranks; parallel_plan.h checks the
+// layout on those that there are. The error (InvalidArgument) lists everything
+// that is wrong, a line each, with the numbers and the nearest values that
+// work.
 absl::Status ValidateConfig(const RunConfig& config);
 
 // Settles precision.compute=auto for a device ("cpu" or "cuda"), and refuses

@@ -241,6 +241,10 @@ absl::StatusOr<RunDirectory> RunDirectory::Open(FileSystem& files,
   return directory;
 }
 
+RunDirectory RunDirectory::OfAnother(std::string path) {
+  return RunDirectory(std::move(path), /*lock_fd=*/-1);
+}
+
 RunDirectory::~RunDirectory() {
   if (lock_fd_ < 0) return;
   // Removed while the lock is held, so that no other holder's file goes.

@@ -29,6 +29,8 @@ class RunDirectory {
   static absl::StatusOr<RunDirectory> Open(FileSystem& files,
                                            const std::string& path,
                                            bool resume);
+  // A folder that another process of the same run has opened; holds no lock.
+  static RunDirectory OfAnother(std::string path);
   // Gives the lock back.
   ~RunDirectory();
   RunDirectory(RunDirectory&& other) noexcept;

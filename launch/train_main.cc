@@ -19,17 +19,15 @@
 #include "absl/strings/str_split.h"
 
 #include "data/reader_process.h"
+#include "launch/bootstrap.h"
 #include "launch/config.h"
 #include "launch/config_checks.h"
 #include "launch/data_setup.h"
 #include "launch/device_flag.h"
 #include "launch/gpu_probe.h"
-#include "launch/interrupt.h"
-#include "launch/model_setup.h"
 #include "launch/presets.h"
-#include "launch/run_directory.h"
-#include "launch/train_state.h"
 #include "launch/trainer.h"
+#include "launch/training_job.h"
 #include "runtime/command_line.h"
 #include "runtime/device.h"
 #include "runtime/file_system.h"
@@ -240,37 +238,6 @@ absl::StatusOr<int64_t> PlannedMemory() {
   return QueryDevice().memory_bytes;
 }
 
-absl::Status DryRun(const RunConfig& config) {
-  CUBIT_ASSIGN_OR_RETURN(const std::unique_ptr<Tokenizer> tokenizer,
-                         LoadRunTokenizer(config));
-  CUBIT_ASSIGN_OR_RETURN(const ModelConfig model_config,
-                         MakeModelConfig(config, tokenizer->vocab_size()));
-  CUBIT_ASSIGN_OR_RETURN(const std::unique_ptr<LanguageModel> model,
-                         LanguageModel::Create(model_config));
-  const RunPlan plan = MakePlan(config, *model);
-  std::fputs(plan.ToString().c_str(), stdout);
-  CUBIT_ASSIGN_OR_RETURN(const int64_t memory, PlannedMemory());
-  if (memory == 0) return absl::OkStatus();
-  const int64_t largest = LargestMicroBatch(config, *model, memory);
-  std::fputs(absl::StrFormat("%-16s %d bytes; largest "
-                             "batch.micro_batch_size that fits: %s\n",
-                             "device memory", memory,
-                             largest == 0 ? "none" : absl::StrCat(largest))
-                 .c_str(),
-             stdout);
-  return CheckFits(config, *model, plan, memory);
-}
-
-// Before anything of the run is made.
-absl::Status CheckMemory(const RunConfig& config, int64_t vocab_size) {
-  CUBIT_ASSIGN_OR_RETURN(const ModelConfig model_config,
-                         MakeModelConfig(config, vocab_size));
-  CUBIT_ASSIGN_OR_RETURN(const std::unique_ptr<LanguageModel> model,
-                         LanguageModel::Create(model_config));
-  return CheckFits(config, *model, MakePlan(config, *model),
-                   QueryDevice().memory_bytes);
-}
-
 // "A-B" or "A" into the options; "" is none.
 absl::Status ParseStepRange(const std::string& text, TrainerOptions* options) {
   if (text.empty()) return absl::OkStatus();
@@ -287,15 +254,7 @@ absl::Status ParseStepRange(const std::string& text, TrainerOptions* options) {
                    "\"; give two steps, first to last, such as 10-19"));
 }
 
-absl::StatusOr<int> Train(const std::vector<std::string>& overrides) {
-  std::string name;
-  CUBIT_RETURN_IF_ERROR(CheckDeviceFlag());
-  CUBIT_ASSIGN_OR_RETURN(const RunConfig config,
-                         ConfigFromFlags(overrides, &name));
-  if (absl::GetFlag(FLAGS_dry_run)) {
-    CUBIT_RETURN_IF_ERROR(DryRun(config));
-    return kExitDone;
-  }
+absl::StatusOr<TrainerOptions> OptionsFromFlags() {
   TrainerOptions options;
   options.resume = absl::GetFlag(FLAGS_resume);
   options.allow_changes = absl::GetFlag(FLAGS_allow_changes);
@@ -314,30 +273,46 @@ absl::StatusOr<int> Train(const std::vector<std::string>& overrides) {
   }
   CUBIT_RETURN_IF_ERROR(
       ParseStepRange(absl::GetFlag(FLAGS_profile_steps), &options));
+  return options;
+}
+
+// Where the run goes; the same on every rank, so rank 0 finds a free folder.
+absl::StatusOr<std::string> OutputDir(const std::string& name, bool resume,
+                                      Communicator* control) {
   std::string output_dir = absl::GetFlag(FLAGS_output_dir);
-  if (output_dir.empty()) {
-    if (options.resume) {
-      return absl::InvalidArgumentError(
-          "--resume needs --output_dir: the folder of the run to go on with");
-    }
-    output_dir = FreeOutputDir(name);
+  if (!output_dir.empty()) return Absolute(output_dir);
+  if (resume) {
+    return absl::InvalidArgumentError(
+        "--resume needs --output_dir: the folder of the run to go on with");
   }
-  CUBIT_ASSIGN_OR_RETURN(RunData data, PrepareRunData(config));
-  CUBIT_RETURN_IF_ERROR(CheckMemory(config, data.tokenizer->vocab_size()));
+  return BroadcastText(control, Absolute(FreeOutputDir(name)), /*root=*/0);
+}
+
+int RanksInAll(const RunConfig& config) {
+  return config.parallel().nodes() *
+         std::max(1, config.parallel().gpus_per_node());
+}
+
+absl::StatusOr<int> Train(const std::vector<std::string>& overrides) {
+  std::string name;
+  CUBIT_RETURN_IF_ERROR(CheckDeviceFlag());
+  TrainingRequest request;
+  CUBIT_ASSIGN_OR_RETURN(request.config, ConfigFromFlags(overrides, &name));
+  if (absl::GetFlag(FLAGS_dry_run)) {
+    CUBIT_ASSIGN_OR_RETURN(const int64_t memory, PlannedMemory());
+    CUBIT_RETURN_IF_ERROR(
+        PrintDryRun(request.config, RanksInAll(request.config), memory));
+    return kExitDone;
+  }
+  CUBIT_ASSIGN_OR_RETURN(request.options, OptionsFromFlags());
+  CUBIT_ASSIGN_OR_RETURN(Bootstrap bootstrap, StartRanks(request.config));
   CUBIT_ASSIGN_OR_RETURN(
-      RunDirectory directory,
-      RunDirectory::Open(FileSystem::Posix(), output_dir, options.resume));
-  CUBIT_RETURN_IF_ERROR(LogToFile(directory.log_path()));
-  options.resume_command = absl::StrCat(
-      "./bazelw run //launch:train -- --output_dir=", directory.path(),
+      request.output_dir,
+      OutputDir(name, request.options.resume, bootstrap.control.get()));
+  request.options.resume_command = absl::StrCat(
+      "./bazelw run //launch:train -- --output_dir=", request.output_dir,
       " --resume");
-  InstallInterruptHandlers();
-  LogInfo(absl::StrCat("device: ", QueryDevice().name,
-                       "\noutput: ", directory.path()));
-  CUBIT_ASSIGN_OR_RETURN(
-      const std::unique_ptr<Trainer> trainer,
-      Trainer::Create(config, options, std::move(data), std::move(directory)));
-  return trainer->Run();
+  return RunTrainingJob(request, std::move(bootstrap));
 }
 
 }  // namespace

@@ -3,15 +3,14 @@
 #include "launch/train_state.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
-#include <cstring>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 
-#include "models/recompute.h"
-#include "ops/workspace.h"
+#include "runtime/check.h"
 #include "runtime/profile_range.h"
 #include "runtime/status_macros.h"
 
@@ -26,65 +25,6 @@ AdamWOptions OptimizerOptions(const RunConfig::Optimizer& config) {
   options.weight_decay = config.weight_decay();
   options.grad_clip_norm = config.grad_clip_norm();
   return options;
-}
-
-std::string HumanBytes(int64_t bytes) {
-  const double mib = static_cast<double>(bytes) / (1 << 20);
-  return mib < 1024 ? absl::StrFormat("%.1f MiB", mib)
-                    : absl::StrFormat("%.2f GiB", mib / 1024);
-}
-
-Recompute RecomputeFrom(const RunConfig::Memory& memory) {
-  switch (memory.recompute()) {
-    case RunConfig::Recompute::none:
-      return Recompute::kNone;
-    case RunConfig::Recompute::selective:
-      return Recompute::kSelective;
-    case RunConfig::Recompute::full:
-      return Recompute::kFull;
-  }
-  return Recompute::kNone;
-}
-
-// What lies in the arena of activations.
-struct StepTensors {
-  Activations activations;
-  Tensor losses;
-  Tensor health;
-};
-
-StepTensors LayOut(const RunConfig& config, const LanguageModel& model,
-                   Arena& arena) {
-  const RunConfig::Batch& batch = config.batch();
-  const int64_t micro_batch = batch.micro_batch_size();
-  const int64_t seq_len = model.config().seq_len;
-  StepTensors tensors;
-  tensors.activations = model.AllocateActivations(
-      micro_batch, seq_len, arena, RecomputeFrom(config.memory()));
-  tensors.losses = arena.Allocate(
-      DType::kFloat32,
-      {batch.global_batch_size() / micro_batch, micro_batch * seq_len});
-  if (model.has_health()) {
-    tensors.health =
-        arena.Allocate(DType::kFloat32, {model.config().num_layers, 3});
-  }
-  return tensors;
-}
-
-int64_t OpsBytes(const RunConfig& config, const LanguageModel& model) {
-  const ModelConfig& sizes = model.config();
-  WorkspaceQuery query;
-  query.batch = config.batch().micro_batch_size();
-  query.seq_len = sizes.seq_len;
-  query.num_heads = sizes.num_heads;
-  query.head_dim = sizes.head_dim();
-  query.hidden_size = sizes.hidden_size;
-  query.ffn_hidden_size = sizes.ffn_hidden_size;
-  query.vocab_size = sizes.vocab_size;
-  query.num_elements =
-      model.parameters().buffer_bytes() / SizeOf(DType::kFloat32);
-  query.dtype = sizes.activation_dtype;
-  return OpsWorkspaceBytes(query);
 }
 
 // NaN is worse than any number, so it is not lost among them.
@@ -104,226 +44,218 @@ MixerHealth WorstHealth(const float* rows, int64_t num_layers) {
   return worst;
 }
 
+// What the ranks agree on at the end of a step, by sum and by maximum. A NaN
+// does not survive a maximum, so it is counted.
+struct StepSums {
+  double loss = 0;
+  double health_nans = 0;
+};
+struct StepMaxima {
+  double signal = 0;
+  double minus_min_diagonal = 0;
+  double max_gain = 0;
+  double lambda_max = 0;
+};
+
+absl::Status Agree(Communicator& control, StepSums* sums, StepMaxima* maxima) {
+  Stream host;
+  const auto all = [](auto* values) {
+    return Tensor(values, DType::kFloat64,
+                  {static_cast<int64_t>(sizeof(*values) / sizeof(double))});
+  };
+  CUBIT_RETURN_IF_ERROR(
+      control.AllReduce(all(sums), all(sums), ReduceOp::kSum, host));
+  return control.AllReduce(all(maxima), all(maxima), ReduceOp::kMax, host);
+}
+
+void NothingToWatch(const PipelineAction&) {}
+
 }  // namespace
 
-RunPlan MakePlan(const RunConfig& config, const LanguageModel& model) {
-  const RunConfig::Batch& batch = config.batch();
-  const int64_t seq_len = model.config().seq_len;
-  const ParameterStore& parameters = model.parameters();
-  RunPlan plan;
-  plan.num_parameters = parameters.num_elements();
-  plan.num_micro_batches = batch.global_batch_size() / batch.micro_batch_size();
-  plan.step_tokens = batch.global_batch_size() * seq_len;
-  plan.step_flops = model.TrainFlops(batch.global_batch_size(), seq_len);
-  plan.memory[MemoryCategory::kParameters] =
-      parameters.buffer_bytes() +
-      parameters.compute_bytes(model.config().activation_dtype);
-  plan.memory[MemoryCategory::kGradients] = parameters.buffer_bytes();
-  plan.memory[MemoryCategory::kOptimizer] =
-      AdamWOptimizer::StateBytes(parameters);
-  Arena activations = Arena::Measuring();
-  LayOut(config, model, activations);
-  plan.memory[MemoryCategory::kActivations] = activations.used_bytes();
-  Arena workspace = Arena::Measuring();
-  model.AllocateScratch(batch.micro_batch_size(), seq_len, workspace);
-  plan.memory[MemoryCategory::kWorkspace] =
-      workspace.used_bytes() + OpsBytes(config, model);
-  plan.process_bytes = ProcessDeviceBytes();
-  return plan;
-}
-
-int64_t LargestMicroBatch(const RunConfig& config, const LanguageModel& model,
-                          int64_t memory_bytes) {
-  const int64_t global = config.batch().global_batch_size();
-  for (int64_t size = global; size >= 1; --size) {
-    if (global % size != 0) continue;
-    RunConfig candidate = config;
-    candidate.mutable_batch()->set_micro_batch_size(size);
-    if (MakePlan(candidate, model).total_bytes() <= memory_bytes) return size;
-  }
-  return 0;
-}
-
-absl::Status CheckFits(const RunConfig& config, const LanguageModel& model,
-                       const RunPlan& plan, int64_t memory_bytes) {
-  if (memory_bytes == 0 || plan.total_bytes() <= memory_bytes) {
-    return absl::OkStatus();
-  }
-  RunConfig thrifty = config;
-  const std::string what =
-      absl::StrFormat("the run needs %s of memory and the device has %s",
-                      HumanBytes(plan.total_bytes()), HumanBytes(memory_bytes));
-  for (const auto policy :
-       {config.memory().recompute(), RunConfig::Recompute::selective,
-        RunConfig::Recompute::full}) {
-    if (policy < config.memory().recompute()) continue;
-    thrifty.mutable_memory()->set_recompute(policy);
-    const int64_t fitting = LargestMicroBatch(thrifty, model, memory_bytes);
-    if (fitting == 0) continue;
-    return absl::FailedPreconditionError(absl::StrCat(
-        what, "; this fits: --set batch.micro_batch_size=", fitting,
-        policy == config.memory().recompute()
-            ? ""
-            : absl::StrCat(" --set memory.recompute=",
-                           RunConfig::Recompute::Word_Name(policy))));
-  }
-  return absl::FailedPreconditionError(absl::StrCat(
-      what,
-      "; with micro-batches of 1 sequence and memory.recompute=full it "
-      "does not fit either: use a smaller model or model.seq_len"));
-}
-
-std::string RunPlan::ToString() const {
-  std::string text =
-      absl::StrFormat("%-16s %d\n", "parameters", num_parameters);
-  for (int i = 0; i < kNumMemoryCategories; ++i) {
-    const auto category = static_cast<MemoryCategory>(i);
-    if (memory[category] == 0) continue;
-    absl::StrAppend(
-        &text, absl::StrFormat("%-16s %d bytes (%s)\n",
-                               absl::StrCat("memory ", Name(category)),
-                               memory[category], HumanBytes(memory[category])));
-  }
-  if (process_bytes > 0) {
-    absl::StrAppend(
-        &text, absl::StrFormat("%-16s %d bytes (%s), about\n", "memory process",
-                               process_bytes, HumanBytes(process_bytes)));
-  }
-  absl::StrAppend(&text,
-                  absl::StrFormat("%-16s %d bytes (%s)\n", "memory total",
-                                  total_bytes(), HumanBytes(total_bytes())));
-  absl::StrAppend(
-      &text,
-      absl::StrFormat("%-16s %d tokens, %d micro-batches, %.6g "
-                      "FLOPs\n",
-                      "one step", step_tokens, num_micro_batches, step_flops));
-  return text;
+TrainState::~TrainState() {
+  if (mesh_ == nullptr) return;
+  mesh_->gradient_lane().Drain();
+  mesh_->sequence_lane().Drain();
 }
 
 absl::StatusOr<std::unique_ptr<TrainState>> TrainState::Create(
     const RunConfig& config, std::unique_ptr<LanguageModel> model) {
+  std::unique_ptr<MeshCommunicators> single = MeshCommunicators::Single();
+  const ParallelPlan layout = SinglePlan(config, model->config());
+  CUBIT_ASSIGN_OR_RETURN(
+      auto state, Create(config, layout, std::move(model), single.get()));
+  state->single_ = std::move(single);
+  return state;
+}
+
+absl::StatusOr<std::unique_ptr<TrainState>> TrainState::Create(
+    const RunConfig& config, const ParallelPlan& layout,
+    std::unique_ptr<LanguageModel> model, MeshCommunicators* mesh) {
   auto state = std::unique_ptr<TrainState>(new TrainState);
   state->model_ = std::move(model);
-  const RunPlan plan = MakePlan(config, *state->model_);
-  const int64_t batch = config.batch().micro_batch_size();
-  const int64_t seq_len = state->model_->config().seq_len;
-  ParameterStore& parameters = state->model_->parameters();
+  state->mesh_ = mesh;
+  CUBIT_RETURN_IF_ERROR(state->Allocate(config, layout));
+  return state;
+}
+
+absl::Status TrainState::Allocate(const RunConfig& config,
+                                  const ParallelPlan& layout) {
+  AlignParameters(config, layout, model_.get());
+  const RunPlan plan = MakePlan(config, layout, mesh_->rank(), *model_);
+  ParameterStore& parameters = model_->parameters();
   CUBIT_RETURN_IF_ERROR(parameters.Allocate(
-      /*with_gradients=*/true, state->model_->config().activation_dtype));
-  state->optimizer_ = std::make_unique<AdamWOptimizer>(
-      OptimizerOptions(config.optimizer()), &parameters);
-  CUBIT_RETURN_IF_ERROR(state->optimizer_->Allocate());
+      /*with_gradients=*/true, model_->config().activation_dtype));
+  reducer_ = std::make_unique<GradientReducer>(ReducerOptions(config),
+                                               &parameters, mesh_);
+  CUBIT_RETURN_IF_ERROR(reducer_->Allocate());
+  optimizer_ =
+      std::make_unique<ShardedAdamW>(OptimizerOptions(config.optimizer()),
+                                     &reducer_->layout(), &parameters, mesh_);
+  CUBIT_RETURN_IF_ERROR(optimizer_->Allocate());
+  actions_ = ActionsOf(layout, mesh_->rank());
+  stage_ = std::make_unique<ModelStage>(
+      model_.get(), StageShapeOf(config, model_->config(), layout), actions_);
   CUBIT_ASSIGN_OR_RETURN(
       Arena activations,
       Arena::Create(plan.memory[MemoryCategory::kActivations],
                     MemoryCategory::kActivations));
-  CUBIT_ASSIGN_OR_RETURN(Arena workspace,
-                         Arena::Create(plan.memory[MemoryCategory::kWorkspace] -
-                                           OpsBytes(config, *state->model_),
-                                       MemoryCategory::kWorkspace));
-  state->activation_arena_ = std::make_unique<Arena>(std::move(activations));
-  state->workspace_arena_ = std::make_unique<Arena>(std::move(workspace));
-  StepTensors tensors =
-      LayOut(config, *state->model_, *state->activation_arena_);
-  state->activations_ = std::move(tensors.activations);
-  state->step_losses_ = tensors.losses;
-  state->health_ = tensors.health;
-  state->scratch_ =
-      state->model_->AllocateScratch(batch, seq_len, *state->workspace_arena_);
-  state->model_->InitializeScratch(&state->scratch_, state->stream_);
-  state->num_micro_batches_ = plan.num_micro_batches;
-  const int64_t ids = 3 * batch * seq_len * SizeOf(DType::kInt32);
-  CUBIT_ASSIGN_OR_RETURN(state->uploads_,
-                         PinnedBuffer::Allocate(plan.num_micro_batches * ids));
+  Arena measure = Arena::Measuring();
+  stage_->LayOutWorkspace(measure);
   CUBIT_ASSIGN_OR_RETURN(
-      state->downloads_,
-      PinnedBuffer::Allocate(static_cast<int64_t>(sizeof(double)) +
-                             tensors.losses.size_bytes() +
-                             tensors.health.size_bytes()));
-  return state;
+      Arena workspace,
+      Arena::Create(measure.used_bytes(), MemoryCategory::kWorkspace));
+  activation_arena_ = std::make_unique<Arena>(std::move(activations));
+  workspace_arena_ = std::make_unique<Arena>(std::move(workspace));
+  stage_->LayOutActivations(*activation_arena_);
+  stage_->LayOutWorkspace(*workspace_arena_);
+
+  if (mesh_->size(MeshAxis::kTp) > 1)
+    parallel_.tp = &mesh_->axis(MeshAxis::kTp);
+  if (mesh_->size(MeshAxis::kCp) > 1) {
+    parallel_.cp = &mesh_->axis(MeshAxis::kCp);
+    parallel_.cp_lane = &mesh_->sequence_lane();
+  }
+  counts_losses_ = model_->shard().head && model_->shard().tp_rank == 0;
+  CUBIT_RETURN_IF_ERROR(stage_->Prepare(&stream_, &parallel_));
+  CUBIT_ASSIGN_OR_RETURN(
+      downloads_, PinnedBuffer::Allocate(static_cast<int64_t>(sizeof(double)) +
+                                         stage_->step_losses().size_bytes() +
+                                         stage_->health().size_bytes()));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<int64_t> TrainState::SumOverDp(int64_t local) {
+  Stream host;
+  int64_t sum = local;
+  const Tensor all(&sum, DType::kInt64, {1});
+  CUBIT_RETURN_IF_ERROR(
+      mesh_->control().AllReduce(all, all, ReduceOp::kSum, host));
+  // Every rank of a dp coordinate has told the same.
+  return sum / (mesh_->mesh().world_size() / mesh_->size(MeshAxis::kDp));
 }
 
 void TrainState::BeginStep() {
-  uploads_done_.Synchronize();  // their memory is used again
-  micro_batch_ = 0;
   const ProfileRange range("zero gradients", stream_);
   const Tensor gradients = model_->parameters().flat_gradients();
   SetZero(gradients.raw(), gradients.size_bytes(), stream_);
 }
 
-void TrainState::Upload(const Batch& batch) {
-  CUBIT_CHECK_LT(micro_batch_, num_micro_batches_);
-  const ProfileRange range("upload", stream_);
-  const int64_t bytes = activations_.inputs.size_bytes();
-  char* pinned = static_cast<char*>(uploads_.data()) + 3 * bytes * micro_batch_;
-  const auto copy = [&](const std::vector<int32_t>& ids, const Tensor& tensor) {
-    CUBIT_CHECK_EQ(static_cast<int64_t>(ids.size()), tensor.num_elements());
-    std::memcpy(pinned, ids.data(), static_cast<size_t>(bytes));
-    CopyToDevice(tensor.raw(), pinned, bytes, stream_);
-    pinned += bytes;
-  };
-  copy(batch.inputs, activations_.inputs);
-  copy(batch.targets, activations_.targets);
-  if (!activations_.segment_ids.empty()) {
-    copy(batch.segment_ids, activations_.segment_ids);
-  }
-  uploads_done_.Record(stream_);
+absl::Status TrainState::ForwardBackward(const std::vector<Batch>& batches,
+                                         float grad_scale) {
+  return ForwardBackward(batches, grad_scale, NothingToWatch);
 }
 
-void TrainState::ForwardBackward(const Batch& batch, float grad_scale) {
-  Upload(batch);
-  const bool last = micro_batch_ + 1 == num_micro_batches_;
-  model_->ForwardBackward(grad_scale, &activations_, &scratch_, stream_,
-                          last ? health_ : Tensor());
-  const Tensor losses = step_losses_.Slice(micro_batch_, 1);
-  CopyOnDevice(losses.raw(), activations_.losses.raw(), losses.size_bytes(),
-               stream_);
-  ++micro_batch_;
+absl::Status TrainState::ForwardBackward(
+    const std::vector<Batch>& batches, float grad_scale,
+    absl::FunctionRef<void(const PipelineAction&)> watch) {
+  stage_->BeginStep(
+      &batches, grad_scale,
+      [this](size_t first, size_t last) {
+        reducer_->Ready(first, last, stream_);
+      },
+      [this](size_t first, size_t last) {
+        optimizer_->WaitForWeights(first, last, stream_);
+      });
+  CUBIT_RETURN_IF_ERROR(RunPipeline(
+      actions_, stage_.get(), mesh_->axis(MeshAxis::kPp), stream_, watch));
+  CUBIT_RETURN_IF_ERROR(parallel_.status);
+  return reducer_->Finish(stream_);
 }
 
-void TrainState::Update(int64_t step, double learning_rate) {
-  optimizer_->ComputeGradientNorm(stream_);
+absl::Status TrainState::Update(int64_t step, double learning_rate) {
+  CUBIT_RETURN_IF_ERROR(optimizer_->ComputeGradientNorm(stream_));
   optimizer_->Update(step, learning_rate, stream_);
+  return absl::OkStatus();
 }
 
-StepOutcome TrainState::FinishStep() {
-  CUBIT_CHECK_EQ(micro_batch_, num_micro_batches_);
+absl::StatusOr<StepOutcome> TrainState::FinishStep(int signal) {
+  const Tensor& step_losses = stage_->step_losses();
+  const Tensor& step_health = stage_->health();
   auto* norm = static_cast<double*>(downloads_.data());
   auto* losses = reinterpret_cast<float*>(norm + 1);
-  float* health = losses + step_losses_.num_elements();
+  float* health = losses;
   CopyToHost(norm, optimizer_->squared_norm().raw(), sizeof(double), stream_);
-  CopyToHost(losses, step_losses_.raw(), step_losses_.size_bytes(), stream_);
-  if (!health_.empty()) {
-    CopyToHost(health, health_.raw(), health_.size_bytes(), stream_);
+  if (counts_losses_) {
+    CopyToHost(losses, step_losses.raw(), step_losses.size_bytes(), stream_);
+    health += step_losses.num_elements();
+  }
+  if (!step_health.empty()) {
+    CopyToHost(health, step_health.raw(), step_health.size_bytes(), stream_);
   }
   stream_.Synchronize();
+  StepSums sums;
+  StepMaxima maxima;
+  if (counts_losses_) {
+    const int64_t rows = step_losses.dim(1);
+    for (int64_t batch = 0; batch < step_losses.dim(0); ++batch) {
+      double sum = 0;
+      for (int64_t row = 0; row < rows; ++row) {
+        sum += losses[batch * rows + row];
+      }
+      sums.loss += sum;
+    }
+  }
+  if (!step_health.empty()) {
+    const MixerHealth worst = WorstHealth(health, step_health.dim(0));
+    sums.health_nans = std::isnan(worst.min_diagonal) +
+                       std::isnan(worst.max_gain) +
+                       std::isnan(worst.lambda_max);
+    maxima.minus_min_diagonal = -worst.min_diagonal;
+    maxima.max_gain = worst.max_gain;
+    maxima.lambda_max = worst.lambda_max;
+  }
+  maxima.signal = signal;
+  CUBIT_RETURN_IF_ERROR(Agree(mesh_->control(), &sums, &maxima));
   StepOutcome outcome;
   outcome.grad_norm = std::sqrt(*norm);
-  const int64_t rows = step_losses_.dim(1);
-  for (int64_t batch = 0; batch < num_micro_batches_; ++batch) {
-    double sum = 0;
-    for (int64_t row = 0; row < rows; ++row) sum += losses[batch * rows + row];
-    outcome.loss += sum;
-  }
-  if (!health_.empty()) {
-    outcome.health = WorstHealth(health, health_.dim(0));
+  outcome.loss = sums.loss;
+  outcome.signal = static_cast<int>(maxima.signal);
+  if (!step_health.empty()) {
+    outcome.health = MixerHealth{-maxima.minus_min_diagonal, maxima.max_gain,
+                                 maxima.lambda_max};
+    if (sums.health_nans > 0) {
+      constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+      outcome.health = MixerHealth{kNan, kNan, kNan};
+    }
   }
   return outcome;
 }
 
-LossSum TrainState::Forward(const Batch& batch, std::vector<float>* losses) {
-  micro_batch_ = 0;
-  Upload(batch);
-  model_->Forward(&activations_, &scratch_, stream_);
-  const Tensor& device = activations_.losses;
+absl::StatusOr<LocalLosses> TrainState::Forward(const Batch& batch) {
+  CUBIT_RETURN_IF_ERROR(optimizer_->WaitForAllWeights(stream_));
+  CUBIT_RETURN_IF_ERROR(stage_->Evaluate(batch, mesh_->axis(MeshAxis::kPp)));
+  LocalLosses result;
+  if (!counts_losses_) {
+    stream_.Synchronize();
+    return result;
+  }
+  const Tensor& device = stage_->losses_of_evaluation();
   auto* host = static_cast<float*>(downloads_.data());
   CopyToHost(host, device.raw(), device.size_bytes(), stream_);
   stream_.Synchronize();
-  LossSum sum;
-  for (int64_t n = 0; n < device.num_elements(); ++n) sum.loss += host[n];
-  sum.tokens = batch.valid_tokens;
-  if (losses != nullptr) losses->assign(host, host + device.num_elements());
-  return sum;
+  result.losses.assign(host, host + device.num_elements());
+  result.rows = stage_->RowsOfBatch();
+  return result;
 }
 
 std::vector<CheckpointTensor> ModelTensors(LanguageModel& model) {
@@ -335,12 +267,29 @@ std::vector<CheckpointTensor> ModelTensors(LanguageModel& model) {
   return tensors;
 }
 
-std::vector<CheckpointTensor> TrainState::Tensors(bool optimizer_state) {
-  std::vector<CheckpointTensor> tensors = ModelTensors(*model_);
-  if (optimizer_state) {
-    std::vector<CheckpointTensor> moments = optimizer_->State();
-    tensors.insert(tensors.end(), moments.begin(), moments.end());
+absl::StatusOr<SavedState> TrainState::GatherState() {
+  CUBIT_RETURN_IF_ERROR(optimizer_->WaitForAllWeights(stream_));
+  SavedState state;
+  state.tensors = ModelTensors(*model_);
+  // Of the ranks that hold the same, the first saves it.
+  const MeshCoordinate& at = mesh_->coordinate();
+  size_t index = 0;
+  for (const Parameter& parameter : model_->parameters().parameters()) {
+    CheckpointTensor& tensor = state.tensors[index++];
+    tensor.owner = at.dp == 0 && at.cp == 0 &&
+                   (at.tp == 0 || !parameter.sum_over_tp) &&
+                   (at.pp == 0 || !parameter.sum_over_ends);
   }
+  CUBIT_ASSIGN_OR_RETURN(state.moments, optimizer_->GatherState(stream_));
+  const auto& moments = state.moments.tensors;
+  state.tensors.insert(state.tensors.end(), moments.begin(), moments.end());
+  return state;
+}
+
+std::vector<CheckpointTensor> TrainState::StateToLoad() {
+  std::vector<CheckpointTensor> tensors = ModelTensors(*model_);
+  const std::vector<CheckpointTensor> moments = optimizer_->StateToLoad();
+  tensors.insert(tensors.end(), moments.begin(), moments.end());
   return tensors;
 }
 

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Everything a run holds on the device: model, gradients, optimizer state and
-// the tensors of one micro-batch. The same layout functions measure (--dry_run)
-// and allocate.
+// Everything that a rank of a run holds on the device: its part of the model,
+// gradients, optimizer state and the tensors of a step; and a step on them.
 
 #ifndef CUBIT_LAUNCH_TRAIN_STATE_H_
 #define CUBIT_LAUNCH_TRAIN_STATE_H_
@@ -12,116 +11,129 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/optional.h"
 
 #include "data/batch_loader.h"
+#include "launch/model_stage.h"
+#include "launch/parallel_plan.h"
 #include "launch/run.pb.h"
+#include "launch/run_plan.h"
 #include "models/language_model.h"
-#include "parallel/adamw_optimizer.h"
 #include "parallel/checkpoint.h"
+#include "parallel/gradient_reducer.h"
+#include "parallel/mesh_communicators.h"
+#include "parallel/sharded_adamw.h"
 #include "runtime/device.h"
 #include "runtime/memory.h"
 
 namespace cubit {
 
-// What a run needs, known before anything is allocated.
-struct RunPlan {
-  int64_t num_parameters = 0;
-  MemoryUse memory;
-  int64_t process_bytes = 0;  // of the device, besides `memory`
-  double step_flops = 0;      // forward and backward of one step
-  int64_t step_tokens = 0;    // targets of one step
-  int64_t num_micro_batches = 0;
-
-  int64_t total_bytes() const { return memory.total() + process_bytes; }
-  // A table for people.
-  std::string ToString() const;
+// Losses of one batch that this rank has: losses[i] is of place rows[i] of its
+// [B, T] tokens. Every token's loss is on one rank of those that share a dp
+// coordinate.
+struct LocalLosses {
+  std::vector<float> losses;
+  std::vector<int64_t> rows;
 };
 
-RunPlan MakePlan(const RunConfig& config, const LanguageModel& model);
-
-// The largest batch.micro_batch_size that divides the global batch and whose
-// plan fits into `memory_bytes`; 0 if none does.
-int64_t LargestMicroBatch(const RunConfig& config, const LanguageModel& model,
-                          int64_t memory_bytes);
-
-// OK if the plan fits into a device's memory; else (FailedPrecondition) what is
-// needed, what there is, and the nearest plan that fits. A size of 0 is unknown
-// and fits.
-absl::Status CheckFits(const RunConfig& config, const LanguageModel& model,
-                       const RunPlan& plan, int64_t memory_bytes);
-
-// The sums that a batch adds to a loss.
-struct LossSum {
-  double loss = 0;
-  int64_t tokens = 0;
+// What is to be saved, and the memory that it lies in.
+struct SavedState {
+  std::vector<CheckpointTensor> tensors;
+  AdamWState moments;
 };
 
-// What the host learns of a step, once, at its end.
+// What the host learns of a step, once, at its end; the same on every rank.
 struct StepOutcome {
   double loss = 0;       // summed over all tokens that count
   double grad_norm = 0;  // before clipping; no update if it is not finite
   absl::optional<MixerHealth> health;  // of the last micro-batch, worst layer
+  int signal = 0;                      // the largest that any rank was given
 };
 
-// A step is BeginStep, ForwardBackward for each of its micro-batches, Update
-// and FinishStep. Only the last waits for the device.
+// A step is BeginStep, ForwardBackward, Update and FinishStep, of all ranks
+// together. Only the last waits for the device.
 class TrainState {
  public:
-  // Allocates everything; on failure the error says what did not fit.
+  // Allocates everything; on failure the error says what did not fit. `model`
+  // holds the shard of this rank of `mesh`, which must outlive the state.
+  static absl::StatusOr<std::unique_ptr<TrainState>> Create(
+      const RunConfig& config, const ParallelPlan& layout,
+      std::unique_ptr<LanguageModel> model, MeshCommunicators* mesh);
+  // On one rank.
   static absl::StatusOr<std::unique_ptr<TrainState>> Create(
       const RunConfig& config, std::unique_ptr<LanguageModel> model);
+  // Waits for communication that uses its memory.
+  ~TrainState();
 
   LanguageModel& model() { return *model_; }
-  AdamWOptimizer& optimizer() { return *optimizer_; }
+  const LanguageModel& model() const { return *model_; }
+  const MeshCommunicators& mesh() const { return *mesh_; }
+  MeshCommunicators& mesh() { return *mesh_; }
   Stream& stream() { return stream_; }
+  ParallelContext& parallel() { return parallel_; }
+  const GradientReducer& reducer() const { return *reducer_; }
+
+  // The sum of `local` over the dp ranks. Waits on the host.
+  absl::StatusOr<int64_t> SumOverDp(int64_t local);
 
   // Gradients become zero.
   void BeginStep();
-  // Adds the gradients of grad_scale times the summed loss of `batch`, whose
-  // contents are copied before it returns. At most as many as the plan has
-  // micro-batches (CHECK).
-  void ForwardBackward(const Batch& batch, float grad_scale);
+  // The gradients of grad_scale times the summed loss of this dp rank's
+  // micro-batches, which must live until FinishStep; summed over all ranks on
+  // return. `watch` is told of the actions of the schedule.
+  absl::Status ForwardBackward(
+      const std::vector<Batch>& batches, float grad_scale,
+      absl::FunctionRef<void(const PipelineAction&)> watch);
+  absl::Status ForwardBackward(const std::vector<Batch>& batches,
+                               float grad_scale);
   // Update number `step` of the optimizer (1 for the first). Gradients whose
   // norm is not finite change nothing.
-  void Update(int64_t step, double learning_rate);
-  StepOutcome FinishStep();
+  absl::Status Update(int64_t step, double learning_rate);
+  // `signal` that this rank was given, or 0.
+  absl::StatusOr<StepOutcome> FinishStep(int signal = 0);
 
-  // Loss of `batch` alone, at once. `losses`, if given, receives every token's
-  // [N].
-  LossSum Forward(const Batch& batch, std::vector<float>* losses);
+  // The weights of the last update are there for other work on the stream.
+  absl::Status WaitForWeights() {
+    return optimizer_->WaitForAllWeights(stream_);
+  }
 
-  // Weights ("model.NAME") and, with `optimizer_state`, the moments.
-  std::vector<CheckpointTensor> Tensors(bool optimizer_state);
+  // Losses of `batch` alone, at once; of all ranks that share this dp
+  // coordinate together.
+  absl::StatusOr<LocalLosses> Forward(const Batch& batch);
 
-  // The first parameter, in order of declaration, whose gradient is not finite;
-  // empty if all are.
+  // Weights ("model.NAME") and moments ("adamw.m.NAME", "adamw.v.NAME") to be
+  // saved; of all ranks together. Gradients are lost.
+  absl::StatusOr<SavedState> GatherState();
+  // The same to be loaded, on any layout.
+  std::vector<CheckpointTensor> StateToLoad();
+
+  // The first parameter here, in order of declaration, whose gradient is not
+  // finite; empty if all are.
   std::string FirstBadGradient();
 
  private:
   TrainState() = default;
-  // Through pinned memory, so that the host goes on.
-  void Upload(const Batch& batch);
+  absl::Status Allocate(const RunConfig& config, const ParallelPlan& layout);
 
+  std::unique_ptr<MeshCommunicators> single_;  // where none was given
+  MeshCommunicators* mesh_ = nullptr;
+  ParallelContext parallel_;
   std::unique_ptr<LanguageModel> model_;
-  std::unique_ptr<AdamWOptimizer> optimizer_;
+  std::unique_ptr<GradientReducer> reducer_;
+  std::unique_ptr<ShardedAdamW> optimizer_;
   Stream stream_;
+  std::vector<PipelineAction> actions_;
   std::unique_ptr<Arena> activation_arena_;
   std::unique_ptr<Arena> workspace_arena_;
-  Activations activations_;
-  ModelScratch scratch_;
-  Tensor step_losses_;  // [micro-batches, N]
-  Tensor health_;       // [layers, 3]; absent if the mixer has none
-
-  int64_t num_micro_batches_ = 0;  // in a step
-  int64_t micro_batch_ = 0;        // next one of this step
-  PinnedBuffer uploads_;           // a step's ids
-  Event uploads_done_;             // of the step before
-  PinnedBuffer downloads_;         // losses, health, squared norm
+  std::unique_ptr<ModelStage> stage_;
+  bool counts_losses_ = false;  // this rank's losses are those that count
+  PinnedBuffer downloads_;      // losses, health, squared norm
 };
 
-// The weights of `model` as checkpoint tensors.
+// The weights of `model` as checkpoint tensors, all owned by this rank.
 std::vector<CheckpointTensor> ModelTensors(LanguageModel& model);
 
 }  // namespace cubit

@@ -54,26 +54,36 @@ bool IsDue(int64_t step, int64_t every_steps) {
 }  // namespace
 
 Trainer::Trainer(const RunConfig& config, const TrainerOptions& options,
-                 RunData data, RunDirectory directory)
+                 RunData data, RunDirectory directory,
+                 const ParallelPlan& layout, MeshCommunicators* mesh)
     : config_(config),
       options_(options),
       data_(std::move(data)),
-      directory_(std::move(directory)) {}
+      directory_(std::move(directory)),
+      layout_(layout),
+      mesh_(mesh) {}
 
 absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
     const RunConfig& config, const TrainerOptions& options, RunData data,
-    RunDirectory directory) {
+    RunDirectory directory, const ParallelPlan& layout,
+    MeshCommunicators* mesh) {
   CUBIT_ASSIGN_OR_RETURN(const ModelConfig model_config,
                          MakeModelConfig(config, data.tokenizer->vocab_size()));
-  CUBIT_ASSIGN_OR_RETURN(std::unique_ptr<LanguageModel> model,
-                         LanguageModel::Create(model_config));
-  auto trainer = std::unique_ptr<Trainer>(
-      new Trainer(config, options, std::move(data), std::move(directory)));
-  trainer->plan_ = MakePlan(config, *model);
+  CUBIT_ASSIGN_OR_RETURN(const auto whole, LanguageModel::Create(model_config));
+  CUBIT_ASSIGN_OR_RETURN(
+      auto model,
+      LanguageModel::Create(model_config, layout.ShardOf(mesh->rank())));
+  auto trainer = std::unique_ptr<Trainer>(new Trainer(
+      config, options, std::move(data), std::move(directory), layout, mesh));
+  AlignParameters(config, layout, model.get());
+  trainer->plan_ = MakePlan(config, layout, mesh->rank(), *model);
+  trainer->model_flops_ = whole->TrainFlops(config.batch().global_batch_size(),
+                                            model_config.seq_len);
   trainer->peak_flops_ = QueryDevice().peak_flops;
   LogInfo(trainer->plan_.ToString());
-  CUBIT_ASSIGN_OR_RETURN(trainer->state_,
-                         TrainState::Create(config, std::move(model)));
+  CUBIT_ASSIGN_OR_RETURN(
+      trainer->state_,
+      TrainState::Create(config, layout, std::move(model), mesh));
   if (options.resume) {
     CUBIT_RETURN_IF_ERROR(trainer->Resume());
   } else {
@@ -83,8 +93,12 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
   CUBIT_ASSIGN_OR_RETURN(
       trainer->tasks_,
       TrainingEvaluation::Create(config, *trainer->data_.tokenizer));
-  CUBIT_RETURN_IF_ERROR(trainer->OpenMetrics());
+  if (trainer->is_main()) CUBIT_RETURN_IF_ERROR(trainer->OpenMetrics());
   return trainer;
+}
+
+bool Trainer::has_whole_model() const {
+  return mesh_->mesh().world_size() == mesh_->size(MeshAxis::kDp);
 }
 
 absl::Status Trainer::InitializeWeights() {
@@ -92,6 +106,13 @@ absl::Status Trainer::InitializeWeights() {
   if (options_.init_from.empty()) {
     model.parameters().Initialize(config_.seed(), state_->stream());
     return absl::OkStatus();
+  }
+  if (!has_whole_model()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--init_from reads whole models, and the layout is ",
+        layout_.mesh.ToString(),
+        ". Start one step on one rank (--steps as planned, --stop_at_step=1) "
+        "and go on with --resume in this layout"));
   }
   CUBIT_RETURN_IF_ERROR(ImportHuggingFace(options_.init_from, *data_.tokenizer,
                                           FileSystem::Posix(), &model,
@@ -129,6 +150,7 @@ absl::Status Trainer::OpenMetrics() {
 
 absl::Status Trainer::Event(const std::string& event, const std::string& key,
                             const std::string& value) {
+  if (!is_main()) return absl::OkStatus();
   EventMetrics line;
   line.event = event;
   line.step = step_;
@@ -139,10 +161,11 @@ absl::Status Trainer::Event(const std::string& event, const std::string& key,
 absl::Status Trainer::OpenData() {
   BatchLoaderOptions options;
   options.micro_batch_size = config_.batch().micro_batch_size();
-  options.stride = options.micro_batch_size;
+  options.stride = options.micro_batch_size * mesh_->size(MeshAxis::kDp);
   options.seq_len = config_.model().seq_len();
   options.shuffle_seed = config_.data().shuffle_seed();
-  options.first_position = position_;
+  options.first_position =
+      position_ + mesh_->coordinate().dp * options.micro_batch_size;
   CUBIT_ASSIGN_OR_RETURN(skipped_data_, SkippedPositions(config_));
   options.skipped = skipped_data_;
   options.mask_across_documents = config_.data().document_mask();
@@ -170,7 +193,7 @@ absl::Status Trainer::Resume() {
   CUBIT_ASSIGN_OR_RETURN(
       const CheckpointInfo info,
       LoadNewestCheckpoint(FileSystem::Posix(), directory_.checkpoints_path(),
-                           state_->Tensors(/*optimizer_state=*/true)));
+                           state_->StateToLoad(), &mesh_->control()));
   step_ = info.step;
   tokens_ = info.tokens;
   position_ = info.position;
@@ -195,8 +218,7 @@ absl::StatusOr<int> Trainer::Run() {
     CUBIT_RETURN_IF_ERROR(Report(result));
     if (step_ == options_.profile_last && profile_ != nullptr) ReportProfile();
     CUBIT_RETURN_IF_ERROR(CheckFinite(result));
-    const int signal = InterruptSignal();
-    if (signal != 0) return StopEarly(signal);
+    if (result.signal != 0) return StopEarly(result.signal);
     CUBIT_RETURN_IF_ERROR(AfterStep());
     if (step_ == options_.stop_at_step && step_ < total_steps) {
       return StopEarly(0);
@@ -210,28 +232,32 @@ absl::StatusOr<int> Trainer::Run() {
 absl::StatusOr<Trainer::StepResult> Trainer::TrainStep() {
   const absl::Time start = absl::Now();
   CUBIT_ASSIGN_OR_RETURN(const std::vector<Batch> batches, NextBatches());
-  const int64_t tokens = ValidTokens(batches);
+  CUBIT_ASSIGN_OR_RETURN(const int64_t tokens, CountTokens(batches));
   const bool profiled = BeginProfile();
   state_->BeginStep();
 
   // The loss is a mean over all tokens of the step that count, so it is divided
   // once, by their number.
-  for (const Batch& batch : batches) {
-    state_->ForwardBackward(batch, 1.0f / static_cast<float>(tokens));
-  }
+  CUBIT_RETURN_IF_ERROR(state_->ForwardBackward(
+      batches, 1.0f / static_cast<float>(tokens),
+      [this](const PipelineAction& action) { Watch(action.ToString()); }));
+  Watch("update");
   ++step_;
   tokens_ += tokens;
   position_ += config_.batch().global_batch_size();
   StepResult result;
   result.learning_rate = LearningRate(
       config_.schedule(), config_.optimizer().learning_rate(), step_);
-  state_->Update(step_ - skipped_steps_, result.learning_rate);
-  const StepOutcome outcome = state_->FinishStep();
+  CUBIT_RETURN_IF_ERROR(
+      state_->Update(step_ - skipped_steps_, result.learning_rate));
+  CUBIT_ASSIGN_OR_RETURN(const StepOutcome outcome,
+                         state_->FinishStep(InterruptSignal()));
   if (profiled) profile_->End();
 
   result.loss = outcome.loss / static_cast<double>(tokens);
   result.grad_norm = outcome.grad_norm;
   result.health = outcome.health;
+  result.signal = outcome.signal;
   // The device saw the norm and changed nothing.
   result.skipped = !std::isfinite(result.grad_norm);
   if (result.skipped) ++skipped_steps_;
@@ -258,13 +284,23 @@ absl::StatusOr<std::vector<Batch>> Trainer::NextBatches() {
     CUBIT_ASSIGN_OR_RETURN(Batch batch, loader_->Next());
     batches.push_back(std::move(batch));
   }
-  if (ValidTokens(batches) == 0) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "step ", step_ + 1,
-        " has no target that counts: every document is "
-        "one token long; turn data.document_mask off or use other text"));
-  }
   return batches;
+}
+
+absl::StatusOr<int64_t> Trainer::CountTokens(
+    const std::vector<Batch>& batches) {
+  CUBIT_ASSIGN_OR_RETURN(const int64_t tokens,
+                         state_->SumOverDp(ValidTokens(batches)));
+  if (tokens > 0) return tokens;
+  return absl::FailedPreconditionError(absl::StrCat(
+      "step ", step_ + 1,
+      " has no target that counts: every document is "
+      "one token long; turn data.document_mask off or use other text"));
+}
+
+void Trainer::Watch(const std::string& activity) {
+  if (options_.watch == nullptr) return;
+  options_.watch(absl::StrCat("step ", step_ + 1, ", ", activity));
 }
 
 absl::Status Trainer::CheckFinite(const StepResult& result) {
@@ -297,6 +333,7 @@ absl::Status Trainer::CheckFinite(const StepResult& result) {
 }
 
 absl::Status Trainer::Report(const StepResult& result) {
+  if (!is_main()) return absl::OkStatus();
   TrainMetrics line;
   line.step = step_;
   line.tokens = tokens_;
@@ -306,7 +343,8 @@ absl::Status Trainer::Report(const StepResult& result) {
   line.tokens_per_second =
       static_cast<double>(plan_.step_tokens) / result.seconds;
   if (peak_flops_ > 0) {
-    line.mfu = plan_.step_flops / result.seconds / peak_flops_;
+    line.mfu = model_flops_ / mesh_->mesh().world_size() / result.seconds /
+               peak_flops_;
   }
   line.step_seconds = result.seconds;
   line.memory_bytes = PeakMemoryBytes();
@@ -367,8 +405,10 @@ absl::Status Trainer::AfterStep() {
 
 absl::Status Trainer::Validate() {
   if (validator_ == nullptr) return absl::OkStatus();
+  Watch("validation");
   CUBIT_ASSIGN_OR_RETURN(const ValidationResult result,
                          validator_->Run(state_.get()));
+  if (!is_main()) return absl::OkStatus();
   LogInfo(absl::StrFormat(
       "validation at step %d: loss %.4f, perplexity %.2f (%d tokens)", step_,
       result.loss, std::exp(result.loss), result.tokens));
@@ -383,6 +423,9 @@ absl::Status Trainer::Validate() {
 
 absl::Status Trainer::EvaluateTasks() {
   if (tasks_ == nullptr) return absl::OkStatus();
+  // The plan has refused layouts whose ranks hold parts.
+  CUBIT_RETURN_IF_ERROR(state_->WaitForWeights());
+  if (!is_main()) return absl::OkStatus();
   const absl::StatusOr<EventMetrics> result =
       tasks_->Run(state_->model(), step_, state_->stream());
   if (!result.ok()) {
@@ -403,6 +446,14 @@ absl::Status Trainer::EvaluateTasks() {
 }
 
 absl::Status Trainer::Sample() {
+  CUBIT_RETURN_IF_ERROR(state_->WaitForWeights());
+  if (!is_main()) return absl::OkStatus();
+  if (!has_whole_model()) {
+    LogInfo(absl::StrCat(
+        "no sample at step ", step_, ": no rank of ", layout_.mesh.ToString(),
+        " holds the whole model; //launch:generate reads the checkpoint"));
+    return absl::OkStatus();
+  }
   SamplingOptions options;
   options.temperature = kSampleTemperature;
   options.seed = config_.seed();
@@ -429,9 +480,13 @@ absl::Status Trainer::Save() {
     extra_files["tokenizer/" + file.name] = file.contents;
   }
   const std::string& folder = directory_.checkpoints_path();
+  Watch("checkpoint");
+  CUBIT_ASSIGN_OR_RETURN(const SavedState saved, state_->GatherState());
   CUBIT_RETURN_IF_ERROR(SaveCheckpoint(FileSystem::Posix(), folder, info,
-                                       state_->Tensors(true), extra_files));
+                                       saved.tensors, extra_files,
+                                       CheckpointOptions(), &mesh_->control()));
   saved_step_ = step_;
+  if (!is_main()) return absl::OkStatus();
   CUBIT_RETURN_IF_ERROR(
       Event("checkpoint", "folder", CheckpointFolder(folder, step_)));
   return PruneCheckpoints(FileSystem::Posix(), folder,

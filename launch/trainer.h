@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The loop of a run: batch, forward and backward, update, metrics, validation,
-// samples, checkpoints. Holds no mathematics.
+// samples, checkpoints. Holds no mathematics. Every rank of a run has one and
+// takes the same steps; rank 0 writes what a user reads.
 
 #ifndef CUBIT_LAUNCH_TRAINER_H_
 #define CUBIT_LAUNCH_TRAINER_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,11 +20,13 @@
 #include "data/batch_loader.h"
 #include "launch/data_setup.h"
 #include "launch/metrics.h"
+#include "launch/parallel_plan.h"
 #include "launch/run.pb.h"
 #include "launch/run_directory.h"
 #include "launch/train_state.h"
 #include "launch/training_evaluation.h"
 #include "launch/validation.h"
+#include "parallel/mesh_communicators.h"
 #include "runtime/profile_range.h"
 
 namespace cubit {
@@ -45,15 +49,19 @@ struct TrainerOptions {
   int metrics_port = 0;
   // What a user types to go on; printed when the run stops early.
   std::string resume_command;
+  // Told what this rank does, for a watchdog; may be empty.
+  std::function<void(const std::string& activity)> watch;
 };
 
 class Trainer {
  public:
-  // `config` is complete and valid. With options.resume the newest checkpoint
-  // of `directory` that is whole is loaded.
+  // `config` is complete and valid, `layout` made of it. With options.resume
+  // the newest checkpoint of `directory` that is whole is loaded. `mesh` must
+  // outlive the trainer.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(
       const RunConfig& config, const TrainerOptions& options, RunData data,
-      RunDirectory directory);
+      RunDirectory directory, const ParallelPlan& layout,
+      MeshCommunicators* mesh);
 
   // Trains to the end, stop_at_step or a signal; the program's exit status.
   absl::StatusOr<int> Run();
@@ -65,18 +73,27 @@ class Trainer {
     double grad_norm = 0;
     double seconds = 0;
     bool skipped = false;  // gradient not finite: no update
+    int signal = 0;        // that any rank was given
     absl::optional<MixerHealth> health;
   };
 
   Trainer(const RunConfig& config, const TrainerOptions& options, RunData data,
-          RunDirectory directory);
+          RunDirectory directory, const ParallelPlan& layout,
+          MeshCommunicators* mesh);
 
+  // Whether this rank writes what a user reads.
+  bool is_main() const { return mesh_->rank() == 0; }
+  // Whether a rank holds the whole model.
+  bool has_whole_model() const;
   absl::Status OpenData();
   absl::Status Resume();
   absl::Status InitializeWeights();
   absl::Status OpenMetrics();
   absl::StatusOr<StepResult> TrainStep();
   absl::StatusOr<std::vector<Batch>> NextBatches();
+  // Targets that count, of all dp ranks.
+  absl::StatusOr<int64_t> CountTokens(const std::vector<Batch>& batches);
+  void Watch(const std::string& activity);
   // Whether the next step is profiled; attaches the profile if it is.
   bool BeginProfile();
   void ReportProfile();
@@ -99,17 +116,20 @@ class Trainer {
   TrainerOptions options_;
   RunData data_;
   RunDirectory directory_;
+  ParallelPlan layout_;
+  MeshCommunicators* mesh_;
   std::unique_ptr<TrainState> state_;
   std::unique_ptr<BatchLoader> loader_;
   std::unique_ptr<Validator> validator_;  // absent: too little held-out text
   std::unique_ptr<TrainingEvaluation> tasks_;  // absent: none are asked for
-  absl::optional<MetricsWriter> metrics_;
+  absl::optional<MetricsWriter> metrics_;      // of the main rank
 
   std::unique_ptr<StepProfile> profile_;
   RunPlan plan_;
-  double peak_flops_ = 0;
-  int64_t step_ = 0;    // steps done
-  int64_t tokens_ = 0;  // seen in those
+  double model_flops_ = 0;  // of a step, all ranks
+  double peak_flops_ = 0;   // of a rank's device
+  int64_t step_ = 0;        // steps done
+  int64_t tokens_ = 0;      // seen in those
   // Next sample in the order of samples without the skipped ones.
   int64_t position_ = 0;
   std::vector<PositionRange> skipped_data_;

@@ -29,10 +29,15 @@ std::string BucketName(size_t bucket, int64_t seq_len) {
   return absl::StrCat(begin, "-", end - 1);
 }
 
-struct Bucket {
-  double loss = 0;
-  int64_t tokens = 0;
-};
+// Over the ranks of a job: every token was counted on one of them.
+absl::Status SumBuckets(Communicator& control,
+                        std::vector<ValidationBucket>* buckets) {
+  static_assert(sizeof(ValidationBucket) == 2 * sizeof(double));
+  Stream host;
+  const Tensor all(buckets->data(), DType::kFloat64,
+                   {static_cast<int64_t>(2 * buckets->size())});
+  return control.AllReduce(all, all, ReduceOp::kSum, host);
+}
 
 }  // namespace
 
@@ -58,36 +63,61 @@ absl::StatusOr<std::unique_ptr<Validator>> Validator::Open(
 }
 
 absl::StatusOr<ValidationResult> Validator::Run(TrainState* state) {
-  return Run([state](const Batch& batch) {
-    std::vector<float> losses;
-    state->Forward(batch, &losses);
-    return absl::StatusOr<std::vector<float>>(std::move(losses));
-  });
+  MeshCommunicators& mesh = state->mesh();
+  const int64_t dp_size = mesh.size(MeshAxis::kDp);
+  BatchLoaderOptions options = options_;
+  options.stride = options.micro_batch_size * dp_size;
+  const int64_t first = mesh.coordinate().dp;
+  options.first_position = first * options.micro_batch_size;
+  BatchLoader loader(dataset_.get(), options);
+  std::vector<ValidationBucket> buckets(NumBuckets());
+  for (int64_t i = first; i < num_batches_; i += dp_size) {
+    CUBIT_ASSIGN_OR_RETURN(const Batch batch, loader.Next());
+    CUBIT_ASSIGN_OR_RETURN(const LocalLosses local, state->Forward(batch));
+    for (size_t n = 0; n < local.losses.size(); ++n) {
+      AddLoss(batch, local.rows[n], local.losses[n], &buckets);
+    }
+  }
+  CUBIT_RETURN_IF_ERROR(SumBuckets(mesh.control(), &buckets));
+  return ResultOf(buckets);
 }
 
 absl::StatusOr<ValidationResult> Validator::Run(LossesOf losses_of) {
   BatchLoader loader(dataset_.get(), options_);
-  const int64_t seq_len = options_.seq_len;
-  std::vector<Bucket> buckets(BucketOf(seq_len - 1) + 1);
+  std::vector<ValidationBucket> buckets(NumBuckets());
   for (int64_t i = 0; i < num_batches_; ++i) {
     CUBIT_ASSIGN_OR_RETURN(const Batch batch, loader.Next());
     CUBIT_ASSIGN_OR_RETURN(const std::vector<float> losses, losses_of(batch));
     for (size_t n = 0; n < losses.size(); ++n) {
-      if (batch.targets[n] == kIgnoredTarget) continue;
-      Bucket& bucket = buckets[BucketOf(static_cast<int64_t>(n) % seq_len)];
-      bucket.loss += losses[n];
-      ++bucket.tokens;
+      AddLoss(batch, static_cast<int64_t>(n), losses[n], &buckets);
     }
   }
+  return ResultOf(buckets);
+}
+
+size_t Validator::NumBuckets() const {
+  return BucketOf(options_.seq_len - 1) + 1;
+}
+
+void Validator::AddLoss(const Batch& batch, int64_t row, float loss,
+                        std::vector<ValidationBucket>* buckets) const {
+  if (batch.targets[static_cast<size_t>(row)] == kIgnoredTarget) return;
+  ValidationBucket& bucket = (*buckets)[BucketOf(row % options_.seq_len)];
+  bucket.loss += loss;
+  bucket.tokens += 1;
+}
+
+absl::StatusOr<ValidationResult> Validator::ResultOf(
+    const std::vector<ValidationBucket>& buckets) const {
+  const int64_t seq_len = options_.seq_len;
   ValidationResult result;
   for (size_t i = 0; i < buckets.size(); ++i) {
-    const Bucket& bucket = buckets[i];
+    const ValidationBucket& bucket = buckets[i];
     result.loss += bucket.loss;
-    result.tokens += bucket.tokens;
+    result.tokens += static_cast<int64_t>(bucket.tokens);
     if (bucket.tokens == 0) continue;
-    result.loss_by_position.emplace_back(
-        BucketName(i, seq_len),
-        bucket.loss / static_cast<double>(bucket.tokens));
+    result.loss_by_position.emplace_back(BucketName(i, seq_len),
+                                         bucket.loss / bucket.tokens);
   }
   if (result.tokens == 0) {
     return absl::FailedPreconditionError(

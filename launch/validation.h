@@ -28,6 +28,13 @@ struct ValidationResult {
   std::vector<std::pair<std::string, double>> loss_by_position;
 };
 
+// What was summed over the tokens of some positions; both fields are doubles so
+// that ranks can add them.
+struct ValidationBucket {
+  double loss = 0;
+  double tokens = 0;
+};
+
 class Validator {
  public:
   // Opens the validation split below `folders`.
@@ -39,10 +46,19 @@ class Validator {
       absl::FunctionRef<absl::StatusOr<std::vector<float>>(const Batch&)>;
 
   absl::StatusOr<ValidationResult> Run(LossesOf losses_of);
+  // By all ranks of a run together, each dp rank with its part of the batches;
+  // the result is the same on all.
   absl::StatusOr<ValidationResult> Run(TrainState* state);
 
  private:
   Validator() = default;
+
+  size_t NumBuckets() const;
+  // The loss of token `row` of the batch [B, T].
+  void AddLoss(const Batch& batch, int64_t row, float loss,
+               std::vector<ValidationBucket>* buckets) const;
+  absl::StatusOr<ValidationResult> ResultOf(
+      const std::vector<ValidationBucket>& buckets) const;
 
   std::unique_ptr<TokenDataset> dataset_;
   BatchLoaderOptions options_;

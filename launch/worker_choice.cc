@@ -2,7 +2,11 @@
 
 #include "launch/worker_choice.h"
 
-#include "absl/strings/match.h"
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
@@ -13,26 +17,6 @@ namespace {
 constexpr char kNotBuilt[] =
     "it was built without nvcc. Install the CUDA toolkit (its bin folder on "
     "the PATH) and build again";
-
-// The value of the last --NAME=VALUE, --NAME VALUE or --NAME ("true");
-// `missing` without one.
-std::string FlagValue(absl::Span<const std::string> arguments,
-                      absl::string_view name, bool takes_next,
-                      std::string missing) {
-  for (size_t i = 0; i < arguments.size() && arguments[i] != "--"; ++i) {
-    absl::string_view flag = arguments[i];
-    if (!absl::ConsumePrefix(&flag, "-")) continue;
-    absl::ConsumePrefix(&flag, "-");
-    if (!absl::ConsumePrefix(&flag, name)) continue;
-    if (absl::ConsumePrefix(&flag, "=")) {
-      missing = std::string(flag);
-    } else if (flag.empty()) {
-      const bool next = takes_next && i + 1 < arguments.size();
-      missing = next ? arguments[i + 1] : "true";
-    }
-  }
-  return missing;
-}
 
 }  // namespace
 
@@ -67,6 +51,53 @@ absl::StatusOr<WorkerChoice> ChooseWorker(
       absl::StrCat("--device=cuda, but ", found.problem,
                    ". Use --device=cpu, or --dry_run to plan a run for a GPU "
                    "that is elsewhere"));
+}
+
+std::string OwnPath() {
+  std::vector<char> path(4096);
+  const ssize_t size = readlink("/proc/self/exe", path.data(), path.size());
+  return size < 0 ? "" : std::string(path.data(), static_cast<size_t>(size));
+}
+
+absl::StatusOr<WorkerChoice> ChooseWorkerHere(
+    absl::Span<const std::string> arguments) {
+  const std::string cuda_worker = absl::StrCat(OwnPath(), "_cuda");
+  return ChooseWorker(arguments, access(cuda_worker.c_str(), X_OK) == 0,
+                      ProbeGpus);
+}
+
+absl::Status BecomeWorker(const std::string& kind, char** argv) {
+  const std::string worker = absl::StrCat(OwnPath(), "_", kind);
+  execv(worker.c_str(), argv);
+  return absl::NotFoundError(absl::StrCat(worker, ": ", std::strerror(errno),
+                                          "; build it, as bazel does before "
+                                          "it runs this program"));
+}
+
+std::vector<std::string> FlagValues(absl::Span<const std::string> arguments,
+                                    absl::string_view name, bool takes_next) {
+  std::vector<std::string> values;
+  for (size_t i = 0; i < arguments.size() && arguments[i] != "--"; ++i) {
+    absl::string_view flag = arguments[i];
+    if (!absl::ConsumePrefix(&flag, "-")) continue;
+    absl::ConsumePrefix(&flag, "-");
+    if (!absl::ConsumePrefix(&flag, name)) continue;
+    if (absl::ConsumePrefix(&flag, "=")) {
+      values.emplace_back(flag);
+    } else if (flag.empty()) {
+      const bool next = takes_next && i + 1 < arguments.size();
+      values.push_back(next ? arguments[++i] : "true");
+    }
+  }
+  return values;
+}
+
+std::string FlagValue(absl::Span<const std::string> arguments,
+                      absl::string_view name, bool takes_next,
+                      const std::string& missing) {
+  const std::vector<std::string> values =
+      FlagValues(arguments, name, takes_next);
+  return values.empty() ? missing : values.back();
 }
 
 }  // namespace cubit

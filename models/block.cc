@@ -5,18 +5,20 @@
 namespace cubit {
 
 Block::Block(ParameterStore* store, const std::string& name,
-             const ModelConfig& config, const TokenMixer* mixer)
-    : hidden_size_(config.hidden_size),
+             const ModelConfig& config, const ModelShard& shard,
+             const TokenMixer* mixer)
+    : shard_(shard),
+      hidden_size_(config.hidden_size),
       dtype_(config.activation_dtype),
-      mixer_norm_(store, name + ".mixer_norm", config),
-      mixer_(store, name + ".mixer", config, mixer),
-      mlp_norm_(store, name + ".mlp_norm", config),
-      mlp_(store, name + ".mlp", config) {}
+      mixer_norm_(store, name + ".mixer_norm", config, shard),
+      mixer_(store, name + ".mixer", config, shard, mixer),
+      mlp_norm_(store, name + ".mlp_norm", config, shard),
+      mlp_(store, name + ".mlp", config, shard) {}
 
 BlockSaved Block::AllocateSaved(int64_t batch, int64_t seq_len, Arena& arena,
                                 Recompute recompute,
                                 const BlockSaved* shared) const {
-  const int64_t rows = batch * seq_len;
+  const int64_t rows = shard_.LocalRows(batch, seq_len);
   const Shape hidden = {rows, hidden_size_};
   BlockSaved saved;
   if (shared != nullptr && recompute == Recompute::kFull) {
@@ -31,7 +33,7 @@ BlockSaved Block::AllocateSaved(int64_t batch, int64_t seq_len, Arena& arena,
   saved.residual = arena.Allocate(dtype_, hidden);
   saved.mlp_norm = mlp_norm_.AllocateSaved(
       rows, arena, share ? &shared->mlp_norm.y : nullptr);
-  saved.mlp = mlp_.AllocateSaved(rows, arena,
+  saved.mlp = mlp_.AllocateSaved(shard_.Rows(batch, seq_len), arena,
                                  share ? &shared->mlp.activation : nullptr);
   saved.out = arena.Allocate(dtype_, hidden);
   return saved;
@@ -39,11 +41,11 @@ BlockSaved Block::AllocateSaved(int64_t batch, int64_t seq_len, Arena& arena,
 
 BlockScratch Block::AllocateScratch(int64_t batch, int64_t seq_len,
                                     Arena& arena) const {
-  const int64_t rows = batch * seq_len;
   BlockScratch scratch;
-  scratch.d_branch = arena.Allocate(dtype_, {rows, hidden_size_});
+  scratch.d_branch =
+      arena.Allocate(dtype_, {shard_.LocalRows(batch, seq_len), hidden_size_});
   scratch.mixer = mixer_.AllocateScratch(batch, seq_len, arena);
-  scratch.mlp = mlp_.AllocateScratch(rows, arena);
+  scratch.mlp = mlp_.AllocateScratch(shard_.Rows(batch, seq_len), arena);
   return scratch;
 }
 

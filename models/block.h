@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One pre-norm block: x + mixer(norm(x)), then + mlp(norm(.)).
+// One pre-norm block: x + mixer(norm(x)), then + mlp(norm(.)). Rows between the
+// branches are those of this tp rank (model_shard.h); the branches gather them.
 
 #ifndef CUBIT_MODELS_BLOCK_H_
 #define CUBIT_MODELS_BLOCK_H_
@@ -13,6 +14,7 @@
 #include "models/mixer_layer.h"
 #include "models/mlp.h"
 #include "models/model_config.h"
+#include "models/model_shard.h"
 #include "models/norm.h"
 #include "models/recompute.h"
 #include "runtime/memory.h"
@@ -22,14 +24,14 @@ namespace cubit {
 struct BlockSaved {
   NormSaved mixer_norm;
   MixerLayerSaved mixer;
-  Tensor residual;  // [N, D]: between the branches
+  Tensor residual;  // [Nl, D]: between the branches
   NormSaved mlp_norm;
   MlpSaved mlp;
-  Tensor out;  // [N, D]: the next block's x
+  Tensor out;  // [Nl, D]: the next block's x
 };
 
 struct BlockScratch {
-  Tensor d_branch;  // [N, D]
+  Tensor d_branch;  // [Nl, D]
   MixerLayerScratch mixer;
   MlpScratch mlp;
 };
@@ -37,10 +39,12 @@ struct BlockScratch {
 class Block {
  public:
   Block(ParameterStore* store, const std::string& name,
-        const ModelConfig& config, const TokenMixer* mixer);
+        const ModelConfig& config, const ModelShard& shard,
+        const TokenMixer* mixer);
 
-  // `shared`, if any, is what another block of the same micro-batch got: what
-  // `recompute` does not keep is then that block's memory.
+  // `seq_len` is the whole T, here and below. `shared`, if any, is what another
+  // block of the same micro-batch got: what `recompute` does not keep is then
+  // that block's memory.
   BlockSaved AllocateSaved(int64_t batch, int64_t seq_len, Arena& arena,
                            Recompute recompute = Recompute::kNone,
                            const BlockSaved* shared = nullptr) const;
@@ -48,14 +52,14 @@ class Block {
   BlockScratch AllocateScratch(int64_t batch, int64_t seq_len,
                                Arena& arena) const;
 
-  // x [N, D] to saved->out.
+  // x [Nl, D] to saved->out.
   void Forward(const LayerContext& context, ConstTensor x,
                BlockSaved* saved) const;
   // Computes anew what `recompute` does not keep, in `saved`; x as in Forward.
   // Afterwards Backward finds what Forward left, saved.out aside.
   void RecomputeForward(const LayerContext& context, ConstTensor x,
                         Recompute recompute, BlockSaved* saved) const;
-  // `d` [N, D] holds the gradient of the block's result on entry and that of x
+  // `d` [Nl, D] holds the gradient of the block's result on entry and that of x
   // on return.
   void Backward(const LayerContext& context, ConstTensor x,
                 const BlockSaved& saved, const BlockScratch& scratch,
@@ -72,6 +76,7 @@ class Block {
   // The second branch: saved->residual to saved->out.
   void ForwardMlp(const LayerContext& context, BlockSaved* saved) const;
 
+  ModelShard shard_;
   int64_t hidden_size_;
   DType dtype_;
   Norm mixer_norm_;

@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "ops/elementwise.h"
-#include "ops/embedding.h"
 #include "runtime/status_macros.h"
 
 namespace cubit {
@@ -70,9 +69,10 @@ absl::StatusOr<std::vector<float>> Decoder::Start(
   activations.segment_ids = Tensor();
   CopyToDevice(activations.inputs.raw(), prompt.data(),
                activations.inputs.size_bytes(), *stream_);
+  const ChunkContext chunk_context = {stream_, nullptr};
   const LayerContext context =
-      model_->ContextFor(activations, scratch_, *stream_);
-  model_->ForwardTrunk(context, &activations);
+      model_->ContextFor(activations, scratch_, chunk_context);
+  model_->ForwardChunk(0, chunk_context, &activations, &scratch_);
   std::vector<MixerLayerCache>& caches = caches_[static_cast<size_t>(text)];
   for (size_t layer = 0; layer < caches.size(); ++layer) {
     model_->blocks_[layer].mixer().FillCache(
@@ -112,9 +112,10 @@ std::vector<std::vector<float>> Decoder::Append(absl::Span<const Next> next) {
   }
   CopyToDevice(step_.inputs.raw(), tokens.data(), step_.inputs.size_bytes(),
                *stream_);
-  const LayerContext context = model_->ContextFor(step_, scratch_, *stream_);
-  EmbeddingForward(step_.inputs.Reshape({kMaxTexts}),
-                   model_->embedding_->compute, step_.embedded, *stream_);
+  const LayerContext context =
+      model_->ContextFor(step_, scratch_, {stream_, nullptr});
+  model_->embedding_->Forward(context, step_.inputs.Reshape({kMaxTexts}),
+                              step_.embedded);
   for (size_t layer = 0; layer < model_->blocks_.size(); ++layer) {
     model_->blocks_[layer].Decode(context, RowsOf(next, layer),
                                   LanguageModel::BlockInput(step_, layer),

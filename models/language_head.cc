@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "models/initialization.h"
+#include "models/rows_over_tp.h"
 #include "ops/cross_entropy.h"
 #include "ops/matmul.h"
 #include "runtime/profile_range.h"
@@ -20,10 +21,11 @@ constexpr char kLoss[] = "loss";
 // What matrix units like.
 constexpr int64_t kLogitMultiple = 64;
 
-int64_t NumLogits(const ModelConfig& config) {
-  const int64_t padded = (config.valid_vocab + kLogitMultiple - 1) /
+// Of `extent` columns, those that `existing` ids need.
+int64_t NumLogits(int64_t existing, int64_t extent) {
+  const int64_t padded = (std::max<int64_t>(existing, 1) + kLogitMultiple - 1) /
                          kLogitMultiple * kLogitMultiple;
-  return std::min(config.vocab_size, padded);
+  return std::min(extent, padded);
 }
 
 int64_t ChunkRows(int64_t rows, int64_t row_bytes, int64_t chunk_bytes) {
@@ -34,64 +36,119 @@ int64_t ChunkRows(int64_t rows, int64_t row_bytes, int64_t chunk_bytes) {
 }  // namespace
 
 LanguageHead::LanguageHead(ParameterStore* store, const std::string& name,
-                           const ModelConfig& config, Parameter* tied)
-    : weight_(tied),
-      num_logits_(NumLogits(config)),
-      valid_vocab_(config.valid_vocab),
+                           const ModelConfig& config, const ModelShard& shard,
+                           Parameter* tied)
+    : tp_size_(shard.tp_size),
+      weight_(tied),
       dtype_(config.activation_dtype),
       chunk_bytes_(config.logits_chunk_bytes),
       z_loss_(static_cast<float>(config.z_loss)) {
+  const ShardSpec spec =
+      shard.Slice({config.vocab_size, config.hidden_size}, 0);
   if (weight_ == nullptr) {
     weight_ =
-        store->Add(name + ".weight",
-                   ShardSpec::Whole({config.vocab_size, config.hidden_size}),
+        store->Add(name + ".weight", spec,
                    Initializer::Normal(InputStddev(config)), /*decay=*/true);
   }
+  slice_ = {spec.begin, config.valid_vocab};
+  num_logits_ = NumLogits(slice_.Existing(spec.count), spec.count);
+  // The first slice has the most ids that exist.
+  most_logits_ =
+      NumLogits(std::min(config.valid_vocab, spec.count), spec.count);
 }
 
 LanguageHeadScratch LanguageHead::AllocateScratch(int64_t rows,
                                                   Arena& arena) const {
-  const int64_t row_bytes = num_logits_ * SizeOf(dtype_);
-  return {arena.Allocate(
-      dtype_, {ChunkRows(rows, row_bytes, chunk_bytes_), num_logits_})};
+  // Every tp rank has the same chunks, whatever part of its ids is padding.
+  const int64_t chunk =
+      ChunkRows(rows, most_logits_ * SizeOf(dtype_), chunk_bytes_);
+  LanguageHeadScratch scratch;
+  scratch.logits = arena.Allocate(dtype_, {chunk, num_logits_});
+  if (tp_size_ > 1) {
+    scratch.statistics = arena.Allocate(DType::kFloat32, {chunk, 3});
+    scratch.all_statistics =
+        arena.Allocate(DType::kFloat32, {tp_size_ * chunk, 3});
+  }
+  return scratch;
 }
 
 void LanguageHead::Loss(const LayerContext& context, ConstTensor x,
                         ConstTensor targets, const LanguageHeadScratch& scratch,
                         Tensor losses) const {
-  const int64_t chunk = scratch.logits.dim(0);
-  for (int64_t begin = 0; begin < x.dim(0); begin += chunk) {
-    const int64_t rows = std::min(chunk, x.dim(0) - begin);
-    const Tensor logits = scratch.logits.Slice(0, rows);
-    Logits(context, x.Slice(begin, rows), logits);
-    const ProfileRange range(kLoss, *context.stream);
-    CrossEntropy(logits, targets.Slice(begin, rows), valid_vocab_, z_loss_,
-                 /*grad_scale=*/0, losses.Slice(begin, rows), Tensor(),
-                 *context.stream);
-  }
+  Targets wanted;
+  wanted.ids = targets;
+  wanted.losses = losses;
+  Run(context, x, wanted, scratch, Tensor());
 }
 
 void LanguageHead::LossAndGradient(const LayerContext& context, ConstTensor x,
                                    ConstTensor targets, float grad_scale,
                                    const LanguageHeadScratch& scratch,
                                    Tensor losses, Tensor d_x) const {
+  Targets wanted;
+  wanted.ids = targets;
+  wanted.losses = losses;
+  wanted.gradient = true;
+  wanted.grad_scale = grad_scale;
+  Run(context, x, wanted, scratch, PartialRows(context, tp_size_, d_x));
+  if (tp_size_ > 1) {
+    SumRows(context, tp_size_, ConstTensor(), ConstTensor(), d_x);
+  }
+}
+
+void LanguageHead::Run(const LayerContext& context, ConstTensor x,
+                       const Targets& targets,
+                       const LanguageHeadScratch& scratch,
+                       Tensor d_rows) const {
+  const ConstTensor all = GatherRows(context, tp_size_, x);
+  CUBIT_CHECK_EQ(targets.ids.dim(0), all.dim(0));
   const int64_t chunk = scratch.logits.dim(0);
-  for (int64_t begin = 0; begin < x.dim(0); begin += chunk) {
-    const int64_t rows = std::min(chunk, x.dim(0) - begin);
+  for (int64_t begin = 0; begin < all.dim(0); begin += chunk) {
+    const int64_t rows = std::min(chunk, all.dim(0) - begin);
     const Tensor logits = scratch.logits.Slice(0, rows);
-    const ConstTensor x_rows = x.Slice(begin, rows);
+    const ConstTensor x_rows = all.Slice(begin, rows);
     Logits(context, x_rows, logits);
-    {
-      const ProfileRange range(kLoss, *context.stream);
-      CrossEntropy(logits, targets.Slice(begin, rows), valid_vocab_, z_loss_,
-                   grad_scale, losses.Slice(begin, rows), logits,
-                   *context.stream);
-    }
+    LossOfChunk(context, targets, begin, scratch, logits);
+    if (!targets.gradient) continue;
     const ProfileRange range(kHead, *context.stream);
     LinearBackwardWeight(logits, x_rows, Gradient(), Tensor(), *context.stream);
     LinearBackwardInput(logits, Value(), /*accumulate=*/false,
-                        d_x.Slice(begin, rows), *context.stream);
+                        d_rows.Slice(begin, rows), *context.stream);
   }
+}
+
+void LanguageHead::LossOfChunk(const LayerContext& context,
+                               const Targets& targets, int64_t begin,
+                               const LanguageHeadScratch& scratch,
+                               Tensor logits) const {
+  const ProfileRange range(kLoss, *context.stream);
+  if (tp_size_ > 1) {
+    LossOverTp(context, targets, begin, scratch, logits);
+    return;
+  }
+  const int64_t rows = logits.dim(0);
+  CrossEntropy(logits, targets.ids.Slice(begin, rows), slice_.size, z_loss_,
+               targets.grad_scale, targets.losses.Slice(begin, rows),
+               targets.gradient ? logits : Tensor(), *context.stream);
+}
+
+void LanguageHead::LossOverTp(const LayerContext& context,
+                              const Targets& targets, int64_t begin,
+                              const LanguageHeadScratch& scratch,
+                              Tensor logits) const {
+  Stream& stream = *context.stream;
+  const int64_t rows = logits.dim(0);
+  const ConstTensor ids = targets.ids.Slice(begin, rows);
+  const Tensor own = scratch.statistics.Slice(0, rows);
+  const Tensor all = scratch.all_statistics.Slice(0, tp_size_ * rows);
+  CrossEntropyStatistics(logits, ids, slice_, own, stream);
+  context.parallel->Note(context.parallel->tp->AllGather(own, all, stream));
+  const ConstTensor statistics = all.Reshape({tp_size_, rows, 3});
+  CrossEntropyLosses(statistics, ids, slice_.size,
+                     targets.losses.Slice(begin, rows), stream);
+  if (!targets.gradient) return;
+  CrossEntropyGradient(logits, ids, slice_, statistics, z_loss_,
+                       targets.grad_scale, logits, stream);
 }
 
 void LanguageHead::Logits(const LayerContext& context, ConstTensor x,

@@ -15,7 +15,8 @@
 
 namespace cubit {
 
-class WavefrontTrace;  // parallel/wavefront_trace.h
+struct MixerLayerScratch;  // models/mixer_layer.h
+class WavefrontTrace;      // parallel/wavefront_trace.h
 
 // The groups that layers talk to. A collective that fails leaves its outputs
 // undefined; the first error is kept here and whoever runs the step looks
@@ -26,6 +27,13 @@ struct ParallelContext {
   Communicator* cp = nullptr;
   CommunicationLane* cp_lane = nullptr;
   WavefrontTrace* trace = nullptr;  // null while nobody asks
+  // Rows of all tp ranks, and this rank's terms of a sum over them, in the
+  // activations' dtype; absent where tp is 1. Nothing in them outlives a call
+  // of a layer.
+  Tensor gathered, partial;  // [N, D]
+  // What mixers work in on sequence shards, in the forward too: that of
+  // BlockScratch. Null where cp is 1.
+  const MixerLayerScratch* mixer_scratch = nullptr;
   absl::Status status;
 
   void Note(const absl::Status& result) {

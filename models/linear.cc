@@ -2,6 +2,7 @@
 
 #include "models/linear.h"
 
+#include "models/rows_over_tp.h"
 #include "ops/matmul.h"
 #include "runtime/profile_range.h"
 
@@ -14,24 +15,51 @@ constexpr char kLinear[] = "linear";
 
 Linear::Linear(ParameterStore* store, const std::vector<LinearPart>& parts,
                int64_t in_features, bool bias, double stddev,
+               const ModelShard& shard, LinearSplit split,
                int64_t column_multiple)
-    : in_features_(in_features) {
+    : split_(split),
+      tp_rank_(shard.tp_rank),
+      tp_size_(shard.tp_size),
+      in_features_(in_features) {
   for (const LinearPart& part : parts) {
-    weights_.push_back(store->Add(
-        part.name + ".weight",
-        ShardSpec::Whole({part.out_features, in_features}),
-        Initializer::Normal(stddev), /*decay=*/true, !weights_.empty()));
-    out_features_ += part.out_features;
+    out_features_ += split == LinearSplit::kColumns
+                         ? shard.Local(part.out_features)
+                         : part.out_features;
   }
   const int64_t padding =
       (column_multiple - out_features_ % column_multiple) % column_multiple;
   out_features_ += padding;
-  store->Pad(padding * in_features);
-  if (!bias) return;
+  DeclareWeights(store, parts, stddev, shard, padding);
+  if (bias) DeclareBiases(store, parts, shard, padding);
+}
+
+void Linear::DeclareWeights(ParameterStore* store,
+                            const std::vector<LinearPart>& parts, double stddev,
+                            const ModelShard& shard, int64_t padding) {
+  const int dim = split_ == LinearSplit::kColumns ? 0 : 1;
   for (const LinearPart& part : parts) {
-    biases_.push_back(store->Add(
-        part.name + ".bias", ShardSpec::Whole({part.out_features}),
-        Initializer::Constant(0), /*decay=*/false, !biases_.empty()));
+    weights_.push_back(
+        store->Add(part.name + ".weight",
+                   shard.Slice({part.out_features, in_features_}, dim),
+                   Initializer::Normal(stddev), /*decay=*/true,
+                   /*follow=*/!weights_.empty()));
+  }
+  if (split_ == LinearSplit::kRows) in_features_ = shard.Local(in_features_);
+  store->Pad(padding * in_features_);
+}
+
+void Linear::DeclareBiases(ParameterStore* store,
+                           const std::vector<LinearPart>& parts,
+                           const ModelShard& shard, int64_t padding) {
+  const bool whole = split_ == LinearSplit::kRows;
+  for (const LinearPart& part : parts) {
+    const Shape shape = {part.out_features};
+    biases_.push_back(
+        store->Add(part.name + ".bias",
+                   whole ? ShardSpec::Whole(shape) : shard.Slice(shape, 0),
+                   Initializer::Constant(0), /*decay=*/false,
+                   /*follow=*/!biases_.empty()));
+    biases_.back()->sum_over_tp = whole && tp_size_ > 1;
   }
   store->Pad(padding);
 }
@@ -46,36 +74,67 @@ Tensor Linear::WithPadding(const Tensor& fused) const {
 
 void Linear::Forward(const LayerContext& context, ConstTensor x,
                      ConstTensor residual, Tensor y) const {
-  const ProfileRange range(kLinear, *context.stream);
-  LinearForward(x, WithPadding(FusedCompute(weights_)),
-                WithPadding(FusedCompute(biases_)), residual, y,
-                *context.stream);
+  if (split_ == LinearSplit::kColumns) {
+    CUBIT_CHECK(residual.empty());
+    const ConstTensor rows = GatherRows(context, tp_size_, x);
+    const ProfileRange range(kLinear, *context.stream);
+    LinearForward(rows, Weight(), Bias(), ConstTensor(), y, *context.stream);
+    return;
+  }
+  const bool whole = tp_size_ == 1;
+  const Tensor sum = PartialRows(context, tp_size_, y);
+  {
+    const ProfileRange range(kLinear, *context.stream);
+    LinearForward(x, Weight(), whole ? Bias() : Tensor(),
+                  whole ? residual : ConstTensor(), sum, *context.stream);
+  }
+  if (!whole) SumRows(context, tp_size_, Bias(), residual, y);
 }
 
 void Linear::ForwardGelu(const LayerContext& context, ConstTensor x, Tensor pre,
                          Tensor y) const {
+  CUBIT_CHECK(split_ == LinearSplit::kColumns);
+  const ConstTensor rows = GatherRows(context, tp_size_, x);
   const ProfileRange range(kLinear, *context.stream);
-  LinearGeluForward(x, WithPadding(FusedCompute(weights_)),
-                    WithPadding(FusedCompute(biases_)), pre, y,
-                    *context.stream);
+  LinearGeluForward(rows, Weight(), Bias(), pre, y, *context.stream);
+}
+
+void Linear::AccumulateGradients(const LayerContext& context, ConstTensor d_y,
+                                 ConstTensor x) const {
+  const ProfileRange range(kLinear, *context.stream);
+  // Every rank has all rows of d_y at hand; the sum over tp takes a whole
+  // bias's gradient from one of them.
+  const bool skip_bias = split_ == LinearSplit::kRows && tp_rank_ != 0;
+  LinearBackwardWeight(
+      d_y, x, WithPadding(FusedGradient(weights_)),
+      skip_bias ? Tensor() : WithPadding(FusedGradient(biases_)),
+      *context.stream);
 }
 
 void Linear::Backward(const LayerContext& context, ConstTensor d_y,
                       ConstTensor x, Tensor d_x) const {
-  const ProfileRange range(kLinear, *context.stream);
-  LinearBackwardWeight(d_y, x, WithPadding(FusedGradient(weights_)),
-                       WithPadding(FusedGradient(biases_)), *context.stream);
-  LinearBackwardInput(d_y, WithPadding(FusedCompute(weights_)),
-                      /*accumulate=*/false, d_x, *context.stream);
+  const bool columns = split_ == LinearSplit::kColumns;
+  const ConstTensor d_rows = columns ? d_y : GatherRows(context, tp_size_, d_y);
+  AccumulateGradients(context, d_rows,
+                      columns ? GatherRows(context, tp_size_, x) : x);
+  const Tensor sum = columns ? PartialRows(context, tp_size_, d_x) : d_x;
+  {
+    const ProfileRange range(kLinear, *context.stream);
+    LinearBackwardInput(d_rows, Weight(), /*accumulate=*/false, sum,
+                        *context.stream);
+  }
+  if (columns && tp_size_ > 1) {
+    SumRows(context, tp_size_, ConstTensor(), ConstTensor(), d_x);
+  }
 }
 
 void Linear::BackwardGelu(const LayerContext& context, ConstTensor d_y,
                           ConstTensor x, ConstTensor pre, Tensor d_pre) const {
+  CUBIT_CHECK(split_ == LinearSplit::kRows);
+  const ConstTensor d_rows = GatherRows(context, tp_size_, d_y);
+  AccumulateGradients(context, d_rows, x);
   const ProfileRange range(kLinear, *context.stream);
-  LinearBackwardWeight(d_y, x, WithPadding(FusedGradient(weights_)),
-                       WithPadding(FusedGradient(biases_)), *context.stream);
-  LinearGeluBackwardInput(d_y, WithPadding(FusedCompute(weights_)), pre, d_pre,
-                          *context.stream);
+  LinearGeluBackwardInput(d_rows, Weight(), pre, d_pre, *context.stream);
 }
 
 }  // namespace cubit

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // y = x W^T + b. Several projections of one input are one product: their
-// weights lie one behind the other.
+// weights lie one behind the other. A tp rank holds a part of every weight
+// (Megatron's tensor and sequence parallelism, Korthikanti et al.,
+// arXiv:2205.05198); rows_over_tp.h moves the rows.
 
 #ifndef CUBIT_MODELS_LINEAR_H_
 #define CUBIT_MODELS_LINEAR_H_
@@ -11,6 +13,7 @@
 #include <vector>
 
 #include "models/layer_context.h"
+#include "models/model_shard.h"
 #include "parallel/parameter.h"
 
 namespace cubit {
@@ -21,38 +24,67 @@ struct LinearPart {
   int64_t out_features = 0;
 };
 
+// How the tp ranks share a layer.
+enum class LinearSplit {
+  // Columns of the result: x [Nl, in] of every rank is gathered, y [N, out] has
+  // this rank's columns of each part. The gradient of x is summed over ranks.
+  kColumns,
+  // Columns of x, [N, in]: what the ranks add to each row is summed, y [Nl,
+  // out]. The bias is whole on every rank and added once.
+  kRows
+};
+
 class Linear {
  public:
   // Declares the parameters of all parts in `store`; weights start normal with
-  // `stddev`, biases (if any) at zero and without decay.
+  // `stddev`, biases (if any) at zero and without decay. Extents are those of
+  // the whole layer.
   // The result has as many columns as all parts, up to a multiple of
   // `column_multiple`; those beyond are zero, and so must their gradients be.
   Linear(ParameterStore* store, const std::vector<LinearPart>& parts,
-         int64_t in_features, bool bias, double stddev,
-         int64_t column_multiple = 1);
+         int64_t in_features, bool bias, double stddev, const ModelShard& shard,
+         LinearSplit split, int64_t column_multiple = 1);
 
+  // Columns of x and of the result on this rank, the latter with padding.
   int64_t in_features() const { return in_features_; }
-  // Columns of the result, padding included.
   int64_t out_features() const { return out_features_; }
 
-  // y = x W^T + b + residual: x [N, in]; residual [N, out] or absent; y
-  // [N, out], may be residual.
+  // In what follows x and d_x have Nl rows under kColumns and N under kRows,
+  // y, d_y and residual N under kColumns and Nl under kRows.
+
+  // y = x W^T + b + residual: x [., in]; residual [., out] or absent, and only
+  // under kRows; y [., out], may be residual.
   void Forward(const LayerContext& context, ConstTensor x, ConstTensor residual,
                Tensor y) const;
-  // pre = x W^T + b, y = GELU(pre).
+  // pre = x W^T + b, y = GELU(pre). kColumns only (CHECK).
   void ForwardGelu(const LayerContext& context, ConstTensor x, Tensor pre,
                    Tensor y) const;
-  // d_x [N, in] is written; parameter gradients are accumulated.
+  // d_x [., in] is written; parameter gradients are accumulated. Under kRows
+  // d_x may not be d_y.
   void Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
                 Tensor d_x) const;
-  // Of a layer whose input x was GELU(pre): d_pre [N, in] is written.
+  // Of a layer whose input x was GELU(pre): d_pre [N, in] is written. kRows
+  // only (CHECK).
   void BackwardGelu(const LayerContext& context, ConstTensor d_y, ConstTensor x,
                     ConstTensor pre, Tensor d_pre) const;
 
  private:
+  void DeclareWeights(ParameterStore* store,
+                      const std::vector<LinearPart>& parts, double stddev,
+                      const ModelShard& shard, int64_t padding);
+  void DeclareBiases(ParameterStore* store,
+                     const std::vector<LinearPart>& parts,
+                     const ModelShard& shard, int64_t padding);
   // `fused` parameters with their padding, [out] or [out, in]; absent stays so.
   Tensor WithPadding(const Tensor& fused) const;
+  Tensor Weight() const { return WithPadding(FusedCompute(weights_)); }
+  Tensor Bias() const { return WithPadding(FusedCompute(biases_)); }
+  void AccumulateGradients(const LayerContext& context, ConstTensor d_y,
+                           ConstTensor x) const;
 
+  LinearSplit split_;
+  int tp_rank_;
+  int tp_size_;
   std::vector<Parameter*> weights_;
   std::vector<Parameter*> biases_;
   int64_t in_features_;

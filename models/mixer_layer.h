@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A token mixer with its projections: one product in, the mixer, one product
-// out. The mixer declares what it needs; this layer owns the parameters.
+// out. The mixer declares what it needs; this layer owns the parameters and
+// splits the work: heads over tp, and the sequence over cp by one of two
+// methods (CpMethod).
 
 #ifndef CUBIT_MODELS_MIXER_LAYER_H_
 #define CUBIT_MODELS_MIXER_LAYER_H_
@@ -16,20 +18,32 @@
 #include "models/linear.h"
 #include "models/mixers/token_mixer.h"
 #include "models/model_config.h"
+#include "models/model_shard.h"
+#include "parallel/sequence_exchange.h"
+#include "parallel/sequence_layout.h"
 #include "runtime/memory.h"
 
 namespace cubit {
 
+// H is the number of this tp rank's heads, C their columns. Under kUlysses the
+// mixer sees Hu = H / cp_size of them, with Cu columns, and T tokens.
 struct MixerLayerSaved {
-  Tensor columns;  // [B, T, C]: the fused projections, rotated
-  Tensor out;      // [B, T, H * K]: the mixer's result
+  // The fused projections as the mixer left them, rotated: [B, Tl, C], or [B,
+  // T, Cu] under kUlysses.
+  Tensor columns;
+  Tensor out;        // [B, Tl, H * K]: the mixer's result
+  Tensor heads_out;  // [B, T, Hu * K]: before the exchange; kUlysses alone
   std::shared_ptr<MixerSaved> mixer;  // by all copies of the struct
 };
 
 struct MixerLayerScratch {
-  Tensor d_columns;  // [B, T, C]
-  Tensor d_out;      // [B, T, H * K]
+  Tensor d_columns;  // [B, Tl, C]
+  Tensor d_out;      // [B, Tl, H * K]
   std::unique_ptr<MixerScratch> mixer;
+  // kUlysses alone.
+  Tensor heads_d_columns;  // [B, T, Cu]
+  Tensor heads_d_out;      // [B, T, Hu * K]
+  SequenceExchangeBuffers exchange;
 };
 
 // Of one text.
@@ -46,26 +60,34 @@ struct DecodeRow {
 
 class MixerLayer {
  public:
-  // `mixer` must outlive the layer.
+  // `mixer` must outlive the layer. CHECK: the number of heads is divided by
+  // tp, and by tp * cp under kUlysses; under kSharded with several cp ranks the
+  // mixer has a form on shards.
   MixerLayer(ParameterStore* store, const std::string& name,
-             const ModelConfig& config, const TokenMixer* mixer);
+             const ModelConfig& config, const ModelShard& shard,
+             const TokenMixer* mixer);
 
+  // `seq_len` is the whole T.
   MixerLayerSaved AllocateSaved(int64_t batch, int64_t seq_len,
                                 Arena& arena) const;
   MixerLayerScratch AllocateScratch(int64_t batch, int64_t seq_len,
                                     Arena& arena) const;
-  // y = residual + the branch; x, residual, y [N, D] with N = B * T of `saved`.
+  // y = residual + the branch; x, residual, y [Nl, D], which are N = B * Tl of
+  // `saved` over tp. With several cp ranks it works in
+  // ParallelContext::mixer_scratch.
   void Forward(const LayerContext& context, ConstTensor x, ConstTensor residual,
                MixerLayerSaved* saved, Tensor y) const;
-  // d_x [N, D] is written.
+  // d_x [Nl, D] is written.
   void Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
                 const MixerLayerSaved& saved, const MixerLayerScratch& scratch,
                 Tensor d_x) const;
 
-  // Health of what `saved` holds (TokenMixer::Health): result [3] fp32.
+  // Health of what `saved` holds (TokenMixer::Health), this rank's heads and
+  // rows: result [3] fp32.
   void Health(const LayerContext& context, const MixerLayerSaved& saved,
               Tensor result) const;
 
+  // Decoding is for one rank (CHECK).
   MixerLayerCache AllocateCache(int64_t seq_len, Arena& arena) const;
   void FillCache(const LayerContext& context, const MixerLayerSaved& saved,
                  MixerLayerCache* cache) const;
@@ -78,14 +100,42 @@ class MixerLayer {
               Tensor y) const;
 
  private:
+  // What the mixer sees of B sequences of T tokens.
   MixerShape ShapeOf(int64_t batch, int64_t seq_len) const;
   MixerContext ContextFor(const LayerContext& context) const;
+  SequenceShard ShardFor(const LayerContext& context, int64_t local_len) const;
+  bool shards_sequence() const;
+  bool exchanges_heads() const;
+  // Of the columns, and of the results, of sequences of T tokens.
+  SequenceExchange ColumnsExchange(int64_t seq_len) const;
+  SequenceExchange OutExchange(int64_t seq_len) const;
+  // Cu.
+  int64_t ExchangedColumns() const;
+
+  // x to saved->out, with several cp ranks.
+  void ForwardOverCp(const LayerContext& context, ConstTensor x,
+                     MixerLayerSaved* saved) const;
+  // SequenceExchange's, with errors noted.
+  void ToHeads(const LayerContext& context, const SequenceExchange& exchange,
+               const MixerLayerScratch& scratch, ConstTensor local,
+               Tensor whole) const;
+  void ToSequence(const LayerContext& context, const SequenceExchange& exchange,
+                  const MixerLayerScratch& scratch, ConstTensor whole,
+                  Tensor local) const;
+  // scratch.d_out to scratch.d_columns under kUlysses.
+  void BackwardExchanged(const LayerContext& context,
+                         const MixerLayerSaved& saved,
+                         const MixerLayerScratch& scratch) const;
+  // The part of a scalar [H] that is of the heads which the mixer sees.
+  Tensor OfMixersHeads(const Tensor& scalar) const;
+  std::vector<Tensor> ScalarGradients() const;
   // `tensor` [B, T, C] as [N, C].
   static Tensor Rows(const Tensor& tensor);
 
+  ModelShard shard_;
   const TokenMixer* mixer_;
   DType dtype_;
-  int64_t num_heads_;
+  int64_t num_heads_;  // of this tp rank
   int64_t head_dim_;
   Linear in_;
   Linear out_;

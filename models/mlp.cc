@@ -21,13 +21,14 @@ std::vector<LinearPart> UpParts(const std::string& name,
 }  // namespace
 
 Mlp::Mlp(ParameterStore* store, const std::string& name,
-         const ModelConfig& config)
+         const ModelConfig& config, const ModelShard& shard)
     : kind_(config.mlp),
       dtype_(config.activation_dtype),
       up_(store, UpParts(name, config), config.hidden_size, config.bias,
-          InputStddev(config)),
+          InputStddev(config), shard, LinearSplit::kColumns),
       down_(store, {{name + ".down_proj", config.hidden_size}},
-            config.ffn_hidden_size, config.bias, OutputStddev(config)) {}
+            config.ffn_hidden_size, config.bias, OutputStddev(config), shard,
+            LinearSplit::kRows) {}
 
 MlpSaved Mlp::AllocateSaved(int64_t rows, Arena& arena,
                             const Tensor* shared_activation) const {

@@ -3,7 +3,8 @@
 // Which part of a model a rank holds, and how many rows it sees of a
 // micro-batch. Plain values: who talks to whom is in layer_context.h.
 //
-//   tp  heads, columns of the MLP, vocabulary. Rows between the branches (norms,
+//   tp  heads, columns of the MLP, vocabulary. Rows between the branches
+//   (norms,
 //       residuals) are cut into tp_size equal runs of the B * Tl rows
 //       (Korthikanti et al., "Reducing activation recomputation in large
 //       transformer models", arXiv:2205.05198).
@@ -17,6 +18,7 @@
 #include <vector>
 
 #include "parallel/shard_spec.h"
+#include "runtime/check.h"
 
 namespace cubit {
 

@@ -9,17 +9,19 @@
 namespace cubit {
 
 Norm::Norm(ParameterStore* store, const std::string& name,
-           const ModelConfig& config)
+           const ModelConfig& config, const ModelShard& shard)
     : kind_(config.norm),
       epsilon_(static_cast<float>(config.norm_epsilon)),
       hidden_size_(config.hidden_size),
       dtype_(config.activation_dtype) {
-  const ShardSpec shard = ShardSpec::Whole({hidden_size_});
-  weight_ = store->Add(name + ".weight", shard, Initializer::Constant(1),
+  const ShardSpec whole = ShardSpec::Whole({hidden_size_});
+  weight_ = store->Add(name + ".weight", whole, Initializer::Constant(1),
                        /*decay=*/false);
+  weight_->sum_over_tp = shard.tp_size > 1;
   if (kind_ == NormKind::kLayerNorm && config.bias) {
-    bias_ = store->Add(name + ".bias", shard, Initializer::Constant(0),
+    bias_ = store->Add(name + ".bias", whole, Initializer::Constant(0),
                        /*decay=*/false);
+    bias_->sum_over_tp = shard.tp_size > 1;
   }
 }
 

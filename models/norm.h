@@ -9,6 +9,7 @@
 
 #include "models/layer_context.h"
 #include "models/model_config.h"
+#include "models/model_shard.h"
 #include "parallel/parameter.h"
 #include "runtime/memory.h"
 
@@ -22,8 +23,9 @@ struct NormSaved {
 
 class Norm {
  public:
+  // Every tp rank holds the whole parameters and sees its own rows.
   Norm(ParameterStore* store, const std::string& name,
-       const ModelConfig& config);
+       const ModelConfig& config, const ModelShard& shard);
 
   // With `shared_y`, y is that tensor.
   NormSaved AllocateSaved(int64_t rows, Arena& arena,

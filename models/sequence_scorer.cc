@@ -70,15 +70,16 @@ void SequenceScorer::Upload(const int32_t* ids, size_t count,
 
 void SequenceScorer::ForwardTrunk(const ScoringBatch& batch) {
   Activations& a = workspace_.activations;
-  LayerContext context = model_->ContextFor(a, workspace_.scratch, *stream_);
+  LayerContext context =
+      model_->ContextFor(a, workspace_.scratch, {stream_, nullptr});
   Upload(batch.inputs.data(), batch.inputs.size(), a.inputs);
   if (batch.segment_ids.empty()) {
     context.mask.segment_ids = ConstTensor();
   } else {
     Upload(batch.segment_ids.data(), batch.segment_ids.size(), a.segment_ids);
   }
-  EmbeddingForward(a.inputs.Reshape({a.inputs.num_elements()}),
-                   model_->embedding_->compute, a.embedded, *stream_);
+  model_->embedding_->Forward(
+      context, a.inputs.Reshape({a.inputs.num_elements()}), a.embedded);
   ConstTensor x = a.embedded;
   for (size_t layer = 0; layer < model_->blocks_.size(); ++layer) {
     BlockSaved& saved = a.blocks[layer % 2];

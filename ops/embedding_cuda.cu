@@ -20,35 +20,52 @@ constexpr int kThreads = 256;
 constexpr int kWarpsInBlock = kThreads / cuda::kWarpSize;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
+// Tokens [begin, begin + count) of `vocab_size` have rows here.
+struct HeldTokens {
+  int begin;
+  int count;
+  int vocab_size;
+
+  __device__ bool Contains(int id) const {
+    return id >= begin && id < vocab_size && id - begin < count;
+  }
+};
+
+HeldTokens Held(const VocabularySlice& slice, int64_t count) {
+  return {static_cast<int>(slice.begin), static_cast<int>(count),
+          static_cast<int>(slice.size)};
+}
+
 template <typename T, int kWidth>
 __global__ void GatherKernel(const int32_t* ids, const T* weight,
                              uint32_t num_packs, uint32_t packs_in_row,
-                             int vocab_size, T* y) {
+                             HeldTokens held, T* y) {
   const uint32_t pack = blockIdx.x * kThreads + threadIdx.x;
   if (pack >= num_packs) return;
   const uint32_t row = pack / packs_in_row;
   const int id = ids[row];
   Pack<T, kWidth> values;
-  if (id >= 0 && id < vocab_size) {
+  if (held.Contains(id)) {
     values = LoadPack<T, kWidth>(
-        weight + (static_cast<int64_t>(id) * packs_in_row + pack -
+        weight + (static_cast<int64_t>(id - held.begin) * packs_in_row + pack -
                   static_cast<int64_t>(row) * packs_in_row) *
                      kWidth);
   } else {
+    const float fill = id >= 0 && id < held.vocab_size ? 0.0f : NAN;
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) values.values[i] = FromFloat<T>(NAN);
+    for (int i = 0; i < kWidth; ++i) values.values[i] = FromFloat<T>(fill);
   }
   StorePack(values, y + static_cast<int64_t>(pack) * kWidth);
 }
 
-// Keys of the sort: the token, or vocab_size for one that is outside.
-__global__ void MakeKeysKernel(const int32_t* ids, int count, int vocab_size,
+// Keys of the sort: the token's row, or held.count for one that has none here.
+__global__ void MakeKeysKernel(const int32_t* ids, int count, HeldTokens held,
                                uint32_t* keys, uint32_t* positions) {
   const int n = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
   if (n >= count) return;
   const int id = ids[n];
-  const bool inside = id >= 0 && id < vocab_size;
-  keys[n] = static_cast<uint32_t>(inside ? id : vocab_size);
+  keys[n] =
+      static_cast<uint32_t>(held.Contains(id) ? id - held.begin : held.count);
   positions[n] = static_cast<uint32_t>(n);
 }
 
@@ -169,11 +186,11 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Stable: equal tokens stay in the order of n.
-SortedTokens Sort(const int32_t* ids, int count, int vocab_size, int dim,
+SortedTokens Sort(const int32_t* ids, int count, HeldTokens held, int dim,
                   Stream& stream) {
   const cudaStream_t native = CudaStream(stream);
   int bits = 1;
-  while ((int64_t{1} << bits) <= vocab_size) ++bits;
+  while ((int64_t{1} << bits) <= held.count) ++bits;
   const int64_t array_bytes =
       (int64_t{count} * int64_t{sizeof(uint32_t)} + 255) / 256 * 256;
   uint32_t* none = nullptr;
@@ -186,12 +203,12 @@ SortedTokens Sort(const int32_t* ids, int count, int vocab_size, int dim,
     return reinterpret_cast<uint32_t*>(space + i * array_bytes);
   };
   MakeKeysKernel<<<cuda::CeilDivide(count, kThreads), kThreads, 0, native>>>(
-      ids, count, vocab_size, array(0), array(1));
+      ids, count, held, array(0), array(1));
   CUBIT_CUDA_CHECK_LAUNCH();
   CUBIT_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(
       space + 4 * array_bytes, sort_bytes, array(0), array(2), array(1),
       array(3), count, 0, bits, native));
-  return {array(2), array(3), count, vocab_size, dim};
+  return {array(2), array(3), count, held.count, dim};
 }
 
 template <typename T, int kWidth>
@@ -221,12 +238,13 @@ void AddLongRuns(const SortedTokens& tokens, const T* d_y, float* d_weight,
 
 }  // namespace
 
-void EmbeddingForward(ConstTensor ids, ConstTensor weight, Tensor y,
-                      Stream& stream) {
+void EmbeddingForward(ConstTensor ids, ConstTensor weight,
+                      VocabularySlice slice, Tensor y, Stream& stream) {
   const int64_t count = ids.num_elements();
   const int64_t dim = weight.dim(1);
   CUBIT_CHECK_SHAPE(y, {count, dim});
   CUBIT_CHECK(y.dtype() == weight.dtype()) << Name(y.dtype());
+  CUBIT_CHECK_LT(slice.size, int64_t{1} << 30);
   if (count == 0) return;
   cuda::Dispatch(weight.dtype(), [&](auto zero) {
     using T = decltype(zero);
@@ -241,23 +259,22 @@ void EmbeddingForward(ConstTensor ids, ConstTensor weight, Tensor y,
              CudaStream(stream)>>>(
         ids.data<int32_t>(), cuda::Elements<T>(weight),
         static_cast<uint32_t>(packs), static_cast<uint32_t>(packs_in_row),
-        static_cast<int>(weight.dim(0)), cuda::Elements<T>(y));
+        Held(slice, weight.dim(0)), cuda::Elements<T>(y));
     CUBIT_CUDA_CHECK_LAUNCH();
   });
 }
 
-void EmbeddingBackward(ConstTensor ids, ConstTensor d_y, Tensor d_weight,
-                       Stream& stream) {
+void EmbeddingBackward(ConstTensor ids, ConstTensor d_y, VocabularySlice slice,
+                       Tensor d_weight, Stream& stream) {
   const int64_t count = ids.num_elements();
-  const int64_t vocab_size = d_weight.dim(0);
   const int64_t dim = d_weight.dim(1);
   CUBIT_CHECK_SHAPE(d_y, {count, dim});
   CUBIT_CHECK_LT(count, int64_t{1} << 30);
-  CUBIT_CHECK_LT(vocab_size, int64_t{1} << 30);
+  CUBIT_CHECK_LT(slice.size, int64_t{1} << 30);
   if (count == 0) return;
   const SortedTokens tokens =
       Sort(ids.data<int32_t>(), static_cast<int>(count),
-           static_cast<int>(vocab_size), static_cast<int>(dim), stream);
+           Held(slice, d_weight.dim(0)), static_cast<int>(dim), stream);
   float* target = d_weight.data<float>();
   cuda::Dispatch(d_y.dtype(), [&](auto zero) {
     using T = decltype(zero);

@@ -110,6 +110,17 @@ void CommunicationLane::Wait(Ticket ticket, Stream& stream) {
   stream.WaitFor(state.done[static_cast<size_t>(ticket) % State::kEvents]);
 }
 
+void CommunicationLane::Drain() {
+  State& state = *state_;
+  std::unique_lock<std::mutex> lock(state.mutex);
+  if (state.runs_ahead) {
+    state.stream.Synchronize();
+  } else {
+    state.changed.wait(lock,
+                       [&] { return state.num_done == state.num_posted; });
+  }
+}
+
 bool CommunicationLane::Done(Ticket ticket) const {
   const State& state = *state_;
   const std::lock_guard<std::mutex> lock(state.mutex);

@@ -42,6 +42,9 @@ class CommunicationLane {
   // ahead, the caller waits.
   void Wait(Ticket ticket, Stream& stream);
 
+  // The host waits for all that was posted: before memory goes that it uses.
+  void Drain();
+
   // Whether that work is done; does not wait. Where streams run ahead: whether
   // the device has come past it.
   bool Done(Ticket ticket) const;

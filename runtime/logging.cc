@@ -11,6 +11,7 @@
 #include <array>
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -18,7 +19,9 @@
 #include "absl/debugging/failure_signal_handler.h"
 #include "absl/debugging/stacktrace.h"
 #include "absl/debugging/symbolize.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "spdlog/sinks/basic_file_sink.h"
 #include "spdlog/spdlog.h"
 
@@ -31,14 +34,40 @@ std::mutex log_mutex;
 // while static objects go.
 spdlog::logger* log_file = nullptr;
 bool progress_on_screen = false;  // guarded by log_mutex
+int own_rank = 0;                 // guarded by log_mutex
+bool several_ranks = false;       // guarded by log_mutex
 
-void Line(absl::string_view prefix, absl::string_view line) {
-  const std::string text = absl::StrCat(prefix, line);
+enum class Audience { kFile, kAll };
+
+// The text with "[rank 3] " before each of its lines.
+std::string WithRank(absl::string_view text) {
+  const std::string prefix = absl::StrCat("[rank ", own_rank, "] ");
+  return absl::StrCat(prefix,
+                      absl::StrReplaceAll(text, {{"\n", "\n" + prefix}}));
+}
+
+void Line(absl::string_view prefix, absl::string_view line, Audience audience) {
+  const std::string plain = absl::StrCat(prefix, line);
   const std::lock_guard<std::mutex> lock(log_mutex);
-  std::fprintf(stderr, "%s%s\n", progress_on_screen ? "\r\033[K" : "",
-               text.c_str());
-  progress_on_screen = false;
-  if (log_file != nullptr) log_file->info(text);
+  const std::string ranked = several_ranks ? WithRank(plain) : plain;
+  if (audience == Audience::kAll) {
+    // One write, so that lines of several processes do not mix.
+    std::fprintf(stderr, "%s%s\n", progress_on_screen ? "\r\033[K" : "",
+                 (own_rank == 0 ? plain : ranked).c_str());
+    progress_on_screen = false;
+  }
+  if (log_file != nullptr) log_file->info(ranked);
+}
+
+bool SpeaksToTheTerminal() {
+  const std::lock_guard<std::mutex> lock(log_mutex);
+  return own_rank == 0;
+}
+
+int WidthFromLauncher() {
+  const char* text = std::getenv(kTerminalWidthVariable);
+  int width = 0;
+  return text != nullptr && absl::SimpleAtoi(text, &width) ? width : 0;
 }
 
 // Walks the stack by the unwind tables. Abseil would follow frame pointers,
@@ -60,20 +89,29 @@ int UnwindStack(void** frames, int* sizes, int max_depth, int skip_count,
 int TerminalWidth() {
   winsize size = {};
   if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) {
-    return 80;
+    const int width = WidthFromLauncher();
+    return width > 0 ? width : 80;
   }
   return size.ws_col;
 }
 
 }  // namespace
 
-void LogInfo(absl::string_view line) { Line("", line); }
-void LogWarning(absl::string_view line) { Line("warning: ", line); }
-void LogError(absl::string_view line) { Line("error: ", line); }
-
+void LogInfo(absl::string_view line) {
+  Line("", line, SpeaksToTheTerminal() ? Audience::kAll : Audience::kFile);
+}
+void LogWarning(absl::string_view line) {
+  Line("warning: ", line, Audience::kAll);
+}
+void LogError(absl::string_view line) { Line("error: ", line, Audience::kAll); }
 void LogDebug(absl::string_view line) {
+  Line("debug: ", line, Audience::kFile);
+}
+
+void LogAsRank(int rank, int num_ranks) {
   const std::lock_guard<std::mutex> lock(log_mutex);
-  if (log_file != nullptr) log_file->info(absl::StrCat("debug: ", line));
+  own_rank = rank;
+  several_ranks = num_ranks > 1;
 }
 
 absl::Status LogToFile(const std::string& path) {
@@ -107,8 +145,9 @@ void ShowProgress(absl::string_view line) {
 }
 
 bool ProgressIsShown() {
-  static const bool shown = isatty(STDERR_FILENO) != 0;
-  return shown;
+  static const bool on_screen =
+      isatty(STDERR_FILENO) != 0 || WidthFromLauncher() > 0;
+  return on_screen && SpeaksToTheTerminal();
 }
 
 void InstallCrashHandler(const char* program) {

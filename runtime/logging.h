@@ -22,8 +22,18 @@ void LogError(absl::string_view line);
 // To the file of LogToFile alone: what helps to understand a run afterwards.
 void LogDebug(absl::string_view line);
 
-// Copies every line that follows into `path` too (appended).
+// Copies every line that follows into `path` too (appended). Ranks may share a
+// file: a line of theirs is one write.
 absl::Status LogToFile(const std::string& path);
+
+// From here on this process is one of `num_ranks` ranks. If there are several,
+// lines of ranks other than 0 begin with "[rank 3] " and their information
+// goes to the file only; in the file rank 0 has its prefix too.
+void LogAsRank(int rank, int num_ranks);
+
+// Columns of the terminal that shows this process's standard error, although
+// that is no terminal itself: set by the launcher of several ranks.
+constexpr char kTerminalWidthVariable[] = "CUBIT_TERMINAL_WIDTH";
 
 // A status line that is rewritten in place on a terminal; elsewhere the call
 // does nothing (write a LogInfo line every so often instead). The next Log line

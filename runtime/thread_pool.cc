@@ -7,9 +7,12 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <cstdlib>
 #include <mutex>
 #include <thread>
 #include <vector>
+
+#include "absl/strings/numbers.h"
 
 #include "runtime/check.h"
 
@@ -20,7 +23,13 @@ namespace {
 // the pool it occupies.
 thread_local bool inside_run = false;
 
+// CUBIT_NUM_THREADS is this rank's share of a host with several.
 int AvailableProcessors() {
+  const char* share = std::getenv("CUBIT_NUM_THREADS");
+  int threads = 0;
+  if (share != nullptr && absl::SimpleAtoi(share, &threads) && threads > 0) {
+    return threads;
+  }
   cpu_set_t set;
   CPU_ZERO(&set);
   if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;

@@ -23,6 +23,8 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   // The pool of the ops: one thread per processor that this process may use.
+  // Where ranks share a host, their launcher divides the processors and sets
+  // CUBIT_NUM_THREADS.
   static ThreadPool& Global();
 
   int size() const;

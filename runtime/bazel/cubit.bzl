@@ -54,11 +54,12 @@ def cubit_binary(name, srcs = [], deps = [], copts = [], **kwargs):
         **kwargs
     )
 
-def cubit_worker_binary(name, srcs, deps = [], **kwargs):
+def cubit_worker_binary(name, srcs, deps = [], front = "//launch:worker_start", **kwargs):
     """A program with a worker for each back end, of the same objects.
 
     NAME is what a user runs: it looks for GPUs and becomes NAME_cpu or
     NAME_cuda (launch/worker_choice.h). NAME_cuda exists where nvcc is found.
+    `front` is NAME's main; //launch:launcher_main also starts ranks.
     """
     cubit_library(
         name = name + "_main",
@@ -89,7 +90,7 @@ def cubit_worker_binary(name, srcs, deps = [], **kwargs):
     cubit_binary(
         name = name,
         data = workers,
-        deps = ["//launch:worker_start"],
+        deps = [front],
         **kwargs
     )
 

@@ -119,19 +119,20 @@ Batch RandomBatch(const ModelConfig& config, int64_t size) {
 // Steps of one run, as the trainer does them.
 class Stepper {
  public:
-  Stepper(TrainState* state, const RunPlan& plan, Batch batch)
-      : state_(state), plan_(plan), batch_(std::move(batch)) {}
+  Stepper(TrainState* state, const RunPlan& plan, const Batch& batch)
+      : state_(state),
+        plan_(plan),
+        batches_(static_cast<size_t>(plan.num_micro_batches), batch) {}
 
   double Step() {
     const absl::Time start = absl::Now();
     state_->BeginStep();
-    for (int64_t i = 0; i < plan_.num_micro_batches; ++i) {
-      state_->ForwardBackward(batch_,
-                              1.0f / static_cast<float>(plan_.step_tokens));
-    }
-    state_->Update(++step_, 1e-4);
-    const StepOutcome outcome = state_->FinishStep();
-    loss_ = outcome.loss / static_cast<double>(plan_.step_tokens);
+    const float grad_scale = 1.0f / static_cast<float>(plan_.step_tokens);
+    CUBIT_CHECK(state_->ForwardBackward(batches_, grad_scale).ok());
+    CUBIT_CHECK(state_->Update(++step_, 1e-4).ok());
+    const absl::StatusOr<StepOutcome> outcome = state_->FinishStep();
+    CUBIT_CHECK(outcome.ok()) << outcome.status();
+    loss_ = outcome->loss / static_cast<double>(plan_.step_tokens);
     return absl::ToDoubleSeconds(absl::Now() - start);
   }
   double loss() const { return loss_; }
@@ -139,7 +140,7 @@ class Stepper {
  private:
   TrainState* state_;
   RunPlan plan_;
-  Batch batch_;
+  std::vector<Batch> batches_;
   int64_t step_ = 0;
   double loss_ = 0;
 };

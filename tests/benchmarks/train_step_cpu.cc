@@ -119,7 +119,8 @@ absl::Status Run() {
                          TrainState::Create(config, std::move(model)));
   state->model().parameters().Initialize(config.seed(), state->stream());
   const int64_t micro_batch = config.batch().micro_batch_size();
-  const Batch batch = RandomBatch(model_config, micro_batch);
+  const std::vector<Batch> batches(static_cast<size_t>(plan.num_micro_batches),
+                                   RandomBatch(model_config, micro_batch));
   const float grad_scale = 1.0f / static_cast<float>(plan.step_tokens);
 
   const double peak = SgemmRate(seconds / 3);
@@ -128,11 +129,9 @@ absl::Status Run() {
   int64_t step = 0;
   const double step_seconds = BestSeconds(seconds, [&] {
     state->BeginStep();
-    for (int64_t i = 0; i < plan.num_micro_batches; ++i) {
-      state->ForwardBackward(batch, grad_scale);
-    }
-    state->Update(++step, 1e-4);
-    state->FinishStep();
+    CUBIT_CHECK(state->ForwardBackward(batches, grad_scale).ok());
+    CUBIT_CHECK(state->Update(++step, 1e-4).ok());
+    CUBIT_CHECK(state->FinishStep().ok());
   });
   const double rate = plan.step_flops / step_seconds;
   std::printf("%s on %s\n", absl::GetFlag(FLAGS_preset).c_str(),

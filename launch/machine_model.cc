@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "launch/machine_model.h"
+
+#include "runtime/check.h"
+
+namespace cubit {
+namespace {
+
+// Link speeds are those of data sheets: NVLink 4 has 450 GB/s each way, of
+// which large collectives reach about 80%; one 400 Gb/s port a GPU between
+// nodes. Product, copy and mixer rates were measured on one H200
+// (docs/performance.md); an H100 is the same chip with slower memory (3.35
+// instead of 4.8 TB/s).
+MachineModel Hopper(const char* name, double memory_bandwidth) {
+  MachineModel model;
+  model.device.name = name;
+  model.device.gemm_flops = 697e12;
+  model.device.mixer_forward_efficiency = 0.12;
+  model.device.mixer_backward_efficiency = 0.15;
+  model.device.memory_bandwidth = memory_bandwidth;
+  model.intra_node = {360e9, 10e-6};
+  model.inter_node = {45e9, 20e-6};
+  model.ranks_per_node = 8;
+  return model;
+}
+
+// Rates of two threads with AVX2, measured (docs/performance.md); links are
+// guesses of the right order.
+MachineModel Cpu() {
+  MachineModel model;
+  model.device.name = "cpu";
+  model.device.gemm_flops = 205e9;
+  model.device.mixer_forward_efficiency = 0.65;
+  model.device.mixer_backward_efficiency = 0.7;
+  model.device.memory_bandwidth = 20e9;
+  model.intra_node = {4e9, 10e-6};
+  model.inter_node = {1.1e9, 50e-6};
+  return model;
+}
+
+}  // namespace
+
+MachineModel MachineModelOf(absl::string_view name) {
+  if (name == "h100") return Hopper("h100", 4.30e12 * 3.35 / 4.8);
+  if (name == "h200") return Hopper("h200", 4.30e12);
+  CUBIT_CHECK(name == "cpu")
+      << "no machine model \"" << std::string(name) << "\"";
+  return Cpu();
+}
+
+}  // namespace cubit

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "launch/training_job.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+
+#include "launch/data_setup.h"
+#include "launch/interrupt.h"
+#include "launch/model_setup.h"
+#include "launch/parallel_plan.h"
+#include "launch/run_directory.h"
+#include "launch/run_plan.h"
+#include "parallel/agreement.h"
+#include "parallel/mesh_communicators.h"
+#include "runtime/command_line.h"
+#include "runtime/device.h"
+#include "runtime/file_system.h"
+#include "runtime/logging.h"
+#include "runtime/status_macros.h"
+
+namespace cubit {
+namespace {
+
+// A layout and what it is for.
+struct PlannedJob {
+  ModelConfig model;
+  ParallelPlan layout;
+};
+
+absl::StatusOr<PlannedJob> PlanJob(const RunConfig& config, int64_t vocab_size,
+                                   int world_size) {
+  CUBIT_ASSIGN_OR_RETURN(const ModelConfig model,
+                         MakeModelConfig(config, vocab_size));
+  CUBIT_ASSIGN_OR_RETURN(
+      ParallelPlan layout,
+      MakeParallelPlan(config, model, world_size, DeviceKind()));
+  return PlannedJob{model, std::move(layout)};
+}
+
+// The shard of `rank`, declared and aligned, without memory.
+absl::StatusOr<std::unique_ptr<LanguageModel>> DeclareShard(
+    const RunConfig& config, const PlannedJob& job, int rank) {
+  CUBIT_ASSIGN_OR_RETURN(
+      auto model, LanguageModel::Create(job.model, job.layout.ShardOf(rank)));
+  AlignParameters(config, job.layout, model.get());
+  return model;
+}
+
+// Memory that this rank may use. Ranks on the CPU share the host's.
+int64_t MemoryOfRank(const Bootstrap& bootstrap) {
+  const DeviceInfo device = QueryDevice();
+  return device.kind == "cpu" ? device.memory_bytes / bootstrap.local_size
+                              : device.memory_bytes;
+}
+
+absl::Status CheckMemory(const RunConfig& config, const PlannedJob& job,
+                         const Bootstrap& bootstrap) {
+  CUBIT_ASSIGN_OR_RETURN(const auto model,
+                         DeclareShard(config, job, bootstrap.rank));
+  return CheckFits(config, job.layout, bootstrap.rank, *model,
+                   MakePlan(config, job.layout, bootstrap.rank, *model),
+                   MemoryOfRank(bootstrap));
+}
+
+// Rank 0 takes the folder; the others write below it and hold nothing.
+absl::StatusOr<RunDirectory> OpenDirectory(const TrainingRequest& request,
+                                           const Bootstrap& bootstrap) {
+  if (bootstrap.rank != 0) return RunDirectory::OfAnother(request.output_dir);
+  return RunDirectory::Open(FileSystem::Posix(), request.output_dir,
+                            request.options.resume);
+}
+
+// Runs `work` on every rank; all go on, or all stop with the first error.
+template <typename T, typename Work>
+absl::StatusOr<T> Together(Communicator* control, const Work& work) {
+  absl::StatusOr<T> result = work();
+  CUBIT_RETURN_IF_ERROR(Agree(control, result.status()));
+  return result;
+}
+
+void LogLayout(const PlannedJob& job, const Bootstrap& bootstrap) {
+  for (const std::string& warning : job.layout.warnings) LogWarning(warning);
+  if (bootstrap.world_size == 1) return;
+  LogInfo(absl::StrCat(job.layout.ToString(),
+                       job.layout.cp_reason.empty() ? "" : "\n",
+                       job.layout.cp_reason));
+}
+
+}  // namespace
+
+absl::StatusOr<int> RunTrainingJob(const TrainingRequest& request,
+                                   Bootstrap bootstrap) {
+  const RunConfig& config = request.config;
+  Communicator* control = bootstrap.control.get();
+  // What can be refused without work is refused before data are prepared.
+  CUBIT_ASSIGN_OR_RETURN(
+      const PlannedJob planned,
+      Together<PlannedJob>(control, [&]() -> absl::StatusOr<PlannedJob> {
+        CUBIT_ASSIGN_OR_RETURN(const auto tokenizer, LoadRunTokenizer(config));
+        CUBIT_ASSIGN_OR_RETURN(
+            PlannedJob job,
+            PlanJob(config, tokenizer->vocab_size(), bootstrap.world_size));
+        CUBIT_RETURN_IF_ERROR(CheckMemory(config, job, bootstrap));
+        return job;
+      }));
+  CUBIT_ASSIGN_OR_RETURN(RunData data, Together<RunData>(control, [&] {
+                           return PrepareRunData(config);
+                         }));
+  CUBIT_ASSIGN_OR_RETURN(RunDirectory directory,
+                         Together<RunDirectory>(control, [&] {
+                           return OpenDirectory(request, bootstrap);
+                         }));
+  CUBIT_RETURN_IF_ERROR(
+      Agree(control, LogToFile(directory.log_path(), bootstrap.rank)));
+  InstallInterruptHandlers();
+  LogInfo(absl::StrCat("device: ", QueryDevice().name,
+                       "\noutput: ", directory.path()));
+  LogLayout(planned, bootstrap);
+  CUBIT_ASSIGN_OR_RETURN(
+      const auto mesh,
+      MeshCommunicators::Create(planned.layout.mesh, std::move(bootstrap.world),
+                                std::move(bootstrap.control)));
+  const absl::StatusOr<std::unique_ptr<Trainer>> trainer =
+      Together<std::unique_ptr<Trainer>>(&mesh->control(), [&] {
+        return Trainer::Create(config, request.options, std::move(data),
+                               std::move(directory), planned.layout,
+                               mesh.get());
+      });
+  if (!trainer.ok()) return trainer.status();
+  const absl::StatusOr<int> status = (*trainer)->Run();
+  // Peers that wait for this rank learn why it does not come.
+  if (!status.ok()) mesh->Abort(status.status());
+  return status;
+}
+
+absl::Status PrintDryRun(const RunConfig& config, int world_size,
+                         int64_t device_memory) {
+  CUBIT_ASSIGN_OR_RETURN(const auto tokenizer, LoadRunTokenizer(config));
+  CUBIT_ASSIGN_OR_RETURN(const PlannedJob job,
+                         PlanJob(config, tokenizer->vocab_size(), world_size));
+  // Ranks of one stage and tp coordinate hold the same.
+  int largest_rank = 0;
+  RunPlan largest;
+  std::unique_ptr<LanguageModel> largest_model;
+  for (int rank = 0; rank < world_size; ++rank) {
+    const MeshCoordinate at = job.layout.mesh.CoordinateOf(rank);
+    if (at.dp != 0 || at.cp != 0 || at.tp != 0) continue;
+    CUBIT_ASSIGN_OR_RETURN(auto model, DeclareShard(config, job, rank));
+    RunPlan plan = MakePlan(config, job.layout, rank, *model);
+    if (largest_model != nullptr &&
+        plan.total_bytes() <= largest.total_bytes()) {
+      continue;
+    }
+    largest_rank = rank;
+    largest = plan;
+    largest_model = std::move(model);
+  }
+  std::string text = largest.ToString();
+  if (world_size > 1) {
+    text = absl::StrCat(job.layout.ToString(), "\n", job.layout.cp_reason,
+                        job.layout.cp_reason.empty() ? "" : "\n",
+                        absl::StrFormat("%-16s %d, which needs most memory\n",
+                                        "rank", largest_rank),
+                        text);
+  }
+  std::fputs(text.c_str(), stdout);
+  if (device_memory == 0) return absl::OkStatus();
+  const int64_t fitting = LargestMicroBatch(config, job.layout, largest_rank,
+                                            *largest_model, device_memory);
+  std::fputs(absl::StrFormat("%-16s %d bytes; largest "
+                             "batch.micro_batch_size that fits: %s\n",
+                             "device memory", device_memory,
+                             fitting == 0 ? "none" : absl::StrCat(fitting))
+                 .c_str(),
+             stdout);
+  return CheckFits(config, job.layout, largest_rank, *largest_model, largest,
+                   device_memory);
+}
+
+}  // namespace cubit

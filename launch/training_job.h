@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// From a configuration to a run: the layout is planned and refused if it cannot
+// work, data are prepared, the run's folder is taken, and the trainer runs. All
+// ranks of a job go through it together; what goes wrong on one before the run
+// has begun is said once and ends all of them.
+
+#ifndef CUBIT_LAUNCH_TRAINING_JOB_H_
+#define CUBIT_LAUNCH_TRAINING_JOB_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+#include "launch/bootstrap.h"
+#include "launch/run.pb.h"
+#include "launch/trainer.h"
+
+namespace cubit {
+
+struct TrainingRequest {
+  RunConfig config;  // complete, valid by itself
+  TrainerOptions options;
+  std::string output_dir;
+  // Time after which a hung collective, or a silent rank, ends the job.
+  double collective_limit_seconds = 600;
+  double silence_limit_seconds = 60;
+};
+
+// The exit status of the program. Destroys the communicators of `bootstrap`.
+absl::StatusOr<int> RunTrainingJob(const TrainingRequest& request,
+                                   Bootstrap bootstrap);
+
+// Prints what RunTrainingJob would do with `world_size` ranks: layout, memory
+// and FLOPs of the rank that needs most, communication, time. `device_memory`
+// of a rank's device in bytes, 0: unknown. An error if it does not fit.
+absl::Status PrintDryRun(const RunConfig& config, int world_size,
+                         int64_t device_memory);
+
+}  // namespace cubit
+
+#endif  // CUBIT_LAUNCH_TRAINING_JOB_H_

@@ -1,0 +1,374 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "tests/integration/parallel_gate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
+
+#include "launch/config.h"
+#include "launch/model_setup.h"
+#include "launch/parallel_plan.h"
+#include "ops/cross_entropy.h"
+#include "runtime/check.h"
+#include "runtime/communicator_single.h"
+#include "runtime/philox.h"
+#include "runtime/status_macros.h"
+
+namespace cubit {
+namespace {
+
+constexpr int64_t kGlobalBatch = 8;
+constexpr int64_t kSeqLen = 32;
+constexpr int64_t kVocab = 90;  // padded to 128: some ranks hold padding alone
+
+// Everything that a layout may split is there in a number that it can split;
+// T is no multiple of a tile.
+constexpr char kModel[] =
+    "model.num_layers=4 model.hidden_size=32 model.num_heads=4 "
+    "model.ffn_hidden_size=64 model.seq_len=32 model.z_loss=1e-4 "
+    "batch.global_batch_size=8 batch.micro_batch_size=1 "
+    "optimizer.epsilon=1e-5 optimizer.grad_clip_norm=0.5 "
+    "precision.compute=fp32";
+// As large as a change of weights must be for the losses to show it.
+constexpr double kLearningRate = 1e-3;
+
+void Apply(const std::string& overrides, RunConfig* config) {
+  for (absl::string_view one :
+       absl::StrSplit(overrides, ' ', absl::SkipEmpty())) {
+    const absl::Status status = ApplyOverride(std::string(one), config);
+    CUBIT_CHECK(status.ok()) << status;
+  }
+}
+
+RunConfig ConfigOf(const GateCell& cell) {
+  RunConfig config;
+  Apply(kModel, &config);
+  Apply(cell.model, &config);
+  Apply(cell.layout, &config);
+  RunConfig::Parallel* parallel = config.mutable_parallel();
+  parallel->set_tp_size(cell.tp);
+  parallel->set_pp_size(cell.pp);
+  parallel->set_cp_size(cell.cp);
+  parallel->set_nodes(cell.world_size());
+  return config;
+}
+
+ModelConfig ModelOf(const RunConfig& config) {
+  auto model = MakeModelConfig(config, kVocab);
+  CUBIT_CHECK(model.ok()) << model.status();
+  return *std::move(model);
+}
+
+// Samples of step `step`: documents of many lengths, some targets masked.
+Batch MakeBatch(int64_t step, int64_t first_sample, int64_t count) {
+  Batch batch;
+  for (int64_t s = first_sample; s < first_sample + count; ++s) {
+    Philox random(/*seed=*/7, absl::StrCat("sample ", step, " ", s));
+    int32_t segment = 0;
+    for (int64_t t = 0; t < kSeqLen; ++t) {
+      const auto draw = [&](int64_t i) {
+        return random.Bits(static_cast<uint64_t>(3 * t + i));
+      };
+      if (t > 0 && draw(0) % 11 == 0) ++segment;
+      batch.segment_ids.push_back(segment);
+      batch.inputs.push_back(static_cast<int32_t>(draw(1) % kVocab));
+      const bool masked = draw(2) % 9 == 0;
+      batch.targets.push_back(
+          masked ? kIgnoredTarget : static_cast<int32_t>(draw(2) / 9 % kVocab));
+      batch.valid_tokens += masked ? 0 : 1;
+    }
+  }
+  return batch;
+}
+
+// This dp rank's micro-batches, in the order of the loader.
+std::vector<Batch> BatchesOf(int64_t step, const TrainState& state,
+                             const ParallelPlan& layout, int64_t size) {
+  const int64_t dp = layout.mesh.size(MeshAxis::kDp);
+  const int64_t dp_rank = state.mesh().coordinate().dp;
+  std::vector<Batch> batches;
+  for (int64_t m = 0; m < layout.num_micro_batches; ++m) {
+    batches.push_back(MakeBatch(step, (m * dp + dp_rank) * size, size));
+  }
+  return batches;
+}
+
+// Calls visit(flat index, index in the global tensor) for the elements of
+// `parameter` whose sums this rank holds.
+template <typename Visit>
+void ForEachSummed(const Parameter& parameter, const GradientReducer& reducer,
+                   int group_rank, const Visit& visit) {
+  const ShardSpec& shard = parameter.shard;
+  const Shape local = shard.local_shape();
+  int64_t inner = 1;
+  for (int i = shard.dim + 1; i < local.rank(); ++i) inner *= local[i];
+  const int64_t run = shard.count * inner;
+  const int64_t global_run = shard.global_shape[shard.dim] * inner;
+  const int64_t begin = parameter.offset;
+  const int64_t end = begin + local.num_elements();
+  for (size_t b = 0; b < reducer.layout().buckets().size(); ++b) {
+    const FlatRange part = reducer.layout().Part(b, group_rank);
+    for (int64_t i = std::max(begin, part.begin); i < std::min(end, part.end);
+         ++i) {
+      const int64_t at = i - begin;
+      visit(i, at / run * global_run + shard.begin * inner + at % run);
+    }
+  }
+}
+
+int GroupRank(const MeshCommunicators& mesh) {
+  return mesh.coordinate().dp * mesh.size(MeshAxis::kCp) + mesh.coordinate().cp;
+}
+
+void AddErrors(const TrainState& state, const GateReference& reference,
+               std::map<std::string, GateError>* errors) {
+  const ParameterStore& store = state.model().parameters();
+  const auto* sums = store.flat_gradients().data<float>();
+  for (const Parameter& parameter : store.parameters()) {
+    const std::vector<float>& right = reference.gradient(parameter.name);
+    GateError& error = (*errors)[parameter.name];
+    ForEachSummed(parameter, state.reducer(), GroupRank(state.mesh()),
+                  [&](int64_t flat, int64_t global) {
+                    const double r = right.at(static_cast<size_t>(global));
+                    const double d = sums[flat] - r;
+                    error.difference += d * d;
+                    error.reference += r * r;
+                    ++error.elements;
+                  });
+  }
+}
+
+absl::StatusOr<std::unique_ptr<TrainState>> MakeState(
+    const RunConfig& config, const ParallelPlan& layout,
+    MeshCommunicators* mesh) {
+  CUBIT_ASSIGN_OR_RETURN(
+      auto model,
+      LanguageModel::Create(ModelOf(config), layout.ShardOf(mesh->rank())));
+  CUBIT_ASSIGN_OR_RETURN(
+      auto state, TrainState::Create(config, layout, std::move(model), mesh));
+  state->model().parameters().Initialize(config.seed(), state->stream());
+  return state;
+}
+
+std::map<std::string, std::vector<float>> AllGradients(TrainState& state) {
+  std::map<std::string, std::vector<float>> gradients;
+  for (const Parameter& p : state.model().parameters().parameters()) {
+    const auto* values = p.gradient.data<float>();
+    gradients[p.name].assign(values, values + p.gradient.num_elements());
+  }
+  return gradients;
+}
+
+absl::Status Step(int64_t step, const RunConfig& config,
+                  const ParallelPlan& layout, TrainState* state, GateRun* run,
+                  absl::FunctionRef<void()> after_backward) {
+  const std::vector<Batch> batches =
+      BatchesOf(step, *state, layout, config.batch().micro_batch_size());
+  int64_t local = 0;
+  for (const Batch& batch : batches) local += batch.valid_tokens;
+  CUBIT_ASSIGN_OR_RETURN(const int64_t tokens, state->SumOverDp(local));
+  state->BeginStep();
+  CUBIT_RETURN_IF_ERROR(
+      state->ForwardBackward(batches, 1.0f / static_cast<float>(tokens)));
+  after_backward();
+  CUBIT_RETURN_IF_ERROR(state->Update(step + 1, kLearningRate));
+  CUBIT_ASSIGN_OR_RETURN(const StepOutcome outcome, state->FinishStep());
+  run->losses.push_back(outcome.loss / static_cast<double>(tokens));
+  run->grad_norms.push_back(outcome.grad_norm);
+  return absl::OkStatus();
+}
+
+double RelativeError(double value, double reference) {
+  return std::abs(value - reference) / std::abs(reference);
+}
+
+struct GateModel {
+  const char* name;
+  const char* overrides;
+  const char* sharded;  // the method of cp that is the mixer's own
+};
+
+constexpr GateModel kModels[] = {
+    {"cubit", "model.mixer=cubit", "wavefront"},
+    {"cubit_share_docs",
+     "model.mixer=cubit model.cubit.share=true data.document_mask=true "
+     "model.mlp=swiglu model.norm=rms_norm model.bias=false",
+     "wavefront"},
+    {"cubit_nolrr_tied",
+     "model.mixer=cubit model.cubit.lrr=false model.tied_embeddings=true",
+     "wavefront"},
+    {"transformer", "model.mixer=softmax model.softmax.qk_norm=true", "ring"},
+    {"deltaformer_docs", "model.mixer=deltaformer data.document_mask=true",
+     "wavefront"},
+};
+
+struct GateLayout {
+  int dp, tp, pp, cp;
+  const char* overrides;  // SHARDED stands for the mixer's own method
+};
+
+constexpr GateLayout kLayouts[] = {
+    {2, 1, 1, 1, "parallel.zero_stage=0"},
+    {2, 1, 1, 1, "parallel.zero_stage=1"},
+    {4, 1, 1, 1, "batch.micro_batch_size=2"},
+    {1, 2, 1, 1, ""},
+    {1, 4, 1, 1, ""},
+    {1, 1, 1, 2, "parallel.cp_method=SHARDED"},
+    {1, 1, 1, 2, "parallel.cp_method=ulysses"},
+    {1, 1, 1, 4, "parallel.cp_method=SHARDED"},
+    {1, 1, 1, 4, "parallel.cp_method=ulysses"},
+    {1, 1, 2, 1, "parallel.pipeline_schedule=gpipe"},
+    {1, 1, 2, 1, "parallel.pipeline_schedule=one_f_one_b"},
+    {1, 1, 2, 1, "parallel.pipeline_schedule=interleaved"},
+    {1, 1, 4, 1, "parallel.pipeline_schedule=one_f_one_b"},
+    {2, 2, 1, 1, ""},
+    {2, 1, 2, 1, "memory.recompute=full"},
+    {1, 2, 2, 1, "memory.recompute=selective"},
+    {1, 2, 1, 2, "parallel.cp_method=SHARDED"},
+    {1, 2, 1, 2, "parallel.cp_method=ulysses"},
+    {2, 1, 1, 2, "parallel.cp_method=SHARDED"},
+    {1, 1, 2, 2, "parallel.cp_method=SHARDED"},
+    {2, 2, 2, 1, "parallel.pipeline_schedule=interleaved"},
+    {1, 2, 2, 2, "parallel.cp_method=SHARDED"},
+    {2, 1, 2, 2, "parallel.cp_method=ulysses"},
+    {2, 2, 1, 2, "parallel.cp_method=SHARDED parallel.zero_stage=0"},
+    {2, 2, 2, 2, "parallel.cp_method=SHARDED"},
+    {2, 2, 2, 2, "parallel.cp_method=ulysses parallel.zero_stage=0"},
+};
+
+// The values of `overrides`, for a name.
+std::string Words(const std::string& overrides) {
+  std::string words;
+  for (absl::string_view one :
+       absl::StrSplit(overrides, ' ', absl::SkipEmpty())) {
+    const std::vector<std::string> parts = absl::StrSplit(one, '=');
+    const std::string key = parts[0].substr(parts[0].rfind('.') + 1);
+    const bool is_number =
+        parts[1].find_first_not_of("0123456789") == std::string::npos;
+    absl::StrAppend(&words, "_",
+                    is_number ? absl::StrCat(key, parts[1]) : parts[1]);
+  }
+  return words;
+}
+
+GateCell MakeCell(const GateModel& model, const GateLayout& layout) {
+  GateCell cell;
+  cell.model = model.overrides;
+  cell.dp = layout.dp;
+  cell.tp = layout.tp;
+  cell.pp = layout.pp;
+  cell.cp = layout.cp;
+  cell.layout =
+      absl::StrReplaceAll(layout.overrides, {{"SHARDED", model.sharded}});
+  cell.name = model.name;
+  for (const auto& [axis, size] :
+       {std::pair("dp", cell.dp), std::pair("tp", cell.tp),
+        std::pair("pp", cell.pp), std::pair("cp", cell.cp)}) {
+    if (size > 1) absl::StrAppend(&cell.name, "_", axis, size);
+  }
+  cell.name += Words(cell.layout);
+  return cell;
+}
+
+}  // namespace
+
+std::vector<GateCell> GateCells() {
+  std::vector<GateCell> cells;
+  for (const GateModel& model : kModels) {
+    for (const GateLayout& layout : kLayouts) {
+      cells.push_back(MakeCell(model, layout));
+    }
+  }
+  return cells;
+}
+
+const GateReference& GateReference::Of(const GateCell& cell) {
+  static std::mutex mutex;
+  static auto& made = *new std::map<std::string, GateReference>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = made.find(cell.model);
+  if (found != made.end()) return found->second;
+  GateReference& reference = made[cell.model];
+  GateCell alone = cell;
+  alone.dp = alone.tp = alone.pp = alone.cp = 1;
+  alone.layout = "";
+  const RunConfig config = ConfigOf(alone);
+  const ParallelPlan layout = SinglePlan(config, ModelOf(config));
+  const auto mesh = MeshCommunicators::Single();
+  auto state = MakeState(config, layout, mesh.get());
+  CUBIT_CHECK(state.ok()) << state.status();
+  for (int64_t step = 0; step < kGateSteps; ++step) {
+    const absl::Status status =
+        Step(step, config, layout, state->get(), &reference.run_, [&] {
+          if (step == 0) reference.gradients_ = AllGradients(**state);
+        });
+    CUBIT_CHECK(status.ok()) << status;
+  }
+  return reference;
+}
+
+absl::Status RunGateCell(const GateCell& cell,
+                         std::unique_ptr<Communicator> world,
+                         std::unique_ptr<Communicator> control,
+                         const GateReference& reference, GateRun* run,
+                         std::map<std::string, GateError>* errors) {
+  const RunConfig config = ConfigOf(cell);
+  CUBIT_ASSIGN_OR_RETURN(
+      const ParallelPlan layout,
+      MakeParallelPlan(config, ModelOf(config), world->size(), "cpu"));
+  CUBIT_ASSIGN_OR_RETURN(auto mesh, MeshCommunicators::Create(
+                                        layout.mesh, std::move(world),
+                                        std::move(control)));
+  std::unique_ptr<TrainState> state;
+  const auto run_steps = [&]() -> absl::Status {
+    CUBIT_ASSIGN_OR_RETURN(state, MakeState(config, layout, mesh.get()));
+    for (int64_t step = 0; step < kGateSteps; ++step) {
+      CUBIT_RETURN_IF_ERROR(Step(step, config, layout, state.get(), run, [&] {
+        if (step == 0) AddErrors(*state, reference, errors);
+      }));
+    }
+    return absl::OkStatus();
+  };
+  absl::Status status = run_steps();
+  // Nobody waits for a rank that gave up.
+  if (!status.ok()) mesh->Abort(status);
+  return status;
+}
+
+std::vector<std::string> CompareWithReference(
+    const GateReference& reference, const GateRun& run,
+    const std::map<std::string, GateError>& errors, double tolerance) {
+  std::vector<std::string> differences;
+  const GateRun& right = reference.run();
+  for (size_t step = 0; step < right.losses.size(); ++step) {
+    const double error = RelativeError(run.losses.at(step), right.losses[step]);
+    if (error <= tolerance) continue;
+    differences.push_back(
+        absl::StrFormat("loss of step %d: %.9g, alone %.9g (%.2g)", step + 1,
+                        run.losses[step], right.losses[step], error));
+  }
+  if (errors.size() != reference.num_parameters()) {
+    differences.push_back(absl::StrCat(errors.size(), " parameters, alone ",
+                                       reference.num_parameters()));
+  }
+  for (const auto& [name, error] : errors) {
+    const double relative = std::sqrt(error.difference / error.reference);
+    if (relative <= tolerance &&
+        error.elements >=
+            static_cast<int64_t>(reference.gradient(name).size())) {
+      continue;
+    }
+    differences.push_back(absl::StrFormat(
+        "gradient of %s: relative error %.2g over %d elements of %d", name,
+        relative, error.elements, reference.gradient(name).size()));
+  }
+  return differences;
+}
+
+}  // namespace cubit
