@@ -111,6 +111,22 @@ TEST_P(AdamW, FollowsTheReferenceOverManySteps) {
 
 INSTANTIATE_TEST_SUITE_P(Sizes, AdamW, ::testing::Values(1, 19, 16384, 20001));
 
+TEST(SumInOrder, AddsInTheOrderOfTheTerms) {
+  Stream stream;
+  HostTensor<double> sum({1}, 7.0);
+  // In another order the ones would not be lost.
+  const HostTensor<double> terms({4}, {1e16, 1.0, 1.0, 0.5});
+  SumInOrder(terms.view(), sum.view(), stream);
+  stream.Synchronize();
+  EXPECT_EQ(sum[0], 1e16);
+  SumInOrder(terms.view().Slice(1, 3), sum.view(), stream);
+  stream.Synchronize();
+  EXPECT_EQ(sum[0], 2.5);
+  SumInOrder(terms.view().Slice(0, 0), sum.view(), stream);
+  stream.Synchronize();
+  EXPECT_EQ(sum[0], 0.0);
+}
+
 TEST(AdamWUpdate, FirstStepMovesByTheLearningRate) {
   State state(2);
   state.weight.values() = {1.0f, 1.0f};
