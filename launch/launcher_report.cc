@@ -29,11 +29,11 @@ constexpr size_t kMaxRecord = 4000;
 
 constexpr absl::string_view kRule = "----------------------------------------";
 
+// launch/interrupt.h says this on every rank; the launcher says it once.
+constexpr absl::string_view kStopping = "stopping after this step (again: ";
 // Beginnings of lines that are not the ranks' own words.
 constexpr absl::string_view kStarterLines[] = {
-    "mpirun: ", "srun: ", "slurmstepd: ",
-    // launch/interrupt.h says this on every rank; the launcher says it once.
-    "stopping after this step (again: "};
+    "mpirun: ", "srun: ", "slurmstepd: ", kStopping};
 // In blocks between rules that tell of ranks that ended.
 constexpr absl::string_view kBlocksOnEnds[] = {
     "Primary job  terminated normally",
@@ -200,6 +200,11 @@ void OutputFilter::ShowLine(absl::string_view line, std::string* shown) {
     return;
   }
   const bool hide = line_begins_ && IsStarterLine(line);
+  if (hide && absl::StartsWith(line, kStopping)) {
+    // It comes with a line end of its own, to clear a line of progress.
+    if (absl::EndsWith(*shown, "\n\n") || *shown == "\n") shown->pop_back();
+    return;
+  }
   absl::StrAppend(hide ? &withheld_ : shown, line);
 }
 

@@ -48,6 +48,7 @@ class OutputFilter {
 
  private:
   std::string Show(absl::string_view text);
+  // `line` is whole, with its end.
   void ShowLine(absl::string_view line, std::string* shown);
 
   std::string raw_;   // may be the beginning of a record

@@ -105,6 +105,14 @@ TEST(OutputFilter, WithholdsWhatMpirunSaysOfEnds) {
   EXPECT_THAT(filter.withheld(), Not(HasSubstr("warning")));
 }
 
+TEST(OutputFilter, LeavesItToTheLauncherToSayThatRanksStop) {
+  OutputFilter filter;
+  std::vector<RankReport> reports;
+  EXPECT_EQ(
+      filter.Feed("a\n\nstopping after this step (again: stop)\nb\n", &reports),
+      "a\nb\n");
+}
+
 TEST(StatusOfEnd, KnowsOurStatusesOnly) {
   EXPECT_EQ(StatusOfEnd(End(0, 1), 0), 1);
   EXPECT_EQ(StatusOfEnd(End(0, 3), 0), 3);
