@@ -42,7 +42,7 @@ bool IsReduction(Kind kind) {
 
 bool CanReduce(DType dtype) {
   return dtype == DType::kFloat32 || dtype == DType::kFloat64 ||
-         dtype == DType::kInt64;
+         dtype == DType::kBFloat16 || dtype == DType::kInt64;
 }
 
 absl::Status CheckMemory(const ConstTensor& x, absl::string_view what) {
@@ -343,8 +343,9 @@ absl::Status Communicator::CheckCollective(const CollectiveCall& call) const {
                               Describe(output), ": wanted one dtype"));
   }
   if (IsReduction(call.kind) && !CanReduce(call.input.dtype())) {
-    return error(absl::StrCat("dtype ", Name(call.input.dtype()),
-                              " cannot be reduced, wanted F32, F64 or I64"));
+    return error(
+        absl::StrCat("dtype ", Name(call.input.dtype()),
+                     " cannot be reduced, wanted F32, F64, BF16 or I64"));
   }
   if (!CountsAgree(call, size_)) {
     return error(absl::StrCat("input ", Describe(call.input), ", output ",

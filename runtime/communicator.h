@@ -2,8 +2,8 @@
 //
 // A group of ranks that exchange tensors. Implementations differ in what a rank
 // is (communicator_single.h: the only one; communicator_threads.h: a thread of
-// this process) and pass one conformance suite
-// (tests/runtime/communicator_test.cc).
+// this process; communicator_mpi.h: a process; communicator_nccl.h: a GPU) and
+// pass one conformance suite (tests/runtime/communicator_suite.h).
 //
 // Order. Every operation is ordered on the stream that it is given, like a
 // kernel. On the CPU it has happened when the call returns; elsewhere the call
@@ -150,7 +150,8 @@ class Communicator {
   int rank() const { return rank_; }
   int size() const { return size_; }
 
-  // Reductions take F32, F64 and I64; the others move bytes of any dtype.
+  // Reductions take F32, F64, I64 and BF16, whose terms are added in fp32 and
+  // rounded once; the others move bytes of any dtype.
   // `input` and `output` do not overlap, but for the in-place forms named here.
   // n is any number of elements, also 0.
 
@@ -214,6 +215,14 @@ class Communicator {
 
   // "group "tp", rank 2, AllReduce #7: ".
   std::string Prefix(OperationKind kind, int64_t sequence) const;
+  // Collectives that this rank has called, and messages to and from `peer`.
+  int64_t num_collectives() const { return next_collective_; }
+  int64_t num_sent(int peer) const {
+    return next_send_[static_cast<size_t>(peer)];
+  }
+  int64_t num_received(int peer) const {
+    return next_recv_[static_cast<size_t>(peer)];
+  }
   FlightRecorder& recorder() { return *recorder_; }
   const std::shared_ptr<FlightRecorder>& shared_recorder() const {
     return recorder_;

@@ -28,7 +28,6 @@
 #include <memory>
 #include <mutex>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -101,23 +100,9 @@ struct ThreadGroup {
   std::map<int, std::shared_ptr<ThreadGroup>> split;
 };
 
-std::string Join(const std::vector<int>& ranks) {
-  return ranks.empty() ? "none" : absl::StrJoin(ranks, ", ");
-}
-
-std::string Describe(const ConstTensor& x) {
-  return absl::StrCat(Name(x.dtype()), " ", x.shape().ToString());
-}
-
 void CopyMessage(const ConstTensor& from, const Tensor& to) {
   if (from.size_bytes() == 0) return;
   std::memcpy(to.raw(), from.raw(), static_cast<size_t>(from.size_bytes()));
-}
-
-bool SameCall(const CollectiveCall& a, const CollectiveCall& b) {
-  return a.kind == b.kind && a.reduce_op == b.reduce_op && a.root == b.root &&
-         a.input.dtype() == b.input.dtype() &&
-         a.input.shape() == b.input.shape();
 }
 
 class ThreadCommunicator : public Communicator {
@@ -182,7 +167,6 @@ class ThreadCommunicator : public Communicator {
   absl::StatusOr<std::vector<CollectiveCall>> Open(Lock& lock,
                                                    const CollectiveCall& call,
                                                    Clock::time_point deadline);
-  absl::Status CompareCalls(const std::vector<CollectiveCall>& calls) const;
   std::string DescribeMeeting(const CollectiveCall& call,
                               const std::vector<int>& missing) const;
 
@@ -256,7 +240,7 @@ std::string ThreadCommunicator::DescribeMeeting(
   }
   return absl::StrFormat("%s%s: arrived: ranks %s; not arrived: ranks %s (%s)",
                          Prefix(call.kind, call.sequence), call.ToString(),
-                         Join(arrived), Join(missing),
+                         JoinRanks(arrived), JoinRanks(missing),
                          absl::StrJoin(last, "; "));
 }
 
@@ -276,19 +260,6 @@ absl::Status ThreadCommunicator::Meet(Lock& lock, const CollectiveCall& call,
               [&] { return DescribeMeeting(call, missing()); });
 }
 
-absl::Status ThreadCommunicator::CompareCalls(
-    const std::vector<CollectiveCall>& calls) const {
-  const CollectiveCall& first = calls[0];
-  for (size_t q = 1; q < calls.size(); ++q) {
-    if (SameCall(first, calls[q])) continue;
-    return absl::InvalidArgumentError(absl::StrFormat(
-        "group \"%s\", operation #%d: rank 0 called %s, rank %d called %s: all "
-        "ranks must call the same operation with the same arguments",
-        name(), first.sequence, first.ToString(), q, calls[q].ToString()));
-  }
-  return absl::OkStatus();
-}
-
 absl::StatusOr<std::vector<CollectiveCall>> ThreadCommunicator::Open(
     Lock& lock, const CollectiveCall& call, Clock::time_point deadline) {
   me().call = call;
@@ -297,7 +268,7 @@ absl::StatusOr<std::vector<CollectiveCall>> ThreadCommunicator::Open(
   std::vector<CollectiveCall> calls;
   calls.reserve(group_->ranks.size());
   for (const RankState& state : group_->ranks) calls.push_back(state.call);
-  status = CompareCalls(calls);
+  status = CompareCalls(calls, name());
   if (!status.ok()) return status;
   return calls;
 }
@@ -326,38 +297,23 @@ absl::StatusOr<std::unique_ptr<Communicator>> ThreadCommunicator::RunSplit(
   const Clock::time_point deadline = Deadline();
   auto calls = Open(lock, call, deadline);
   if (!calls.ok()) return Leave(lock, calls.status());
-  std::vector<std::tuple<int, int>> members;  // key, rank here
-  for (int q = 0; q < size(); ++q) {
-    const CollectiveCall& other = (*calls)[static_cast<size_t>(q)];
-    if (other.color != call.color) continue;
-    members.emplace_back(other.key, q);
-    if (other.name != call.name) {
-      return Leave(lock, absl::InvalidArgumentError(absl::StrFormat(
-                             "%scolor %d is \"%s\" on rank %d and \"%s\" on "
-                             "rank %d: wanted one name",
-                             Prefix(call.kind, call.sequence), call.color,
-                             call.name, rank(), other.name, q)));
-    }
-  }
-  std::sort(members.begin(), members.end());
+  const absl::StatusOr<SplitMembers> members =
+      MembersOf(*calls, rank(), Prefix(call.kind, call.sequence));
+  if (!members.ok()) return Leave(lock, members.status());
   std::shared_ptr<ThreadGroup> child;
   if (call.color >= 0) {
     std::shared_ptr<ThreadGroup>& shared = group_->split[call.color];
     if (shared == nullptr) {
       shared = std::make_shared<ThreadGroup>(
-          call.name, static_cast<int>(members.size()), group_->timeout);
+          call.name, static_cast<int>(members->ranks.size()), group_->timeout);
       group_->children.push_back(shared);
     }
     child = shared;
   }
   // Constructed before any rank goes on: members have recorders then.
-  const int new_rank =
-      static_cast<int>(std::find(members.begin(), members.end(),
-                                 std::make_tuple(call.key, rank())) -
-                       members.begin());
   std::unique_ptr<Communicator> result;
   if (child != nullptr) {
-    result = std::make_unique<ThreadCommunicator>(child, new_rank);
+    result = std::make_unique<ThreadCommunicator>(child, members->rank);
   }
   absl::Status status = Meet(lock, call, deadline);
   if (status.ok()) {
@@ -381,8 +337,8 @@ absl::Status ThreadCommunicator::Transfer(Lock& lock, PostedSend& send,
     return absl::InvalidArgumentError(absl::StrFormat(
         "group \"%s\", message #%d from rank %d to rank %d: sent %s, the "
         "receiver expects %s",
-        name(), message.sequence, receive.from, rank(), Describe(from),
-        Describe(to)));
+        name(), message.sequence, receive.from, rank(), DescribeTensor(from),
+        DescribeTensor(to)));
   }
   absl::Status status = Work(lock, [&] { CopyMessage(from, to); });
   if (status.ok()) send.done = true;

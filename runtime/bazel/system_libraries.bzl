@@ -35,6 +35,7 @@ _PKG_CONFIG = {
     "hdf5": (["hdf5-serial"], "libhdf5-dev"),
     "json": (["nlohmann_json"], "nlohmann-json3-dev"),
     "lzma": (["liblzma"], "liblzma-dev"),
+    "mpi": (["ompi-c"], "libopenmpi-dev"),
     "openblas": (["openblas"], "libopenblas-pthread-dev"),
     "pcre2": (["libpcre2-8"], "libpcre2-dev"),
     "protobuf": (["protobuf"], "libprotobuf-dev"),
@@ -42,6 +43,12 @@ _PKG_CONFIG = {
     "xxhash": (["libxxhash"], "libxxhash-dev"),
     "zlib": (["zlib"], "zlib1g-dev"),
     "zstd": (["libzstd"], "libzstd-dev"),
+}
+
+# What pkg-config does not say. Open MPI's C++ bindings, which nobody needs, do
+# not link.
+_DEFINES = {
+    "mpi": ["OMPI_SKIP_MPICXX"],
 }
 
 def _fail_missing(what, package):
@@ -60,6 +67,7 @@ def _library(ctx, name, modules, package):
     cflags = _pkg_config(ctx, "--cflags", modules, package)
     links = _pkg_config(ctx, "--libs", modules, package)
     defines = [f[2:] for f in cflags if f.startswith("-D")]
+    defines += _DEFINES.get(name, [])
     includes = []
     for index, flag in enumerate([f for f in cflags if f.startswith("-I")]):
         folder = "include_%s_%d" % (name, index)

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "tests/runtime/mpi_test_main.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gtest/gtest.h"
+
+#include "runtime/check.h"
+
+namespace cubit {
+namespace {
+
+std::unique_ptr<MpiSession>& Session() {
+  static auto* const session = new std::unique_ptr<MpiSession>;
+  return *session;
+}
+
+// Returns only if there is no mpirun.
+void StartMpirun(int argc, char** argv, int num_ranks) {
+  std::vector<std::string> words = {
+      "mpirun", "--allow-run-as-root",   "--oversubscribe",
+      "-np",    absl::StrCat(num_ranks), "/proc/self/exe"};
+  std::string path(4096, '\0');
+  const ssize_t length = readlink("/proc/self/exe", path.data(), path.size());
+  CUBIT_CHECK(length > 0);
+  words.back() = path.substr(0, static_cast<size_t>(length));
+  words.insert(words.end(), argv + 1, argv + argc);
+  std::vector<char*> arguments;
+  for (std::string& word : words) arguments.push_back(word.data());
+  arguments.push_back(nullptr);
+  execvp("mpirun", arguments.data());
+}
+
+class FailurePrinter : public testing::EmptyTestEventListener {
+ public:
+  explicit FailurePrinter(int rank) : rank_(rank) {}
+
+  void OnTestPartResult(const testing::TestPartResult& result) override {
+    if (!result.failed()) return;
+    const auto* const test =
+        testing::UnitTest::GetInstance()->current_test_info();
+    std::printf("rank %d: %s: %s:%d: %s\n", rank_,
+                test == nullptr ? "?" : test->name(),
+                result.file_name() == nullptr ? "?" : result.file_name(),
+                result.line_number(), result.message());
+    std::fflush(stdout);
+  }
+
+ private:
+  const int rank_;
+};
+
+TEST(Mpirun, IsInstalled) {
+  if (Session() == nullptr) {
+    GTEST_SKIP() << "skipped: no mpirun on the PATH (package openmpi-bin)";
+  }
+  EXPECT_GE(Session()->size(), 1);
+}
+
+}  // namespace
+
+MpiSession& TestSession() { return *Session(); }
+
+int RunTestsUnderMpi(int argc, char** argv, int num_ranks) {
+  if (!MpiSession::StartedByMpi()) {
+    StartMpirun(argc, argv, num_ranks);
+    testing::InitGoogleTest(&argc, argv);
+    testing::GTEST_FLAG(filter) = "Mpirun.IsInstalled";
+    return RUN_ALL_TESTS();
+  }
+  auto session = MpiSession::Start();
+  CUBIT_CHECK_OK(session);
+  Session() = *std::move(session);
+  const int rank = Session()->rank();
+  // One report of the results, by rank 0.
+  if (rank > 0) {
+    unsetenv("XML_OUTPUT_FILE");
+    unsetenv("TEST_PREMATURE_EXIT_FILE");
+  }
+  testing::InitGoogleTest(&argc, argv);
+  if (rank > 0) {
+    auto& listeners = testing::UnitTest::GetInstance()->listeners();
+    delete listeners.Release(listeners.default_result_printer());
+    listeners.Append(new FailurePrinter(rank));
+  }
+  const int status = RUN_ALL_TESTS();
+  Session().reset();
+  return status;
+}
+
+}  // namespace cubit
