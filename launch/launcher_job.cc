@@ -20,6 +20,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 
 #include "launch/launcher_rank.h"
 #include "launch/launcher_report.h"
@@ -83,6 +84,10 @@ class Starter {
     close(errors_);
   }
 
+  // How lines of mpirun's own begin.
+  std::string line_prefix() const {
+    return absl::StrFormat("[%s:%05d]", HostName(), pid_);
+  }
   int output() const { return output_; }
   int errors() const { return errors_; }
   // Signals mpirun or srun alone, or it and what it started in its group.
@@ -206,6 +211,7 @@ absl::StatusOr<int> Job::Run(const std::vector<std::string>& command,
     sigprocmask(SIG_SETMASK, &before, nullptr);
     return started;
   }
+  filter_ = OutputFilter(starter_.line_prefix());
   const int signals = signalfd(-1, &watched, SFD_CLOEXEC | SFD_NONBLOCK);
   CUBIT_CHECK_GE(signals, 0);
   std::array<pollfd, 3> files = {pollfd{signals, POLLIN, 0},
