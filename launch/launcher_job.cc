@@ -20,6 +20,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 
 #include "launch/launcher_rank.h"
 #include "launch/launcher_report.h"
@@ -35,6 +36,9 @@ constexpr char kStopping[] =
     "stopping after this step (again: stop at once, without a checkpoint)";
 // What is left in the pipes after the end of the starter arrives within this.
 constexpr int kDrainMs = 200;
+// How often, and how many times, to look whether killed workers are gone.
+constexpr int kLookUs = 10'000;
+constexpr int kLooks = 200;
 
 void WriteAll(int fd, absl::string_view text) {
   while (!text.empty()) {
@@ -53,6 +57,11 @@ bool IsWorker(int pid) {
   const ssize_t size = readlink(link.c_str(), path.data(), path.size());
   return size > 0 && absl::StartsWith({path.data(), static_cast<size_t>(size)},
                                       absl::StrCat(OwnPath(), "_"));
+}
+
+// Before a line of the launcher's own: rank 0 may show its progress.
+void ClearProgress() {
+  if (isatty(STDERR_FILENO) != 0) WriteAll(STDERR_FILENO, "\r\033[K");
 }
 
 sigset_t WatchedSignals() {
@@ -75,6 +84,10 @@ class Starter {
     close(errors_);
   }
 
+  // How lines of mpirun's own begin.
+  std::string line_prefix() const {
+    return absl::StrFormat("[%s:%05d]", HostName(), pid_);
+  }
   int output() const { return output_; }
   int errors() const { return errors_; }
   // Signals mpirun or srun alone, or it and what it started in its group.
@@ -173,6 +186,7 @@ class Job {
   void OnSignals(int fd);
   void OnInterrupt(int signal);
   void Act(JobWatch::Action action);
+  void EndWorkersHere();
   int Conclude(int starter_status);
 
   std::string name_;  // of the starter: "mpirun"
@@ -197,6 +211,7 @@ absl::StatusOr<int> Job::Run(const std::vector<std::string>& command,
     sigprocmask(SIG_SETMASK, &before, nullptr);
     return started;
   }
+  filter_ = OutputFilter(starter_.line_prefix());
   const int signals = signalfd(-1, &watched, SFD_CLOEXEC | SFD_NONBLOCK);
   CUBIT_CHECK_GE(signals, 0);
   std::array<pollfd, 3> files = {pollfd{signals, POLLIN, 0},
@@ -212,6 +227,7 @@ absl::StatusOr<int> Job::Run(const std::vector<std::string>& command,
     Act(watch_.Due(JobWatch::Clock::now()));
   }
   Drain();
+  EndWorkersHere();
   close(signals);
   return Conclude(status);
 }
@@ -271,6 +287,7 @@ void Job::OnReports(const std::vector<RankReport>& reports) {
       case RankReport::Kind::kEnded:
         if (report.host == HostName()) workers_here_.erase(report.pid);
         if (watch_.Ended(report, JobWatch::Clock::now())) {
+          ClearProgress();
           LogError(absl::StrCat(report.ToString(), "; the job ends"));
         }
         break;
@@ -291,6 +308,7 @@ void Job::OnSignals(int fd) {
 void Job::OnInterrupt(int signal) {
   watch_.Interrupted(signal, JobWatch::Clock::now());
   if (interrupt_ == 0) {
+    ClearProgress();
     LogInfo(kStopping);
     starter_.Signal(CarrierOf(signal));
   }
@@ -303,12 +321,22 @@ void Job::Act(JobWatch::Action action) {
   if (action != JobWatch::Action::kKill) return;
   // Ranks on other hosts see that their parent is gone (launcher_rank.h).
   starter_.SignalGroup(SIGKILL);
+  EndWorkersHere();
+}
+
+// Those whose end nobody told of: mpirun kills a rank and its hand at once.
+void Job::EndWorkersHere() {
   for (const int pid : workers_here_) {
     if (IsWorker(pid)) kill(pid, SIGKILL);
   }
+  const auto any = [this] {
+    return std::any_of(workers_here_.begin(), workers_here_.end(), IsWorker);
+  };
+  for (int look = 0; look < kLooks && any(); ++look) usleep(kLookUs);
 }
 
 int Job::Conclude(int starter_status) {
+  ClearProgress();
   if (killed_) {
     LogError("stopped at once, without a checkpoint");
     const sigset_t watched = WatchedSignals();

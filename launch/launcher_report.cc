@@ -26,14 +26,15 @@ constexpr char kRecordBegin[] =
     "cubit ";
 constexpr char kRecordEnd[] = "\x02\n";
 constexpr size_t kMaxRecord = 4000;
+constexpr size_t kMaxSaid = 64;
 
 constexpr absl::string_view kRule = "----------------------------------------";
 
+// launch/interrupt.h says this on every rank; the launcher says it once.
+constexpr absl::string_view kStopping = "stopping after this step (again: ";
 // Beginnings of lines that are not the ranks' own words.
 constexpr absl::string_view kStarterLines[] = {
-    "mpirun: ", "srun: ", "slurmstepd: ",
-    // launch/interrupt.h says this on every rank; the launcher says it once.
-    "stopping after this step (again: "};
+    "mpirun: ", "srun: ", "slurmstepd: ", kStopping};
 // In blocks between rules that tell of ranks that ended.
 constexpr absl::string_view kBlocksOnEnds[] = {
     "Primary job  terminated normally",
@@ -59,15 +60,6 @@ bool IsRule(absl::string_view line) {
   line = absl::StripSuffix(line, "\n");
   return line.size() >= kRule.size() &&
          line.find_first_not_of('-') == absl::string_view::npos;
-}
-
-bool IsStarterLine(absl::string_view line) {
-  return std::any_of(std::begin(kStarterLines), std::end(kStarterLines),
-                     [line](absl::string_view begin) {
-                       return absl::StartsWith(line, begin);
-                     }) ||
-         (absl::StartsWith(line, "[") &&
-          ContainsAny(line, std::begin(kRepeats), std::end(kRepeats)));
 }
 
 // Whether the beginning of a line may become a rule or a starter's line.
@@ -188,6 +180,38 @@ std::string OutputFilter::Show(absl::string_view text) {
   return shown;
 }
 
+bool OutputFilter::IsStarterLine(absl::string_view line) const {
+  if (!starter_.empty() && absl::StartsWith(line, starter_)) return true;
+  if (absl::StartsWith(line, "[") &&
+      ContainsAny(line, std::begin(kRepeats), std::end(kRepeats))) {
+    return true;
+  }
+  return std::any_of(std::begin(kStarterLines), std::end(kStarterLines),
+                     [line](absl::string_view begin) {
+                       return absl::StartsWith(line, begin);
+                     });
+}
+
+// Rank 0 has no prefix (runtime/logging.h).
+bool OutputFilter::WasSaidByAnother(absl::string_view line) {
+  absl::string_view words = line;
+  const size_t end = line.find("] ");
+  if (absl::StartsWith(line, "[rank ") && end != absl::string_view::npos) {
+    words.remove_prefix(end + 2);
+  }
+  if (!absl::StartsWith(words, "warning: ") &&
+      !absl::StartsWith(words, "error: ")) {
+    return false;
+  }
+  const std::string prefix(line.substr(0, line.size() - words.size()));
+  for (const auto& [who, what] : said_) {
+    if (what == words) return who != prefix;
+  }
+  said_.emplace_back(prefix, std::string(words));
+  if (said_.size() > kMaxSaid) said_.pop_front();
+  return false;
+}
+
 void OutputFilter::ShowLine(absl::string_view line, std::string* shown) {
   const bool rule = line_begins_ && IsRule(line);
   if (!block_.empty() || rule) {
@@ -200,6 +224,12 @@ void OutputFilter::ShowLine(absl::string_view line, std::string* shown) {
     return;
   }
   const bool hide = line_begins_ && IsStarterLine(line);
+  if (hide && absl::StartsWith(line, kStopping)) {
+    // It comes with a line end of its own, to clear a line of progress.
+    if (absl::EndsWith(*shown, "\n\n") || *shown == "\n") shown->pop_back();
+    return;
+  }
+  if (!hide && line_begins_ && WasSaidByAnother(line)) return;
   absl::StrAppend(hide ? &withheld_ : shown, line);
 }
 
@@ -251,7 +281,7 @@ bool JobWatch::Ended(const RankReport& report, Time now) {
                    status != kExitTerminated;
   if (!bad || reason_) return false;
   reason_ = report;
-  stop_at_ = now + kLastWords;
+  stop_at_ = now + kUntilStop;
   kill_at_ = now + kUntilKill;
   return true;
 }

@@ -8,8 +8,10 @@
 #define CUBIT_LAUNCH_LAUNCHER_REPORT_H_
 
 #include <chrono>
+#include <deque>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/string_view.h"
@@ -35,10 +37,15 @@ std::string EncodeReport(const RankReport& report);
 
 // Cuts the standard error of a job, which arrives in pieces, into what ranks
 // said and their records, and withholds what mpirun and srun say about ranks
-// that ended: the launcher says it better. Text of ranks passes at once, also
+// that ended: the launcher says it better. A warning or error that several
+// ranks give in the same words passes once. Text of ranks passes at once, also
 // lines that are not ended.
 class OutputFilter {
  public:
+  OutputFilter() = default;
+  // `starter`: how lines of mpirun itself begin, "[node1:00071]".
+  explicit OutputFilter(std::string starter) : starter_(std::move(starter)) {}
+
   // The text to show; records are added to `reports`.
   std::string Feed(absl::string_view piece, std::vector<RankReport>* reports);
   // What was held back for the rest of a line, at the end of the stream.
@@ -48,13 +55,20 @@ class OutputFilter {
 
  private:
   std::string Show(absl::string_view text);
+  // `line` is whole, with its end.
   void ShowLine(absl::string_view line, std::string* shown);
 
+  bool IsStarterLine(absl::string_view line) const;
+  bool WasSaidByAnother(absl::string_view line);
+
+  std::string starter_;
   std::string raw_;   // may be the beginning of a record
   std::string line_;  // may be the beginning of a line to withhold
   bool line_begins_ = true;
   std::string block_;  // between two rules of dashes; "" outside
   std::string withheld_;
+  // The last warnings and errors with the prefixes of their ranks.
+  std::deque<std::pair<std::string, std::string>> said_;
 };
 
 // The course of a job. Times are handed in, so that tests need none.
@@ -66,10 +80,11 @@ class JobWatch {
   // left of the job at once.
   enum class Action { kNone, kStop, kKill };
 
-  // After a rank's bad end the others have this long for last words, and this
-  // long until they are killed.
-  static constexpr std::chrono::milliseconds kLastWords{1500};
-  static constexpr std::chrono::milliseconds kUntilKill{6000};
+  // After a rank's bad end mpirun and srun end the others by themselves. If
+  // they have not within the first time they are asked to, and killed after the
+  // second. (mpirun may crash if it is asked while it is at it.)
+  static constexpr std::chrono::seconds kUntilStop{4};
+  static constexpr std::chrono::seconds kUntilKill{7};
   // After SIGINT or SIGTERM: for the step and its checkpoint.
   static constexpr std::chrono::seconds kGrace{600};
 

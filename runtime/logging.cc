@@ -145,8 +145,7 @@ void ShowProgress(absl::string_view line) {
 }
 
 bool ProgressIsShown() {
-  static const bool on_screen =
-      isatty(STDERR_FILENO) != 0 || WidthFromLauncher() > 0;
+  const bool on_screen = isatty(STDERR_FILENO) != 0 || WidthFromLauncher() > 0;
   return on_screen && SpeaksToTheTerminal();
 }
 

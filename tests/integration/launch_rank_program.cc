@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A rank for launch_test: does to its job what --rank_N=WHAT says, where WHAT
-// is "done", "wait" (for a signal, then a clean stop), "deaf" (ignores
-// signals), "exit:STATUS" or "kill:SIGNAL" (itself). Others wait.
+// A rank for launch_test. Joins the other ranks as a training run does, then
+// does to its job what --rank_N=WHAT says (--all=WHAT for the others), where
+// WHAT is "done", "wait" (for a signal, then a clean stop), "deaf" (ignores
+// signals), "exit:STATUS" (at once) or "kill:SIGNAL" (itself). --config_N=TEXT
+// is the configuration of rank N.
 
 #include <signal.h>
 #include <unistd.h>
@@ -11,52 +13,66 @@
 #include <cstdlib>
 #include <string>
 
+#include "launch/bootstrap.h"
 #include "launch/interrupt.h"
 #include "launch/launcher_environment.h"
+#include "runtime/command_line.h"
+#include "runtime/logging.h"
+#include "runtime/status_macros.h"
 
+namespace cubit {
 namespace {
 
-std::string TaskOf(int rank, int argc, char** argv) {
-  const std::string flag = "--rank_" + std::to_string(rank) + "=";
-  std::string task = "wait";
+std::string Flag(const std::string& name, const std::string& missing, int argc,
+                 char** argv) {
+  const std::string begin = "--" + name + "=";
   for (int i = 1; i < argc; ++i) {
     const std::string word = argv[i];
-    if (word.rfind("--all=", 0) == 0) task = word.substr(6);
+    if (word.rfind(begin, 0) == 0) return word.substr(begin.size());
   }
-  for (int i = 1; i < argc; ++i) {
-    const std::string word = argv[i];
-    if (word.rfind(flag, 0) == 0) task = word.substr(flag.size());
-  }
-  return task;
+  return missing;
 }
 
 int NumberAfterColon(const std::string& task) {
   return std::atoi(task.substr(task.find(':') + 1).c_str());
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-  const auto rank = cubit::RankOf(cubit::ReadEnvironment());
-  if (!rank) {
-    std::fprintf(stderr, "alone\n");
-    return 0;
+absl::StatusOr<int> RunRank(int argc, char** argv) {
+  CUBIT_ASSIGN_OR_RETURN(const Bootstrap ranks, StartRanks());
+  if (ranks.world_size == 1) {
+    LogInfo("alone");
+    return kExitDone;
   }
-  const std::string task = TaskOf(rank->rank, argc, argv);
-  cubit::InstallInterruptHandlers();
+  const std::string own = std::to_string(ranks.rank);
+  const int nodes = std::atoi(Flag("nodes", "1", argc, argv).c_str());
+  CUBIT_RETURN_IF_ERROR(CheckAgreement(
+      ranks, Flag("config_" + own, "seed: 0", argc, argv), nodes, 0));
+  AnnounceResumeCommand(ranks, "train --resume");
+  const std::string task =
+      Flag("rank_" + own, Flag("all", "wait", argc, argv), argc, argv);
+  InstallInterruptHandlers();
   if (task == "deaf") {
     signal(SIGINT, SIG_IGN);
     signal(SIGTERM, SIG_IGN);
   }
-  std::fprintf(stderr, "rank %d of %d: pid %d, threads %s\n", rank->rank,
-               rank->world_size, getpid(), std::getenv("CUBIT_NUM_THREADS"));
-  std::printf("output of rank %d\n", rank->rank);
+  std::fprintf(stderr, "rank %d of %d: pid %d, local %d of %d, threads %s\n",
+               ranks.rank, ranks.world_size, getpid(), ranks.local_rank,
+               ranks.local_size, std::getenv("CUBIT_NUM_THREADS"));
+  std::printf("output of rank %d\n", ranks.rank);
   std::fflush(stdout);
-  if (task == "done") return 0;
-  if (task.rfind("exit:", 0) == 0) return NumberAfterColon(task);
+  if (task == "done") return kExitDone;
+  if (task.rfind("exit:", 0) == 0) _exit(NumberAfterColon(task));
   if (task.rfind("kill:", 0) == 0) kill(getpid(), NumberAfterColon(task));
-  while (cubit::InterruptSignal() == 0) usleep(10'000);
-  usleep(200'000 * rank->rank);  // the last checkpoint takes longest
-  std::fprintf(stderr, "saved by rank %d\n", rank->rank);
-  return 128 + cubit::InterruptSignal();
+  while (InterruptSignal() == 0) usleep(10'000);
+  usleep(200'000 * ranks.rank);  // the last rank's checkpoint takes longest
+  LogWarning("saved");
+  return 128 + InterruptSignal();
+}
+
+}  // namespace
+}  // namespace cubit
+
+int main(int argc, char** argv) {
+  const absl::StatusOr<int> status = cubit::RunRank(argc, argv);
+  return status.ok() ? *status : cubit::ExitStatus(status.status());
 }

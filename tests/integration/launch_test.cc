@@ -4,9 +4,11 @@
 // worker is launch_rank_program.
 
 #include <signal.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cstdlib>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,6 +20,7 @@
 namespace cubit {
 namespace {
 
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::Not;
 using ::testing::StartsWith;
@@ -60,7 +63,12 @@ int PidOf(int rank, const std::string& errors) {
   return std::atoi(errors.substr(at + 4).c_str());
 }
 
-bool Lives(int pid) { return kill(pid, 0) == 0; }
+// A process that has ended, but was not waited for, has no program any more.
+bool Lives(int pid) {
+  char path[1];
+  const std::string link = "/proc/" + std::to_string(pid) + "/exe";
+  return pid > 0 && readlink(link.c_str(), path, sizeof(path)) >= 0;
+}
 
 TEST_F(Launch, OneRankIsTheWorkerItself) {
   const auto result = Run({});
@@ -75,6 +83,7 @@ TEST_F(Launch, EmulatesNodesAndSaysSoFirst) {
               StartsWith("emulating 3 nodes x 1 CPU rank on this machine: "));
   for (const std::string rank : {"0", "1", "2"}) {
     EXPECT_THAT(result.errors, HasSubstr("rank " + rank + " of 3: pid "));
+    EXPECT_THAT(result.errors, HasSubstr("local " + rank + " of 3, threads "));
     EXPECT_THAT(result.output, HasSubstr("output of rank " + rank + "\n"));
   }
   EXPECT_THAT(result.errors, Not(HasSubstr("---")));
@@ -88,6 +97,7 @@ TEST_F(Launch, AKilledRankEndsTheJobWithItsReasonFirst) {
   EXPECT_THAT(result.errors, HasSubstr("error: rank 2 ("));
   EXPECT_THAT(result.errors,
               HasSubstr("killed by signal 9 (SIGKILL); the job ends\n"));
+  EXPECT_THAT(result.errors, EndsWith("to go on: train --resume\n"));
   EXPECT_THAT(result.errors, Not(HasSubstr("mpirun")));
   for (int rank = 0; rank < 3; ++rank) {
     EXPECT_FALSE(Lives(PidOf(rank, result.errors)));
@@ -109,6 +119,14 @@ TEST_F(Launch, AWrongRequestOfOneRankIsOneOfTheJob) {
   EXPECT_THAT(result.errors, HasSubstr("a wrong request or bad input"));
 }
 
+TEST_F(Launch, RanksWithAnotherConfigurationAreRefused) {
+  const auto result = Run({"--nodes=2", "--all=done", "--config_1=seed: 7"});
+  EXPECT_EQ(result.exit_status, 1);
+  EXPECT_THAT(result.errors, HasSubstr("line 1 is \"seed: 7\" here and "
+                                       "\"seed: 0\" there"));
+  EXPECT_THAT(result.errors, Not(HasSubstr("to go on")));
+}
+
 TEST_F(Launch, SigtermLetsEveryRankSave) {
   Start({"--nodes=3"});
   WaitForRanks(3);
@@ -116,8 +134,11 @@ TEST_F(Launch, SigtermLetsEveryRankSave) {
   const auto result = Wait();
   EXPECT_EQ(result.exit_status, 143);
   EXPECT_THAT(result.errors, HasSubstr("stopping after this step"));
+  EXPECT_THAT(result.errors, EndsWith("to go on: train --resume\n"));
   for (const std::string rank : {"0", "1", "2"}) {
-    EXPECT_THAT(result.errors, HasSubstr("saved by rank " + rank));
+    EXPECT_THAT(result.errors,
+                HasSubstr((rank == "0" ? "" : "[rank " + rank + "] ") +
+                          "warning: saved\n"));
   }
 }
 
@@ -127,7 +148,7 @@ TEST_F(Launch, SigintToo) {
   program_->Signal(SIGINT);
   const auto result = Wait();
   EXPECT_EQ(result.exit_status, 130);
-  EXPECT_THAT(result.errors, HasSubstr("saved by rank 1"));
+  EXPECT_THAT(result.errors, HasSubstr("[rank 1] warning: saved\n"));
 }
 
 TEST_F(Launch, ASecondSignalEndsItAtOnce) {

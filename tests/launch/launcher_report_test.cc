@@ -11,7 +11,6 @@ namespace cubit {
 namespace {
 
 using Action = JobWatch::Action;
-using std::chrono::milliseconds;
 using std::chrono::seconds;
 using ::testing::HasSubstr;
 using ::testing::Not;
@@ -105,6 +104,32 @@ TEST(OutputFilter, WithholdsWhatMpirunSaysOfEnds) {
   EXPECT_THAT(filter.withheld(), Not(HasSubstr("warning")));
 }
 
+TEST(OutputFilter, WithholdsWhatMpirunSaysOfItself) {
+  OutputFilter filter("[vm:00037]");
+  std::vector<RankReport> reports;
+  EXPECT_EQ(filter.Feed("[vm:00037] *** Process received signal ***\n"
+                        "[vm:00038] of a rank\n",
+                        &reports),
+            "[vm:00038] of a rank\n");
+}
+
+TEST(OutputFilter, PassesOneOfTheSameWordsOfSeveralRanks) {
+  OutputFilter filter;
+  std::vector<RankReport> reports;
+  EXPECT_EQ(filter.Feed("[rank 1] error: a\nerror: a\n[rank 2] error: a\n"
+                        "[rank 2] error: b\n[rank 2] error: b\nx\nx\n",
+                        &reports),
+            "[rank 1] error: a\n[rank 2] error: b\n[rank 2] error: b\nx\nx\n");
+}
+
+TEST(OutputFilter, LeavesItToTheLauncherToSayThatRanksStop) {
+  OutputFilter filter;
+  std::vector<RankReport> reports;
+  EXPECT_EQ(
+      filter.Feed("a\n\nstopping after this step (again: stop)\nb\n", &reports),
+      "a\nb\n");
+}
+
 TEST(StatusOfEnd, KnowsOurStatusesOnly) {
   EXPECT_EQ(StatusOfEnd(End(0, 1), 0), 1);
   EXPECT_EQ(StatusOfEnd(End(0, 3), 0), 3);
@@ -135,10 +160,10 @@ class JobWatchTest : public ::testing::Test {
 TEST_F(JobWatchTest, StopsAndThenKillsAfterADeath) {
   EXPECT_FALSE(watch_.NextTime().has_value());
   EXPECT_TRUE(watch_.Ended(End(2, 137, SIGKILL), start_));
-  EXPECT_EQ(watch_.Due(start_ + milliseconds(1400)), Action::kNone);
-  EXPECT_EQ(watch_.Due(start_ + milliseconds(1500)), Action::kStop);
-  EXPECT_EQ(watch_.Due(start_ + milliseconds(1600)), Action::kNone);
-  EXPECT_EQ(watch_.Due(start_ + seconds(6)), Action::kKill);
+  EXPECT_EQ(watch_.Due(start_ + seconds(3)), Action::kNone);
+  EXPECT_EQ(watch_.Due(start_ + seconds(4)), Action::kStop);
+  EXPECT_EQ(watch_.Due(start_ + seconds(5)), Action::kNone);
+  EXPECT_EQ(watch_.Due(start_ + seconds(7)), Action::kKill);
   EXPECT_FALSE(watch_.NextTime().has_value());
   // Victims of the stop change nothing; a rank's own word does.
   EXPECT_FALSE(watch_.Ended(End(0, 143, SIGTERM), start_));

@@ -132,5 +132,56 @@ TEST(CrashHandlerDeathTest, LeavesSigtermAlone) {
       ::testing::KilledBySignal(SIGTERM), "^$");
 }
 
+class LogAsRankTest : public ::testing::Test {
+ protected:
+  void TearDown() override {
+    LogAsRank(0, 1);
+    unsetenv(kTerminalWidthVariable);
+  }
+  // What the terminal shows of one line of each kind.
+  static std::string Lines() {
+    ::testing::internal::CaptureStderr();
+    LogInfo("i");
+    LogWarning("w1\nw2");
+    LogError("e");
+    return ::testing::internal::GetCapturedStderr();
+  }
+};
+
+TEST_F(LogAsRankTest, OtherRanksSpeakOfTroubleOnly) {
+  LogAsRank(3, 4);
+  EXPECT_EQ(Lines(), "[rank 3] warning: w1\n[rank 3] w2\n[rank 3] error: e\n");
+  LogAsRank(0, 4);
+  EXPECT_EQ(Lines(), "i\nwarning: w1\nw2\nerror: e\n");
+}
+
+TEST_F(LogAsRankTest, TheFileHasEveryRanksLines) {
+  const std::string path = Fresh("ranks.txt");
+  ASSERT_TRUE(LogToFile(path).ok());
+  LogAsRank(0, 2);
+  LogInfo("a");
+  LogAsRank(1, 2);
+  LogInfo("b");
+  LogDebug("c");
+  const std::vector<std::string> lines = LinesOf(path);
+  ASSERT_EQ(lines.size(), 3u);
+  EXPECT_THAT(lines[0], HasSubstr(" [rank 0] a"));
+  EXPECT_THAT(lines[1], HasSubstr(" [rank 1] b"));
+  EXPECT_THAT(lines[2], HasSubstr(" [rank 1] debug: c"));
+}
+
+TEST_F(LogAsRankTest, RankZeroShowsProgressOnTheLaunchersTerminal) {
+  setenv(kTerminalWidthVariable, "9", /*replace=*/1);
+  LogAsRank(1, 2);
+  EXPECT_FALSE(ProgressIsShown());
+  LogAsRank(0, 2);
+  ASSERT_TRUE(ProgressIsShown());
+  ::testing::internal::CaptureStderr();
+  ShowProgress("0123456789");
+  LogInfo("done");
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(),
+            "\r\033[K01234567\r\033[Kdone\n");
+}
+
 }  // namespace
 }  // namespace cubit
