@@ -72,14 +72,18 @@ absl::StatusOr<SequenceCall> MakeSequenceCall(const ModelConfig& model,
 
 double MixerForwardSeconds(const SequenceCall& call,
                            const DeviceModel& device) {
+  const MixerEfficiency& efficiency =
+      call.has_wavefront ? device.solve : device.attention;
   return call.forward_flops / call.cp_size /
-         (device.gemm_flops * device.mixer_forward_efficiency);
+         (device.gemm_flops * efficiency.forward);
 }
 
 double MixerBackwardSeconds(const SequenceCall& call,
                             const DeviceModel& device) {
+  const MixerEfficiency& efficiency =
+      call.has_wavefront ? device.solve : device.attention;
   return 2 * call.forward_flops / call.cp_size /
-         (device.gemm_flops * device.mixer_backward_efficiency);
+         (device.gemm_flops * efficiency.backward);
 }
 
 SequenceCost CostOf(CpMethod method, const SequenceCall& call,
