@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Draws the pipeline schedules for docs/parallelism.md: four ranks, eight
-// micro-batches, backwards twice as long as forwards.
+// micro-batches, backwards twice as long as forwards, messages beside the
+// computation.
 
 #include "parallel/pipeline_drawing.h"
 
@@ -39,7 +40,7 @@ absl::Status Draw(PipelineSchedule schedule, const std::string& title) {
   CUBIT_ASSIGN_OR_RETURN(const auto programs, MakePipeline(schedule, shape));
   CUBIT_ASSIGN_OR_RETURN(
       const PipelineRun run,
-      SimulatePipeline(programs, shape, times, MessageMode::kBlocking));
+      SimulatePipeline(programs, shape, times, MessageMode::kAsynchronous));
   const std::string path =
       JoinPath(absl::GetFlag(FLAGS_out),
                absl::StrCat("pipeline_", Name(schedule), ".svg"));
