@@ -140,11 +140,10 @@ class Counter {
                                                  stage == 0, stage == pp_ - 1);
     result.step_model_flops = 3 * flops * num_micro_batches() *
                               static_cast<double>(micro_batch_) / (tp_ * cp_);
-    const SequenceCost sequence =
-        CostOf(plan_.cp_method, call_, DeviceModel(), LinkModel());
-    const bool again = RecomputesAll();
-    result.cp_bytes = num_micro_batches() * layers *
-                      (sequence.bytes() + (again ? sequence.forward_bytes : 0));
+    const SequenceBytes sequence = BytesOf(plan_.cp_method, call_);
+    result.cp_bytes =
+        num_micro_batches() * layers *
+        (sequence.total() + (RecomputesAll() ? sequence.forward : 0));
     CountState(stage, layers, &result);
     return result;
   }

@@ -180,11 +180,14 @@ absl::Status ChooseCpMethod(const LayoutRequest& request,
   const bool choose_ulysses = ulysses.seconds() <= sharded.seconds();
   plan->cp_method = choose_ulysses ? CpMethod::kUlysses : CpMethod::kSharded;
   plan->cp_reason = absl::StrFormat(
-      "a layer and micro-batch would wait %s for ulysses (%.3g MB sent) and %s "
-      "for %s (%.3g MB beside the computation, %.1f%% idle), by the cost model",
-      Milliseconds(ulysses.seconds()), ulysses.bytes() / 1e6,
-      Milliseconds(sharded.seconds()), form, sharded.bytes() / 1e6,
-      100 * sharded.idle_share);
+      "by the cost model a layer and micro-batch would wait %s for ulysses "
+      "(%.3g MB sent) and %s for %s (%.3g MB beside the computation; %.1f%% "
+      "of a forward idle, %.1f%% of a backward)",
+      Milliseconds(ulysses.seconds()),
+      BytesOf(CpMethod::kUlysses, call).total() / 1e6,
+      Milliseconds(sharded.seconds()), form,
+      BytesOf(CpMethod::kSharded, call).total() / 1e6,
+      100 * sharded.forward_idle, 100 * sharded.backward_idle);
   return absl::OkStatus();
 }
 
