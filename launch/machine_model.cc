@@ -8,16 +8,16 @@ namespace cubit {
 namespace {
 
 // Link speeds are those of data sheets: NVLink 4 has 450 GB/s each way, of
-// which large collectives reach about 80%; one 400 Gb/s port a GPU between
-// nodes. Product, copy and mixer rates were measured on one H200
-// (docs/performance.md); an H100 is the same chip with slower memory (3.35
-// instead of 4.8 TB/s).
+// which 80% are taken; one 400 Gb/s port a GPU between nodes, of which 90%.
+// Product and copy rates were measured on one H200, and so was the time that
+// mixers take in a step of 125M at T = 1024 (docs/performance.md). An H100 is
+// the same chip with slower memory (3.35 instead of 4.8 TB/s).
 MachineModel Hopper(const char* name, double memory_bandwidth) {
   MachineModel model;
   model.device.name = name;
   model.device.gemm_flops = 697e12;
-  model.device.mixer_forward_efficiency = 0.12;
-  model.device.mixer_backward_efficiency = 0.15;
+  model.device.attention = {0.3, 0.25};
+  model.device.solve = {0.09, 0.115};
   model.device.memory_bandwidth = memory_bandwidth;
   model.intra_node = {360e9, 10e-6};
   model.inter_node = {45e9, 20e-6};
@@ -31,8 +31,8 @@ MachineModel Cpu() {
   MachineModel model;
   model.device.name = "cpu";
   model.device.gemm_flops = 205e9;
-  model.device.mixer_forward_efficiency = 0.65;
-  model.device.mixer_backward_efficiency = 0.7;
+  model.device.attention = {0.63, 0.72};
+  model.device.solve = {0.65, 0.7};
   model.device.memory_bandwidth = 20e9;
   model.intra_node = {4e9, 10e-6};
   model.inter_node = {1.1e9, 50e-6};

@@ -14,14 +14,18 @@
 
 namespace cubit {
 
+// Model FLOPs of a mixer's core over its time, as a share of gemm_flops.
+struct MixerEfficiency {
+  double forward = 1;
+  double backward = 1;
+};
+
 // One rank.
 struct DeviceModel {
   std::string name;
   double gemm_flops = 1;  // FLOP/s of large products in the run's precision
-  // FLOP/s of a mixer's core (its model FLOPs over its time) as a share of
-  // gemm_flops: forward, backward.
-  double mixer_forward_efficiency = 1;
-  double mixer_backward_efficiency = 1;
+  MixerEfficiency attention;
+  MixerEfficiency solve;        // a triangular solve and its attention
   double memory_bandwidth = 1;  // bytes/s, read and written together
 };
 

@@ -16,6 +16,7 @@
 #include "launch/model_costs.h"
 #include "launch/plan_checks.h"
 #include "launch/sequence_cost.h"
+#include "parallel/pipeline_simulator.h"
 #include "runtime/check.h"
 #include "runtime/status_macros.h"
 
@@ -180,11 +181,50 @@ absl::Status ChooseCpMethod(const LayoutRequest& request,
   const bool choose_ulysses = ulysses.seconds() <= sharded.seconds();
   plan->cp_method = choose_ulysses ? CpMethod::kUlysses : CpMethod::kSharded;
   plan->cp_reason = absl::StrFormat(
-      "a layer and micro-batch would wait %s for ulysses (%.3g MB sent) and %s "
-      "for %s (%.3g MB beside the computation, %.1f%% idle), by the cost model",
-      Milliseconds(ulysses.seconds()), ulysses.bytes() / 1e6,
-      Milliseconds(sharded.seconds()), form, sharded.bytes() / 1e6,
-      100 * sharded.idle_share);
+      "by the cost model a layer and micro-batch would wait %s for ulysses "
+      "(%.3g MB sent) and %s for %s (%.3g MB beside the computation; %.1f%% "
+      "of a forward idle, %.1f%% of a backward)",
+      Milliseconds(ulysses.seconds()),
+      BytesOf(CpMethod::kUlysses, call).total() / 1e6,
+      Milliseconds(sharded.seconds()), form,
+      BytesOf(CpMethod::kSharded, call).total() / 1e6,
+      100 * sharded.forward_idle, 100 * sharded.backward_idle);
+  return absl::OkStatus();
+}
+
+// Share of time spent waiting where a backward takes twice as long as a forward
+// and messages are waited for, as RunPipeline does.
+absl::StatusOr<double> WaitingShare(PipelineSchedule schedule,
+                                    const PipelineShape& shape) {
+  CUBIT_ASSIGN_OR_RETURN(const auto programs, MakePipeline(schedule, shape));
+  PipelineTimes times;
+  times.backward = 2;
+  CUBIT_ASSIGN_OR_RETURN(
+      const PipelineRun run,
+      SimulatePipeline(programs, shape, times, MessageMode::kBlocking));
+  return run.bubble_fraction;
+}
+
+absl::Status WarnOfInterleaving(ParallelPlan* plan) {
+  if (plan->schedule != PipelineSchedule::kInterleaved1F1B) {
+    return absl::OkStatus();
+  }
+  PipelineShape shape = plan->pipeline_shape();
+  // More micro-batches change the shares alike and take long to simulate.
+  shape.num_micro_batches =
+      std::min(shape.num_micro_batches, int64_t{8} * shape.pp_size);
+  CUBIT_ASSIGN_OR_RETURN(const double interleaved,
+                         WaitingShare(plan->schedule, shape));
+  shape.num_chunks = 1;
+  CUBIT_ASSIGN_OR_RETURN(const double plain,
+                         WaitingShare(PipelineSchedule::k1F1B, shape));
+  if (interleaved < plain) return absl::OkStatus();
+  plan->warnings.push_back(absl::StrFormat(
+      "interleaved stages would wait %.0f%% of the time and those of "
+      "one_f_one_b "
+      "%.0f%%: messages are waited for, and there are twice as many; "
+      "--set parallel.pipeline_schedule=one_f_one_b is faster",
+      100 * interleaved, 100 * plain));
   return absl::OkStatus();
 }
 
@@ -282,6 +322,7 @@ absl::StatusOr<ParallelPlan> MakeParallelPlan(const RunConfig& config,
       costs.HeadForwardFlops() / costs.LayerForwardFlops());
   CUBIT_RETURN_IF_ERROR(ChooseCpMethod(request, model, &plan));
   AddWarnings(model, &plan);
+  CUBIT_RETURN_IF_ERROR(WarnOfInterleaving(&plan));
   return plan;
 }
 

@@ -7,7 +7,11 @@
 #include <string>
 
 #include "models/mixers/registry.h"
+#include "models/mixers/sequence_groups.h"
 #include "models/mixers/token_mixer.h"
+#include "parallel/sequence_layout.h"
+#include "parallel/wavefront_schedule.h"
+#include "parallel/wavefront_simulator.h"
 #include "runtime/dtype.h"
 #include "runtime/status_macros.h"
 
@@ -21,14 +25,31 @@ struct TensorCounts {
 
 // What crosses ranks in a mixer's own form, in [B, T, H K] tensors.
 //   softmax      k, v;     again, and d_k, d_v back
-//   deltaformer  k, X;     again with w and Y, and d_k, d_X back
+//   deltaformer  k, X;     again with Y and w (if not k), and d_k, d_X back
 //   cubit        r, k, X;  again with Y, and d_r, d_k, d_X back
-//   Cubit-Share  k, X (r = k)
+//   Cubit-Share  r, X (k is r scaled);  again with Y, and three back
 TensorCounts ShardedTensors(const ModelConfig& model) {
   if (model.mixer == "softmax") return {2, 4};
-  if (model.mixer == "deltaformer") return {2, 6};
+  if (model.mixer == "deltaformer") {
+    return {2, model.deltaformer.w == DeltaWeights::kKey ? 5 : 6};
+  }
   if (model.cubit.share) return {2, 6};
   return {3, 7};
+}
+
+// Waiting over working in a wavefront whose messages take no time.
+double IdleShare(WavefrontPass pass, const SequenceCall& call) {
+  constexpr int kMostRanks = 16;
+  constexpr int kMostGroups = 8;
+  WavefrontCosts costs;
+  costs.broadcast = 0;
+  costs.reduce = 0;
+  const double busy = WavefrontEfficiency(
+      pass, /*attention=*/true,
+      WavefrontShape::Zigzag(std::min(call.cp_size, kMostRanks), 2,
+                             std::min(call.num_groups, kMostGroups)),
+      costs);
+  return 1 / busy - 1;
 }
 
 }  // namespace
@@ -61,6 +82,11 @@ absl::StatusOr<SequenceCall> MakeSequenceCall(const ModelConfig& model,
     call.sharded_backward_tensors = counts.backward;
   }
   call.has_wavefront = form == "wavefront";
+  if (model.seq_len % (2 * cp_size) == 0) {
+    call.num_groups = SequenceGroups(SequenceLayout(model.seq_len, cp_size),
+                                     batch, call.num_heads)
+                          .count();
+  }
   MixerShape shape;
   shape.batch = batch;
   shape.seq_len = call.seq_len;
@@ -72,53 +98,64 @@ absl::StatusOr<SequenceCall> MakeSequenceCall(const ModelConfig& model,
 
 double MixerForwardSeconds(const SequenceCall& call,
                            const DeviceModel& device) {
+  const MixerEfficiency& efficiency =
+      call.has_wavefront ? device.solve : device.attention;
   return call.forward_flops / call.cp_size /
-         (device.gemm_flops * device.mixer_forward_efficiency);
+         (device.gemm_flops * efficiency.forward);
 }
 
 double MixerBackwardSeconds(const SequenceCall& call,
                             const DeviceModel& device) {
+  const MixerEfficiency& efficiency =
+      call.has_wavefront ? device.solve : device.attention;
   return 2 * call.forward_flops / call.cp_size /
-         (device.gemm_flops * device.mixer_backward_efficiency);
+         (device.gemm_flops * efficiency.backward);
+}
+
+SequenceBytes BytesOf(CpMethod method, const SequenceCall& call) {
+  if (call.cp_size == 1) return {};
+  const double others = call.cp_size - 1;
+  const auto rows =
+      static_cast<double>(call.batch * (call.seq_len / call.cp_size));
+  if (method == CpMethod::kUlysses) {
+    const auto columns = static_cast<double>(
+        call.num_heads * (call.columns_per_head + call.head_dim));
+    const double bytes = others / call.cp_size * rows * columns *
+                         static_cast<double>(call.element_bytes);
+    return {bytes, bytes};
+  }
+  const double tensor = others * rows * sizeof(float) *
+                        static_cast<double>(call.num_heads * call.head_dim);
+  return {static_cast<double>(call.sharded_forward_tensors) * tensor,
+          static_cast<double>(call.sharded_backward_tensors) * tensor};
 }
 
 SequenceCost CostOf(CpMethod method, const SequenceCall& call,
                     const DeviceModel& device, const LinkModel& link) {
   SequenceCost cost;
   if (call.cp_size == 1) return cost;
-  const double others = call.cp_size - 1;
-  // Bytes of one column of this rank's rows.
-  const auto column = static_cast<double>(call.batch * call.seq_len /
-                                          call.cp_size * call.element_bytes);
+  const SequenceBytes bytes = BytesOf(method, call);
   if (method == CpMethod::kUlysses) {
-    const auto columns = static_cast<double>(
-        call.num_heads * (call.columns_per_head + call.head_dim));
-    cost.forward_bytes = others / call.cp_size * column * columns;
-    cost.backward_bytes = cost.forward_bytes;
-    cost.forward_seconds = link.Seconds(cost.forward_bytes, 2 * others);
-    cost.backward_seconds = link.Seconds(cost.backward_bytes, 2 * others);
+    // One all-to-all in, one out.
+    const double messages = 2 * (call.cp_size - 1);
+    cost.forward_seconds = link.Seconds(bytes.forward, messages);
+    cost.backward_seconds = link.Seconds(bytes.backward, messages);
     return cost;
   }
-  const double tensor =
-      others * column * static_cast<double>(call.num_heads * call.head_dim);
-  cost.forward_bytes =
-      static_cast<double>(call.sharded_forward_tensors) * tensor;
-  cost.backward_bytes =
-      static_cast<double>(call.sharded_backward_tensors) * tensor;
   if (call.has_wavefront) {
-    cost.idle_share =
-        0.16 / static_cast<double>(call.cp_size * call.batch * call.num_heads);
+    cost.forward_idle = IdleShare(WavefrontPass::kForward, call);
+    cost.backward_idle = IdleShare(WavefrontPass::kBackward, call);
   }
+  // A message for each chunk of each group and tensor.
+  const double messages = 2 * call.cp_size * call.num_groups;
   const double forward = MixerForwardSeconds(call, device);
   const double backward = MixerBackwardSeconds(call, device);
-  // One message a chunk, and there are 2 cp_size of them.
-  const double messages = 2 * call.cp_size;
   cost.forward_seconds =
-      cost.idle_share * forward +
-      std::max(0.0, link.Seconds(cost.forward_bytes, messages) - forward);
+      std::max(cost.forward_idle * forward,
+               link.Seconds(bytes.forward, messages) - forward);
   cost.backward_seconds =
-      cost.idle_share * backward +
-      std::max(0.0, link.Seconds(cost.backward_bytes, messages) - backward);
+      std::max(cost.backward_idle * backward,
+               link.Seconds(bytes.backward, messages) - backward);
   return cost;
 }
 

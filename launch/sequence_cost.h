@@ -35,6 +35,7 @@ struct SequenceCall {
   int64_t sharded_forward_tensors = 0;
   int64_t sharded_backward_tensors = 0;
   bool has_wavefront = false;  // chunks wait for chunks: a triangular solve
+  int num_groups = 1;  // that the wavefront keeps apart (sequence_groups.h)
   // Model FLOPs of the core over the whole sequence.
   double forward_flops = 0;
 };
@@ -44,32 +45,39 @@ absl::StatusOr<SequenceCall> MakeSequenceCall(const ModelConfig& model,
                                               int64_t batch, int tp_size,
                                               int cp_size);
 
-struct SequenceCost {
-  double forward_bytes = 0;  // sent by a rank
-  double backward_bytes = 0;
-  double idle_share = 0;       // of the mixer's own time, spent waiting
-  double forward_seconds = 0;  // not hidden behind computation
-  double backward_seconds = 0;
+// Sent by a rank; zero where cp_size is 1.
+struct SequenceBytes {
+  double forward = 0;
+  double backward = 0;
 
-  double bytes() const { return forward_bytes + backward_bytes; }
-  double seconds() const { return forward_seconds + backward_seconds; }
+  double total() const { return forward + backward; }
 };
+
+// Ulysses: all-to-alls of the projections and of the mixer's result, and of
+// their gradients. Sharded: the rank's rows of every tensor that the mixer's
+// own form moves, in fp32, to each of the others.
+SequenceBytes BytesOf(CpMethod method, const SequenceCall& call);
 
 // Seconds of the core on one rank: a cp-th of it.
 double MixerForwardSeconds(const SequenceCall& call, const DeviceModel& device);
 double MixerBackwardSeconds(const SequenceCall& call,
                             const DeviceModel& device);
 
-// Zero where cp_size is 1.
-//
-// Ulysses: all-to-alls of the projections and of the mixer's result, and of
-// their gradients; nothing hides them.
-//
-// Sharded: each rank sends its rows of the gathered tensors to the others,
-// beside its computation; what takes longer than that shows, and so does the
-// idle time of a wavefront, 0.16 / (cp_size * B * H / tp) of the mixer's time.
-// That form fits the event simulation of zigzag chunks with attention as filler
-// (1 to 16 groups, 2 to 8 ranks) to one percent.
+// Seconds beyond those, and the share of them that a wavefront waits for.
+struct SequenceCost {
+  double forward_idle = 0;
+  double backward_idle = 0;
+  double forward_seconds = 0;
+  double backward_seconds = 0;
+
+  double seconds() const { return forward_seconds + backward_seconds; }
+};
+
+// Nothing hides Ulysses' all-to-alls. The sharded forms send beside their
+// computation: what takes longer than that shows, or else what a wavefront
+// waits for by its dependencies (parallel/wavefront_simulator.h, with messages
+// that take no time; of more than 8 groups and 16 ranks, which wait less, as of
+// 8 and 16).
 SequenceCost CostOf(CpMethod method, const SequenceCall& call,
                     const DeviceModel& device, const LinkModel& link);
 

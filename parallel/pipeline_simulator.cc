@@ -18,6 +18,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
 
+#include "runtime/check.h"
 #include "runtime/status_macros.h"
 
 namespace cubit {
@@ -102,6 +103,15 @@ class Simulator {
   int64_t Part(int r, int chunk) const {
     return int64_t{chunk} * shape_.pp_size + r;
   }
+  double Duration(int r, const PipelineAction& action) const {
+    const bool forward = action.kind == Kind::kForward;
+    const std::vector<double>& parts =
+        forward ? times_.part_forward : times_.part_backward;
+    if (!parts.empty()) {
+      return parts[static_cast<size_t>(Part(r, action.chunk))];
+    }
+    return forward ? times_.forward : times_.backward;
+  }
   Rank& At(int r) { return ranks_[static_cast<size_t>(r)]; }
 
   const std::vector<std::vector<PipelineAction>>& programs_;
@@ -126,7 +136,11 @@ absl::Status Simulator::TakeInput(int r, const PipelineAction& action,
     *arrived = channel.sends.size() > message.number;
     if (!*arrived) return absl::OkStatus();
     CUBIT_RETURN_IF_ERROR(CheckMatch(message));
-    rank.clock = std::max(rank.clock, channel.sends[message.number].time);
+    // A batch that waited has counted the message already.
+    const double on_its_way =
+        mode_ == MessageMode::kAsynchronous ? times_.message : 0;
+    rank.clock =
+        std::max(rank.clock, channel.sends[message.number].time + on_its_way);
   }
   inputs.erase(input);
   return absl::OkStatus();
@@ -163,7 +177,7 @@ void Simulator::Finish(int r, const PipelineAction& action) {
     auto& inputs = forward ? rank.activations : rank.gradients;
     inputs[{action.micro_batch, next}] = message;
   }
-  const double duration = forward ? times_.forward : times_.backward;
+  const double duration = Duration(r, action);
   run_.timeline[static_cast<size_t>(r)].push_back(
       {action, rank.clock, rank.clock + duration});
   rank.clock += duration;
@@ -243,7 +257,7 @@ absl::Status Simulator::TryEndBatch(int r, bool* ended) {
                        : rank.gradients;
     inputs[{message.action.micro_batch, message.action.chunk}] = message;
   }
-  rank.clock = end;
+  rank.clock = mode_ == MessageMode::kAsynchronous ? end : end + times_.message;
   rank.batch.clear();
   *ended = true;
   return absl::OkStatus();
@@ -360,6 +374,12 @@ absl::StatusOr<PipelineRun> SimulatePipeline(
                          ": no such micro-batch or chunk"));
       }
     }
+  }
+  if (!times.part_forward.empty() || !times.part_backward.empty()) {
+    const size_t parts = static_cast<size_t>(shape.pp_size) *
+                         static_cast<size_t>(shape.num_chunks);
+    CUBIT_CHECK_EQ(times.part_forward.size(), parts);
+    CUBIT_CHECK_EQ(times.part_backward.size(), parts);
   }
   return Simulator(ranks, shape, times, mode).Run();
 }

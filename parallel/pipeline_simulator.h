@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Walks the actions of all pipeline ranks together: finds deadlocks and actions
-// in an impossible order, and gives times. Messages take no time.
+// in an impossible order, and gives times.
 
 #ifndef CUBIT_PARALLEL_PIPELINE_SIMULATOR_H_
 #define CUBIT_PARALLEL_PIPELINE_SIMULATOR_H_
@@ -28,6 +28,12 @@ enum class MessageMode {
 struct PipelineTimes {
   double forward = 1;   // of one chunk
   double backward = 1;  // of one chunk
+  // Of every model part (pipeline_schedule.h), instead of the two above; both
+  // or neither.
+  std::vector<double> part_forward = {};
+  std::vector<double> part_backward = {};
+  // From a send that is taken to the arrival; of a batch that waits, once.
+  double message = 0;
 };
 
 struct SimulatedAction {
@@ -46,7 +52,8 @@ struct PipelineRun {
 
 // FailedPrecondition, naming ranks and actions: a deadlock; a message that is
 // not the one that its receiver expects; a computation whose input is not
-// there; a forward or backward that is missing or runs twice.
+// there; a forward or backward that is missing or runs twice. CHECK: times of
+// parts, if given, are of all parts.
 absl::StatusOr<PipelineRun> SimulatePipeline(
     const std::vector<std::vector<PipelineAction>>& ranks,
     const PipelineShape& shape, const PipelineTimes& times, MessageMode mode);

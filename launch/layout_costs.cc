@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "launch/layout_costs.h"
+
+#include "launch/model_costs.h"
+#include "runtime/dtype.h"
+#include "runtime/status_macros.h"
+
+namespace cubit {
+namespace {
+
+// Reads and writes of [B Tl, D] activations by norms, rotations, the health of
+// a solve and what else is not fused with a product, in one layer. Fitted to
+// the 8 ms that these take in a step of Cubit 125M on an H200.
+constexpr double kForwardPasses = 20;
+constexpr double kBackwardPasses = 30;
+
+constexpr double kWeightBytes = 4;  // fp32, as gradients are
+
+class Counter {
+ public:
+  Counter(const ParallelPlan& plan, const RunConfig& config,
+          const ModelConfig& model, const ModelCosts& costs,
+          const SequenceCall& call)
+      : plan_(plan),
+        config_(config),
+        model_(model),
+        costs_(costs),
+        call_(call),
+        tp_(plan.mesh.size(MeshAxis::kTp)),
+        cp_(plan.mesh.size(MeshAxis::kCp)),
+        dp_(plan.mesh.size(MeshAxis::kDp)),
+        pp_(plan.mesh.size(MeshAxis::kPp)),
+        element_(static_cast<double>(SizeOf(model.activation_dtype))) {
+    micro_batch_ = config.batch().micro_batch_size();
+    rows_ = static_cast<double>(micro_batch_ * model.seq_len / cp_);
+  }
+
+  LayoutCosts Count() const {
+    LayoutCosts layout;
+    layout.mixer = call_;
+    layout.recomputes_mixers = RecomputesAll();
+    for (size_t part = 0; part < plan_.parts.size(); ++part) {
+      layout.parts.push_back(Part(part));
+    }
+    layout.pp_message_bytes = ActivationBytes() / tp_;
+    for (int stage = 0; stage < pp_; ++stage) {
+      layout.stages.push_back(Stage(stage, layout));
+    }
+    return layout;
+  }
+
+ private:
+  bool has_head(size_t part) const { return part + 1 == plan_.parts.size(); }
+  double num_micro_batches() const {
+    return static_cast<double>(plan_.num_micro_batches);
+  }
+  bool RecomputesAll() const {
+    return config_.memory().recompute() == RunConfig::Recompute::full;
+  }
+  // [B Tl, D].
+  double ActivationBytes() const {
+    return rows_ * static_cast<double>(model_.hidden_size) * element_;
+  }
+  // What a rank sends of n bytes that a group of `size` gathers or scatters.
+  static double Sent(double bytes, int size) {
+    return bytes * (size - 1) / size;
+  }
+
+  PartCosts Part(size_t part) const {
+    const double layers = static_cast<double>(plan_.parts[part].count);
+    const bool head = has_head(part);
+    const double share = static_cast<double>(micro_batch_) / (tp_ * cp_);
+    const double layer_flops =
+        2.0 * static_cast<double>(costs_.layer_weights * costs_.seq_len);
+    const double head_flops = head ? costs_.HeadForwardFlops() : 0;
+    PartCosts result;
+    result.num_layers = plan_.parts[part].count;
+    PassCosts& forward = result.forward;
+    forward.product_flops = (layers * layer_flops + head_flops) * share;
+    forward.memory_bytes = layers * kForwardPasses * ActivationBytes() / tp_;
+    const double gathers = 4 * layers + (part == 0 ? 1 : 0) + (head ? 1 : 0);
+    forward.tp_bytes = gathers * Sent(ActivationBytes(), tp_);
+    forward.tp_messages = gathers * (tp_ - 1);
+    if (head) forward.tp_bytes += (tp_ - 1) * rows_ * 3 * sizeof(float);
+    PassCosts& backward = result.backward;
+    backward.product_flops = 2 * forward.product_flops;
+    backward.memory_bytes = layers * kBackwardPasses * ActivationBytes() / tp_;
+    const double back = 6 * layers + (part == 0 ? 1 : 0) + (head ? 1 : 0);
+    backward.tp_bytes = back * Sent(ActivationBytes(), tp_);
+    backward.tp_messages = back * (tp_ - 1);
+    if (RecomputesAll()) {
+      backward.product_flops += layers * layer_flops * share;
+      backward.memory_bytes += forward.memory_bytes;
+      backward.tp_bytes += 4 * layers * Sent(ActivationBytes(), tp_);
+      backward.tp_messages += 4 * layers * (tp_ - 1);
+    }
+    return result;
+  }
+
+  // What one layer keeps for the backward of one micro-batch.
+  double SavedBytesOfLayer() const {
+    const auto recompute = config_.memory().recompute();
+    const double row = static_cast<double>(model_.hidden_size) / tp_;
+    if (recompute == RunConfig::Recompute::full) return rows_ * row * element_;
+    const double heads = static_cast<double>(call_.num_heads);
+    const double head_dim = static_cast<double>(call_.head_dim);
+    const double columns = heads * static_cast<double>(call_.columns_per_head);
+    const double ffn = static_cast<double>(model_.ffn_hidden_size) / tp_;
+    const double pre = model_.mlp == MlpKind::kSwiGlu ? 2 * ffn : ffn;
+    // The mixer's result, and the solution of a solve.
+    const double results = (call_.has_wavefront ? 2 : 1) * heads * head_dim;
+    double kept = columns + results + pre + 2 * row;
+    if (recompute == RunConfig::Recompute::none) kept += 2 * row + ffn;
+    return rows_ * kept * element_;
+  }
+
+  StageCosts Stage(int stage, const LayoutCosts& layout) const {
+    StageCosts result;
+    double layers = 0;
+    double flops = 0;
+    for (int chunk = 0; chunk < plan_.num_chunks; ++chunk) {
+      const auto index = static_cast<size_t>(chunk * pp_ + stage);
+      const PartCosts& part = layout.parts[index];
+      layers += static_cast<double>(part.num_layers);
+      result.num_layers += part.num_layers;
+      flops +=
+          static_cast<double>(part.num_layers) * costs_.LayerForwardFlops() +
+          (has_head(index) ? costs_.HeadForwardFlops() : 0);
+      result.tp_bytes += num_micro_batches() *
+                         (part.forward.tp_bytes + part.backward.tp_bytes);
+      // An activation to the part after it, a gradient to the part before it.
+      const int borders = (has_head(index) ? 0 : 1) + (index == 0 ? 0 : 1);
+      if (pp_ > 1) {
+        result.pp_bytes +=
+            num_micro_batches() * borders * layout.pp_message_bytes;
+      }
+    }
+    result.num_parameters = costs_.NumParameters(result.num_layers, tp_,
+                                                 stage == 0, stage == pp_ - 1);
+    result.step_model_flops = 3 * flops * num_micro_batches() *
+                              static_cast<double>(micro_batch_) / (tp_ * cp_);
+    const SequenceBytes sequence = BytesOf(plan_.cp_method, call_);
+    result.cp_bytes =
+        num_micro_batches() * layers *
+        (sequence.total() + (RecomputesAll() ? sequence.forward : 0));
+    CountState(stage, layers, &result);
+    return result;
+  }
+
+  void CountState(int stage, double layers, StageCosts* result) const {
+    const double parameters = static_cast<double>(result->num_parameters);
+    const int replicas = dp_ * cp_;
+    const bool sharded = config_.parallel().zero_stage() == 1;
+    const double whole = Sent(kWeightBytes * parameters, replicas);
+    result->gradient_bytes = sharded ? whole : 2 * whole;
+    result->weight_bytes = sharded ? whole : 0;
+    result->num_updated = parameters / (sharded ? replicas : 1);
+    const double copy = model_.activation_dtype == DType::kFloat32 ? 0 : 2;
+    result->state_bytes =
+        parameters * (kWeightBytes + copy + 4 + 8.0 / (sharded ? replicas : 1));
+    const int64_t live =
+        MaxLiveActivations(plan_.schedule, plan_.pipeline_shape(), stage);
+    result->activation_bytes = static_cast<double>(live) / plan_.num_chunks *
+                               layers * SavedBytesOfLayer();
+  }
+
+  const ParallelPlan& plan_;
+  const RunConfig& config_;
+  const ModelConfig& model_;
+  const ModelCosts& costs_;
+  const SequenceCall& call_;
+  const int tp_;
+  const int cp_;
+  const int dp_;
+  const int pp_;
+  const double element_;
+  int64_t micro_batch_ = 1;
+  double rows_ = 0;  // B Tl
+};
+
+}  // namespace
+
+absl::StatusOr<LayoutCosts> MakeLayoutCosts(const ParallelPlan& plan,
+                                            const RunConfig& config,
+                                            const ModelConfig& model) {
+  CUBIT_ASSIGN_OR_RETURN(const ModelCosts costs, MakeModelCosts(model));
+  CUBIT_ASSIGN_OR_RETURN(
+      const SequenceCall call,
+      MakeSequenceCall(model, config.batch().micro_batch_size(),
+                       plan.mesh.size(MeshAxis::kTp),
+                       plan.mesh.size(MeshAxis::kCp)));
+  return Counter(plan, config, model, costs, call).Count();
+}
+
+}  // namespace cubit

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// How long a training step takes on a layout, estimated from rates of a machine
+// (machine_model.h) and from what the layout computes and sends
+// (layout_costs.h). The pipeline is simulated action by action
+// (parallel/pipeline_simulator.h); within a stage all ranks do the same at the
+// same time, so that one rank a stage is enough, for thousands of ranks.
+
+#ifndef CUBIT_LAUNCH_STEP_SIMULATOR_H_
+#define CUBIT_LAUNCH_STEP_SIMULATOR_H_
+
+#include <string>
+
+#include "absl/status/statusor.h"
+
+#include "launch/layout_costs.h"
+#include "launch/machine_model.h"
+#include "launch/parallel_plan.h"
+#include "parallel/pipeline_simulator.h"
+
+namespace cubit {
+
+// Seconds of one step. The parts, from compute to optimizer, add up to the
+// step: those of tp and cp are of the stage that spends most on them and on
+// computation, bubble is what that stage waits, and pp, gradients and weights
+// are what these add to the step.
+struct StepEstimate {
+  double step = 0;
+  double compute = 0;
+  double bubble = 0;
+  double tp = 0;
+  double cp = 0;
+  double pp = 0;
+  double gradients = 0;  // of the reduce-scatter, beyond the last backward
+  double weights = 0;    // of the all-gather, beyond the first forward
+  double optimizer = 0;
+
+  // Share of stages' time spent waiting if messages took none.
+  double bubble_fraction = 0;
+  // Model FLOPs of all ranks over what the products' rate would allow.
+  double utilization = 0;
+  double largest_bytes = 0;  // of a rank, about
+  int largest_stage = 0;
+  PipelineRun pipeline;  // times in seconds
+
+  // A table for people.
+  std::string ToString() const;
+};
+
+// With `messages` of the pipeline waited for, or beside the computation.
+// `machine.ranks_per_node` is the plan's. What is assumed:
+//   - products, mixers and passes over memory run at the machine's rates, one
+//     after the other;
+//   - collectives of tp, and of cp's all-to-alls, hide behind nothing; a
+//     wavefront or a ring hides what its mixer's time can (sequence_cost.h);
+//   - gradients go out layer by layer behind the last backward, weights come in
+//     ahead of the first forward; links are not shared between axes;
+//   - the update reads and writes 30 bytes a parameter.
+// Errors of the pipeline's simulation.
+absl::StatusOr<StepEstimate> SimulateStep(const ParallelPlan& plan,
+                                          const LayoutCosts& costs,
+                                          const MachineModel& machine,
+                                          MessageMode messages);
+
+}  // namespace cubit
+
+#endif  // CUBIT_LAUNCH_STEP_SIMULATOR_H_
