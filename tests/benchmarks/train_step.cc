@@ -4,6 +4,7 @@
 // ceiling, and where the time goes.
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdio>
 #include <memory>
 #include <string>
@@ -162,6 +163,22 @@ nlohmann::json Profile(TrainState* state, Stepper* stepper) {
   return seconds;
 }
 
+// The median of --steps steps, after --warmup.
+double MedianSeconds(Stepper* stepper) {
+  for (int i = 0; i < absl::GetFlag(FLAGS_warmup); ++i) {
+    stepper->Step();
+    if (i == 0) std::printf("  first loss %.4f\n", stepper->loss());
+  }
+  std::vector<double> times;
+  for (int i = 0; i < absl::GetFlag(FLAGS_steps); ++i) {
+    times.push_back(stepper->Step());
+  }
+  const auto median =
+      times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2);
+  std::nth_element(times.begin(), median, times.end());
+  return *median;
+}
+
 absl::StatusOr<nlohmann::json> Measure(const RunSpec& run, double ceiling) {
   CUBIT_ASSIGN_OR_RETURN(RunConfig config, ConfigOf(run));
   CUBIT_ASSIGN_OR_RETURN(const ModelConfig model_config,
@@ -183,17 +200,7 @@ absl::StatusOr<nlohmann::json> Measure(const RunSpec& run, double ceiling) {
                          TrainState::Create(config, std::move(model)));
   state->model().parameters().Initialize(config.seed(), state->stream());
   Stepper stepper(state.get(), plan, RandomBatch(model_config, micro_batch));
-  for (int i = 0; i < absl::GetFlag(FLAGS_warmup); ++i) {
-    stepper.Step();
-    if (i == 0) std::printf("  first loss %.4f\n", stepper.loss());
-  }
-  std::vector<double> times;
-  for (int i = 0; i < absl::GetFlag(FLAGS_steps); ++i) {
-    times.push_back(stepper.Step());
-  }
-  std::nth_element(times.begin(), times.begin() + times.size() / 2,
-                   times.end());
-  const double seconds = times[times.size() / 2];
+  const double seconds = MedianSeconds(&stepper);
   const double rate = plan.step_flops / seconds;
   const double tokens = static_cast<double>(plan.step_tokens) / seconds;
   std::printf(
