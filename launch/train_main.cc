@@ -2,6 +2,7 @@
 //
 // //launch:train: one pretraining run.
 
+#include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
@@ -28,6 +29,7 @@
 #include "launch/presets.h"
 #include "launch/trainer.h"
 #include "launch/training_job.h"
+#include "parallel/agreement.h"
 #include "runtime/command_line.h"
 #include "runtime/device.h"
 #include "runtime/file_system.h"
@@ -98,6 +100,8 @@ Examples:
   bazel run //launch:train -- --output_dir=runs/a --resume \
       --skip_data_range=1200-1250
   bazel run //launch:train -- --preset=cubit_1p3b --dry_run
+  bazel run //launch:train -- --nodes=4
+      four nodes: of a Slurm job, of --hostfile, or emulated on this machine
 
 Exit status: 0 done; 1 a wrong request or bad input, nothing was changed;
 2 the run failed and can be resumed; 130, 143 interrupted after a checkpoint.
@@ -305,13 +309,18 @@ absl::StatusOr<int> Train(const std::vector<std::string>& overrides) {
     return kExitDone;
   }
   CUBIT_ASSIGN_OR_RETURN(request.options, OptionsFromFlags());
-  CUBIT_ASSIGN_OR_RETURN(Bootstrap bootstrap, StartRanks(request.config));
+  CUBIT_ASSIGN_OR_RETURN(Bootstrap bootstrap, StartRanks());
+  const RunConfig::Parallel& parallel = request.config.parallel();
+  CUBIT_RETURN_IF_ERROR(CheckAgreement(bootstrap, ResolvedText(request.config),
+                                       parallel.nodes(),
+                                       parallel.gpus_per_node()));
   CUBIT_ASSIGN_OR_RETURN(
       request.output_dir,
       OutputDir(name, request.options.resume, bootstrap.control.get()));
   request.options.resume_command = absl::StrCat(
       "./bazelw run //launch:train -- --output_dir=", request.output_dir,
       " --resume");
+  AnnounceResumeCommand(bootstrap, request.options.resume_command);
   return RunTrainingJob(request, std::move(bootstrap));
 }
 

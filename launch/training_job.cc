@@ -117,7 +117,7 @@ absl::StatusOr<int> RunTrainingJob(const TrainingRequest& request,
                            return OpenDirectory(request, bootstrap);
                          }));
   CUBIT_RETURN_IF_ERROR(
-      Agree(control, LogToFile(directory.log_path(), bootstrap.rank)));
+      Agree(control, LogToFile(directory.log_path())));
   InstallInterruptHandlers();
   LogInfo(absl::StrCat("device: ", QueryDevice().name,
                        "\noutput: ", directory.path()));
