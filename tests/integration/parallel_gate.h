@@ -69,7 +69,7 @@ class GateReference {
   const std::vector<float>& gradient(const std::string& name) const {
     return gradients_.at(name);
   }
-  size_t num_parameters() const { return gradients_.size(); }
+  std::vector<std::string> ParameterNames() const;
 
  private:
   friend absl::Status RunGateCell(const GateCell& cell,
