@@ -376,7 +376,7 @@ absl::Status SaveCheckpoint(
   if (job.first()) plan.manifest.info = info;
   if (job.alone()) CheckWhole(plan.manifest.tensors);
   const absl::Status status = SaveAll(job, extra_files, &plan);
-  if (status.ok()) return status;
+  if (status.ok()) return absl::OkStatus();
   if (job.first()) files.Remove(job.temporary).IgnoreError();
   return absl::Status(
       status.code(),

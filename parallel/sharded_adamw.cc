@@ -268,23 +268,29 @@ absl::StatusOr<AdamWState> ShardedAdamW::GatherState(Stream& stream) {
   return state;
 }
 
+std::vector<CheckpointPiece> ShardedAdamW::PiecesOf(const FlatRange& whole,
+                                                    const Tensor& moment) {
+  std::vector<CheckpointPiece> pieces;
+  for (const LocalPart& part : parts_) {
+    for (const FlatRange& range : Intersect({part.range}, whole)) {
+      const int64_t local = part.local + range.begin - part.range.begin;
+      pieces.push_back(
+          {range.begin - whole.begin, moment.Slice(local, range.size())});
+    }
+  }
+  return pieces;
+}
+
 std::vector<CheckpointTensor> ShardedAdamW::StateToLoad() {
   std::vector<CheckpointTensor> tensors;
   for (const Parameter& parameter : store_->parameters()) {
-    const FlatRange whole = RangeOf(parameter);
     const auto add = [&](const char* prefix, const Tensor& moment) {
       CheckpointTensor tensor;
       tensor.name = absl::StrCat(prefix, parameter.name);
       tensor.spec = parameter.shard;
       tensor.data =
           Tensor(nullptr, DType::kFloat32, parameter.shard.local_shape());
-      for (const LocalPart& part : parts_) {
-        for (const FlatRange& range : Intersect({part.range}, whole)) {
-          const int64_t local = part.local + range.begin - part.range.begin;
-          tensor.pieces.push_back(
-              {range.begin - whole.begin, moment.Slice(local, range.size())});
-        }
-      }
+      tensor.pieces = PiecesOf(RangeOf(parameter), moment);
       if (!tensor.pieces.empty()) tensors.push_back(std::move(tensor));
     };
     add("adamw.m.", m_);

@@ -97,6 +97,9 @@ class ShardedAdamW {
   void GatherWeights(size_t bucket, Stream& stream);
   absl::Status GatherMoment(const Tensor& moment, std::vector<float>* whole,
                             Stream& stream);
+  // What this rank keeps of a moment of the parameter at `whole`.
+  std::vector<CheckpointPiece> PiecesOf(const FlatRange& whole,
+                                        const Tensor& moment);
 
   AdamWOptions options_;
   const BucketLayout* layout_;

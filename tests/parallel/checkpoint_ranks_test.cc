@@ -191,7 +191,7 @@ TEST(CheckpointRanks, TrainingGoesOnAsIfItHadNotStopped) {
 // What Save returns on each rank of a mesh; a rank may have a file system, or a
 // folder, of its own. No rank ends the others.
 struct SaveCase {
-  MeshSizes sizes = {2, 1, 2, 1};
+  MeshSizes sizes = {1, 1, 2, 1};
   int64_t step = 1;
   std::function<FileSystem&(int rank)> files = [](int) -> FileSystem& {
     return UnsyncedFiles();
@@ -271,6 +271,49 @@ TEST(CheckpointRanks, ARankThatSeesAnotherFolderIsTold) {
         << status;
   }
   EXPECT_THAT(*UnsyncedFiles().List(folder), ElementsAre());
+}
+
+TEST(CheckpointRanks, ARankThatIsGoneFailsTheSave) {
+  const std::string folder = FreshFolder("c");
+  const Layout layout = {{2, 1, 2, 1}, true};
+  const ModelValues saved = TrainAndSave(layout, folder, 1, 1);
+  const auto statuses =
+      RunOnMesh(layout.sizes, [&](MeshCommunicators& mesh) -> absl::Status {
+        RankModel model(&mesh, Options(layout));
+        if (mesh.rank() == 1) return absl::UnavailableError("rank 1 is gone");
+        return Save(UnsyncedFiles(), folder, 2, model, mesh);
+      });
+  for (const absl::Status& status : statuses) {
+    EXPECT_TRUE(absl::StrContains(status.message(), "rank 1 is gone"))
+        << status;
+  }
+  EXPECT_THAT(ListCheckpoints(UnsyncedFiles(), folder), ElementsAre(1));
+  EXPECT_EQ(LoadAndSave(layout, folder, 2), saved);
+}
+
+TEST(CheckpointRanks, AManifestThatIsGoneMakesAllFallBack) {
+  const std::string folder = FreshFolder("c");
+  const Layout layout = {{2, 1, 1, 1}, true};
+  const ModelValues first = TrainAndSave(layout, folder, 1, 1);
+  TrainAndSave(layout, folder, 1, 2);
+  CUBIT_CHECK_OK(
+      UnsyncedFiles().Remove(CheckpointFolder(folder, 2) + "/manifest.json"));
+  EXPECT_EQ(LoadAndSave(layout, folder, 2), first);
+}
+
+TEST(CheckpointRanks, AnotherModelIsAnErrorOnEveryRank) {
+  const std::string folder = FreshFolder("c");
+  TrainAndSave({{1, 1, 1, 1}, true}, folder, 1, 1);
+  std::vector<absl::Status> statuses(2);
+  ExpectAllOk(RunOnMesh({2, 1, 1, 1}, [&](MeshCommunicators& mesh) {
+    RankModel model(&mesh, {});
+    if (mesh.rank() == 1) model.Find("final_norm").name = "other";
+    statuses[static_cast<size_t>(mesh.rank())] =
+        Load(UnsyncedFiles(), folder, model, mesh).status();
+    return absl::OkStatus();
+  }));
+  EXPECT_EQ(statuses[0].code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(statuses[0], statuses[1]);
 }
 
 TEST(CheckpointRanks, DamageThatOneRankSeesMakesAllFallBack) {

@@ -16,6 +16,7 @@
 #include "runtime/check.h"
 #include "runtime/communicator_threads.h"
 #include "runtime/philox.h"
+#include "runtime/status_macros.h"
 
 namespace cubit {
 namespace {
@@ -107,6 +108,10 @@ std::vector<absl::Status> RunOnMesh(
                                                std::move(controls[i]));
       CUBIT_CHECK(created.ok()) << created.status();
       meshes[i] = std::move(*created);
+      // So that no rank gives up while another is not yet part of the mesh;
+      // whether one has given up by now is for `body` to see.
+      Stream stream;
+      meshes[i]->control().Barrier(stream).IgnoreError();
       statuses[i] = body(*meshes[i]);
       if (!statuses[i].ok()) meshes[i]->Abort(statuses[i]);
     });
@@ -172,17 +177,21 @@ Parameter& RankModel::Find(const std::string& name) {
 void RankModel::FillGradients(int64_t step) {
   SetZero(store_.flat_gradients().raw(), store_.flat_gradients().size_bytes(),
           stream_);
-  const MeshCoordinate& at = mesh_->coordinate();
-  const int dp_cp = mesh_->dp_cp().rank();
-  for (Parameter& parameter : store_.parameters()) {
-    const Philox term = GradientTerm(
-        parameter.name, step, dp_cp, parameter.sum_over_tp ? at.tp : 0,
-        parameter.sum_over_ends && at.pp > 0 ? 1 : 0);
-    float* gradient = parameter.gradient.data<float>();
-    VisitElements(parameter.shard, [&](size_t local, size_t global) {
-      gradient[local] = static_cast<float>(term.Normal(global));
-    });
+  for (const Parameter& parameter : store_.parameters()) {
+    FillGradient(parameter, step);
   }
+}
+
+void RankModel::FillGradient(const Parameter& parameter, int64_t step) {
+  const MeshCoordinate& at = mesh_->coordinate();
+  const Philox term =
+      GradientTerm(parameter.name, step, mesh_->dp_cp().rank(),
+                   parameter.sum_over_tp ? at.tp : 0,
+                   parameter.sum_over_ends && at.pp > 0 ? 1 : 0);
+  float* gradient = parameter.gradient.data<float>();
+  VisitElements(parameter.shard, [&](size_t local, size_t global) {
+    gradient[local] = static_cast<float>(term.Normal(global));
+  });
 }
 
 void RankModel::ReportReady() {
@@ -197,10 +206,26 @@ void RankModel::ReportReady() {
 absl::Status RankModel::Step(int64_t step) {
   FillGradients(step);
   ReportReady();
-  absl::Status status = reducer_->Finish(stream_);
-  if (!status.ok()) return status;
-  status = optimizer_->ComputeGradientNorm(stream_);
-  if (!status.ok()) return status;
+  return SumAndUpdate(step);
+}
+
+absl::Status RankModel::StepOneByOne(int64_t step) {
+  SetZero(store_.flat_gradients().raw(), store_.flat_gradients().size_bytes(),
+          stream_);
+  CommunicationLane& lane = mesh_->gradient_lane();
+  for (size_t i = num_parameters(); i > 0; --i) {
+    lane.Wait(lane.Post(stream_, [](Communicator&,
+                                    Stream&) { return absl::OkStatus(); }),
+              stream_);
+    FillGradient(store_.parameters()[i - 1], step);
+    reducer_->Ready(i - 1, i, stream_);
+  }
+  return SumAndUpdate(step);
+}
+
+absl::Status RankModel::SumAndUpdate(int64_t step) {
+  CUBIT_RETURN_IF_ERROR(reducer_->Finish(stream_));
+  CUBIT_RETURN_IF_ERROR(optimizer_->ComputeGradientNorm(stream_));
   optimizer_->Update(step, kTestLearningRate, stream_);
   return optimizer_->WaitForAllWeights(stream_);
 }

@@ -59,12 +59,15 @@ class RankModel {
   size_t num_parameters() const { return store_.parameters().size(); }
   Parameter& Find(const std::string& name);
 
-  // This rank's gradients of a step, and nothing in between.
+  // This rank's gradients of a step, and zero in between.
   void FillGradients(int64_t step);
-  // Everything from backward to update; waits for the weights.
-  absl::Status Step(int64_t step);
   // Ready for all parameters, in the order of a backward.
   void ReportReady();
+  // Everything from backward to update; waits for the weights.
+  absl::Status Step(int64_t step);
+  // The same, but gradients come in one by one, each after all sums that began
+  // before it have ended: a sum that began too early is wrong.
+  absl::Status StepOneByOne(int64_t step);
   double SquaredNorm();
 
   // Puts this rank's part of each tensor (a member of Parameter, or a moment)
@@ -78,6 +81,8 @@ class RankModel {
   void Declare();
   Parameter* Add(const std::string& name, Shape shape, int tp_dim, bool decay,
                  bool follow = false);
+  void FillGradient(const Parameter& parameter, int64_t step);
+  absl::Status SumAndUpdate(int64_t step);
 
   MeshCommunicators* mesh_;
   ParameterStore store_;
