@@ -27,6 +27,19 @@ namespace cubit {
 using RowEquation = absl::FunctionRef<float(int64_t row, float self_weight,
                                             double sum, float* rhs)>;
 
+// Begins the sums of rows [row, row + rows): Start, and what keys that are not
+// among the columns gave.
+using RowStart =
+    absl::FunctionRef<void(int64_t row, int64_t rows, SoftmaxRows* sums)>;
+
+// Solves rows [first_row, T) of x [T, K]; rows before are taken as solved.
+//   lse [T]: rows from first_row on are written.
+//   kernel_x [T, K], or null: so are sum_j E_ij X_j / Z_i, over all keys that
+//   the row sees; 0 where it sees none.
+void SolveRows(const ScoreHead& head, const VisibleKeys& keys, RowStart start,
+               int64_t first_row, RowEquation equation, float* x, float* lse,
+               float* kernel_x);
+
 // Solves rows [first_row, T) of x [T, K]; rows before are taken as solved.
 //   shift [T]: S_ii, where it is known to be the row's largest score (then
 //   E_ii = 1 exactly); null for the running maximum.
@@ -46,6 +59,16 @@ struct AdjointSystem {
   absl::FunctionRef<void(int64_t row, float self_weight, const float* u)>
       solved;
 };
+
+// The transposed system alone. `gradients` [T, K] are f G of the rows
+// (tile_sweep.h), which system.solved fills; `visit` is called for every tile
+// with its P once its rows are solved. `u` [T, K] holds d_x on entry and U on
+// return.
+using TileVisit =
+    absl::FunctionRef<void(const TileRange& tile, const float* weights)>;
+void SolveRowsAdjoint(const KeptSoftmax& kernel, const VisibleKeys& keys,
+                      const AdjointSystem& system, const float* gradients,
+                      TileVisit visit, float* u);
 
 // One sweep from the last block of keys to the first. `u` [T, K] holds d_x on
 // entry and U on return; the sweep's sums are complete on return.

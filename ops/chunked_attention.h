@@ -4,7 +4,11 @@
 // for sequences that are spread over ranks: sums go on from call to call, in
 // any order of the chunks, and are finished once (Milakov and Gimelshein,
 // arXiv:1805.02867; Liu et al., "Ring attention", arXiv:2310.01889).
-// attention.h does whole sequences; the results agree to rounding.
+// attention.h does whole sequences; results agree to rounding, also between two
+// orders of the chunks, and one order gives the same bits every time.
+//
+// A backward needs q, k, v, out and lse of every chunk. The ops run on the CPU;
+// with CUDA they end the program (the plan of a run refuses such layouts).
 
 #ifndef CUBIT_OPS_CHUNKED_ATTENTION_H_
 #define CUBIT_OPS_CHUNKED_ATTENTION_H_
@@ -20,7 +24,8 @@ struct ChunkMask {
   // key comes before every query.
   bool diagonal = false;
   // Document of every query [B, Tq] and of every key [B, Tk], int32, as in
-  // AttentionMask; both absent: one document.
+  // AttentionMask: slices of ids that do not decrease along the sequence. Both
+  // absent: one document.
   ConstTensor query_segments;
   ConstTensor key_segments;
 };
@@ -29,37 +34,53 @@ struct ChunkMask {
 //   row_sum_i = sum_j exp(S_ij - row_max_i),
 //   weighted_i = sum_j exp(S_ij - row_max_i) v_j.
 struct RowSums {
-  Tensor row_max;   // [B, H, Tq] fp32; -inf before the first key
-  Tensor row_sum;   // [B, H, Tq] fp64: see SoftmaxRows in tile_sweep.h
-  Tensor weighted;  // [B, Tq, H, K] fp32
+  Tensor row_max;       // [B, H, Tq] fp32; -inf before the first key
+  Tensor row_sum;       // [B, H, Tq] fp64: see SoftmaxRows in tile_sweep.h
+  HeadTensor weighted;  // [B, Tq, H, K] fp32
 };
 
-// No key met yet.
+// No key met yet: all three are written.
 void BeginRowSums(const RowSums& sums, Stream& stream);
 
-// Adds a chunk of keys: S_ij = scale q_i . k_j.
+// Adds a chunk of keys to begun sums: S_ij = scale q_i . k_j.
 //   q [B, Tq, H, K]; k, v [B, Tk, H, K], fp32; views may be strided.
+// Returns at once for chunks without a document in common.
 void AttentionChunkForward(ConstHeadTensor q, ConstHeadTensor k,
                            ConstHeadTensor v, float scale,
                            const ChunkMask& mask, const RowSums& sums,
                            Stream& stream);
 
 // out_i = weighted_i / row_sum_i [B, Tq, H, K]; lse [B, H, Tq] fp32. A query
-// that met no key gets 0 and -inf.
+// that met no key gets 0 and -inf. out may be sums.weighted.
 void FinishRowSums(const RowSums& sums, HeadTensor out, Tensor lse,
                    Stream& stream);
 
-// delta [B, H, Tq] = rows of d_out . out.
+// delta [B, H, Tq] = rows of d_out . out; written.
 void AttentionChunkDelta(ConstHeadTensor out, ConstHeadTensor d_out,
                          Tensor delta, Stream& stream);
 
-// Adds what the pairs of two chunks give to d_q [B, Tq, H, K], d_k and d_v
-// [B, Tk, H, K]. lse, delta [B, H, Tq] are of the queries' whole rows.
-void AttentionChunkBackward(ConstHeadTensor q, ConstHeadTensor k,
-                            ConstHeadTensor v, ConstTensor lse,
-                            ConstTensor delta, ConstHeadTensor d_out,
-                            float scale, const ChunkMask& mask, HeadTensor d_q,
-                            HeadTensor d_k, HeadTensor d_v, Stream& stream);
+// Queries of the backward. lse and delta are of their whole rows, over the keys
+// of all chunks.
+struct AttentionChunkRows {
+  ConstHeadTensor q;      // [B, Tq, H, K]
+  ConstHeadTensor d_out;  // [B, Tq, H, K]
+  ConstTensor lse;        // [B, H, Tq]
+  ConstTensor delta;      // [B, H, Tq]
+};
+
+struct AttentionChunkGradients {
+  HeadTensor d_q;  // [B, Tq, H, K]
+  HeadTensor d_k;  // [B, Tk, H, K]
+  HeadTensor d_v;  // [B, Tk, H, K]
+};
+
+// Adds what the pairs of two chunks give to `gradients`, which alias nothing.
+// Scores are recomputed.
+void AttentionChunkBackward(const AttentionChunkRows& rows, ConstHeadTensor k,
+                            ConstHeadTensor v, float scale,
+                            const ChunkMask& mask,
+                            const AttentionChunkGradients& gradients,
+                            Stream& stream);
 
 }  // namespace cubit
 

@@ -1,17 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The triangular systems of KRR (krr.h) and Delta (delta_solve.h) by chunks of
-// rows and columns, for sequences that are spread over ranks. A chunk's rows
-// meet the solved chunks before them one after the other, in any order
-// (...ChunkUpdate), and are then solved on their own diagonal block
-// (...ChunkSolve). The adjoint goes the other way: a chunk of columns meets the
-// solved chunks after it, then its own diagonal. Gradients of the scores follow
-// pair by pair once Y of the rows is known; nothing waits for them. Results
-// agree with krr.h and delta_solve.h to rounding.
+// rows and columns, for sequences that are spread over ranks (krr.md, "Across
+// GPUs"; docs/numerics.md has the derivation).
 //
-// `rows` and `columns` are chunks of one sequence, with columns before or equal
-// to rows. All tensors fp32 (row_sum fp64); views may be strided; outputs alias
-// nothing.
+//   forward   rows begin their sums, meet the solved chunks before them one
+//             after the other, in any order (...Update), and are then solved on
+//             their own diagonal block (...Solve).
+//   adjoint   a chunk of columns meets the chunks after it whose Y is known, in
+//             any order (...AdjointUpdate), then its own diagonal
+//             (...AdjointSolve).
+//   the rest  once Y of the rows is known: ...RowGradients, which gives delta,
+//             then ...ScoreGradients pair by pair; nothing waits for them.
+//
+// What a forward keeps of a chunk for the backward, besides its inputs: x, lse
+// and kernel_x (KRR with lambda <= 1 in every head: x and lse).
+//
+// `rows` and `columns` are chunks of one sequence, which may differ in length;
+// columns come before rows or, where `diagonal` is set, are the same chunk. All
+// tensors are fp32 unless said otherwise. Views may be strided; tensors [B, H,
+// Tc] are contiguous. Outputs alias nothing unless said. Chunks without a
+// document in common cost nothing. Two orders of the chunks agree to rounding;
+// one order gives the same bits every time, and krr.h and delta_solve.h agree
+// to rounding. CPU alone, as in chunked_attention.h.
 
 #ifndef CUBIT_OPS_CHUNKED_SOLVE_H_
 #define CUBIT_OPS_CHUNKED_SOLVE_H_
@@ -22,111 +33,142 @@
 
 namespace cubit {
 
-// --- KRR: (P + lambda I) X = diag(value_scale) V,
+// Rows of the backward whose Y is known.
+struct AdjointRows {
+  ConstTensor lse;    // [B, H, Tc]
+  ConstTensor delta;  // [B, H, Tc], of ...RowGradients
+  ConstHeadTensor y;  // [B, Tc, H, K]
+};
+
+// --- KRR: (P + lambda I) X = diag(value_scale) V, P = softmax over j <= i of
 //     S_ij = (r_i . r_j) column_scale_j. ---
 
-// A chunk of KRR. Which fields a call reads is said there.
+// The kernel's factors of a chunk.
 struct KrrChunk {
   ConstHeadTensor r;         // [B, Tc, H, K]
   ConstTensor column_scale;  // [B, H, Tc]
   ConstTensor segments;      // [B, Tc] int32 or absent
 };
 
-// Adds solved columns to the sums of `rows`: sums as in chunked_attention.h
-// with values X. The shift of a row is S_ii while its scale is positive
-// (krr.h), else the running maximum: BeginKrrRows sets it.
+// The rest of a chunk's equations.
+struct KrrRightSide {
+  ConstHeadTensor v;        // [B, Tc, H, K]
+  ConstTensor value_scale;  // [B, H, Tc]
+  ConstTensor log_lambda;   // [H]; lambda = exp(log_lambda)
+};
+
+// `sums` as in chunked_attention.h, with the columns' X as values; all three
+// are written. A head whose column_scale is positive in all rows is shifted by
+// S_ii, the row's largest score (krr.h): row_max is that from the start, and
+// stays. Others have a running maximum, -inf at first.
 void BeginKrrRows(const KrrChunk& rows, const RowSums& sums, Stream& stream);
+// Adds a chunk of solved columns before the rows.
 void KrrChunkUpdate(const KrrChunk& rows, const KrrChunk& columns,
                     ConstHeadTensor x_columns, const RowSums& sums,
                     Stream& stream);
-// After the last column chunk before `rows`: solves the rows. x [B, Tc, H, K]
-// and lse [B, H, Tc] are written.
-void KrrChunkSolve(const KrrChunk& rows, ConstHeadTensor v,
-                   ConstTensor value_scale, ConstTensor log_lambda,
+// After the last chunk of columns: solves the rows. x [B, Tc, H, K] and lse
+// [B, H, Tc], of the whole rows, are written; so is kernel_x [B, Tc, H, K] = P
+// X, unless it is absent: an average of X without cancellation, which
+// KrrChunkRowGradients needs where lambda > 1. It costs one product of a tile
+// with a row of tiles on the diagonal, and may be sums.weighted.
+void KrrChunkSolve(const KrrChunk& rows, const KrrRightSide& right,
                    const RowSums& sums, HeadTensor x, Tensor lse,
-                   Stream& stream);
+                   HeadTensor kernel_x, Stream& stream);
 
-// Adjoint L^T Y = dX. `g` [B, Tc, H, K] of the columns begins as d_x.
+// The adjoint L^T Y = dX. g [B, Tc, H, K] of the columns begins as d_x:
 //   g_j -= sum_i P_ij y_i over the rows of a later chunk.
 void KrrChunkAdjointUpdate(const KrrChunk& rows, ConstTensor lse_rows,
                            ConstHeadTensor y_rows, const KrrChunk& columns,
                            HeadTensor g, Stream& stream);
-// y from g on the diagonal block of the chunk (y may be g).
+// After the last later chunk: y from g on the chunk's diagonal block. y may be
+// g.
 void KrrChunkAdjointSolve(const KrrChunk& chunk, ConstTensor lse,
                           ConstTensor log_lambda, ConstHeadTensor g,
                           HeadTensor y, Stream& stream);
 
-// What follows from a chunk's own y, without other chunks: d_v = value_scale y
-// and d_value_scale [B, H, Tc] = y . v are written; d_log_lambda [H] is added
-// to; delta [B, H, Tc] is written (krr.md, fact 4: -y . (value_scale v - lambda
-// x); with lambda > 1 that difference has no correct digit and delta is left to
-// KrrChunkDelta). `kernel_x` [B, Tc, H, K] = P X, needed only for heads with
-// lambda > 1; it is what is left of the forward's sums:
-// (value_scale v - lambda x) computed without cancellation.
-void KrrChunkRowGradients(ConstHeadTensor y, ConstHeadTensor v,
-                          ConstHeadTensor x, ConstTensor value_scale,
-                          ConstTensor log_lambda, ConstHeadTensor kernel_x,
-                          HeadTensor d_v, Tensor d_value_scale,
-                          Tensor d_log_lambda, Tensor delta, Stream& stream);
+struct KrrRowGradients {
+  HeadTensor d_v;        // [B, Tc, H, K]
+  Tensor d_value_scale;  // [B, H, Tc]
+  Tensor d_log_lambda;   // [H]
+  Tensor delta;          // [B, H, Tc]
+};
 
-// Gradients of the scores of a pair of chunks, dS_ij = P_ij (-y_i . x_j -
-// delta_i), added to
-//   d_queries [B, Tc, H, K] of the rows: sum_j dS_ij column_scale_j r_j,
-//   d_keys [B, Tc, H, K] of the columns: sum_i dS_ij r_i   (of
-//       column_scale_j r_j; KrrChunkFinish takes it to r and column_scale),
-//   row_sums [B, H, Tc] fp64 of the rows: sum over j != i of dS_ij; the
-//       diagonal's dS_ii is minus that sum (a row of dS sums to 0) and is added
-//       by KrrChunkFinish. Zero before the first pair.
-void KrrChunkScoreGradients(const KrrChunk& rows, ConstTensor lse_rows,
-                            ConstTensor delta_rows, ConstHeadTensor y_rows,
+// What follows from a chunk's own y: d_v = value_scale y, d_value_scale = y . v
+// and delta = -y . (P X) are written, d_log_lambda += -lambda sum y . x.
+// P X is value_scale v - lambda x (krr.md, fact 4); where lambda > 1 that
+// difference has no correct digit, and kernel_x of KrrChunkSolve is read.
+// d_v may be y. CHECK: kernel_x is there if any lambda > 1.
+void KrrChunkRowGradients(const KrrRightSide& right, ConstHeadTensor x,
+                          ConstHeadTensor kernel_x, ConstHeadTensor y,
+                          const KrrRowGradients& gradients, Stream& stream);
+
+struct KrrScoreGradients {
+  HeadTensor d_queries;  // [B, Tc, H, K] of the rows
+  HeadTensor d_keys;     // [B, Tc, H, K] of the columns
+  Tensor row_sums;       // [B, H, Tc] fp64 of the rows
+};
+
+// What the scores of a pair of chunks give, dS_ij = P_ij (-y_i . x_j -
+// delta_i), is added to
+//   d_queries_i: sum_{j != i} dS_ij column_scale_j r_j,
+//   d_keys_j: sum_{i != j} dS_ij r_i,
+//   row_sums_i: sum_{j != i} dS_ij.
+// All are zero before the first pair. A row of dS sums to 0, so dS_ii is minus
+// row_sums_i over all pairs of the row (tile_sweep.h says why);
+// KrrChunkFinish adds it.
+void KrrChunkScoreGradients(const KrrChunk& rows, const AdjointRows& adjoint,
                             const KrrChunk& columns, ConstHeadTensor x_columns,
-                            bool diagonal, HeadTensor d_queries,
-                            HeadTensor d_keys, Tensor row_sums,
+                            bool diagonal, const KrrScoreGradients& gradients,
                             Stream& stream);
-// After the last pair of the chunk as rows and as columns:
-//   d_r = d_queries + column_scale d_keys (with the diagonal's share),
-//   d_column_scale = r . d_keys; both written. d_queries may be d_r.
+// After the last pair of the chunk, as rows and as columns:
+//   d_r = d_queries + column_scale d_keys and d_column_scale = r . d_keys, both
+//   with the diagonal's share, are written. d_r may be d_queries or d_keys.
 void KrrChunkFinish(const KrrChunk& chunk, ConstTensor row_sums,
                     ConstHeadTensor d_queries, ConstHeadTensor d_keys,
                     HeadTensor d_r, Tensor d_column_scale, Stream& stream);
 
 // --- Delta: (I + diag(beta) W) X = V, W = softmax over j < i of
-//     scale w_i . k_j. ---
+//     S_ij = scale w_i . k_j. ---
 
 struct DeltaChunk {
   ConstHeadTensor w;     // [B, Tc, H, K]; read of rows
   ConstHeadTensor k;     // [B, Tc, H, K]; read of columns
   ConstHeadTensor beta;  // [B, Tc, H, 1]; read of rows
   ConstTensor segments;  // [B, Tc] int32 or absent
-  float scale = 1;
+  float scale = 1;       // read of rows
 };
 
-// Rows begin with BeginRowSums.
+// Adds a chunk of solved columns before the rows, whose sums BeginRowSums
+// began.
 void DeltaChunkUpdate(const DeltaChunk& rows, const DeltaChunk& columns,
                       ConstHeadTensor x_columns, const RowSums& sums,
                       Stream& stream);
-// lse is -inf for a row that sees no key.
+// After the last chunk of columns: solves the rows. x, lse (-inf for a row that
+// sees no key) and, unless it is absent, kernel_x [B, Tc, H, K] = W X are
+// written. The backward needs kernel_x: (v - x) / beta has no correct digit for
+// a small beta. kernel_x may be sums.weighted.
 void DeltaChunkSolve(const DeltaChunk& rows, ConstHeadTensor v,
                      const RowSums& sums, HeadTensor x, Tensor lse,
-                     Stream& stream);
-//   g_j -= sum_i beta_i W_ij y_i
+                     HeadTensor kernel_x, Stream& stream);
+
+// The adjoint; g of the columns begins as d_x:
+//   g_j -= sum_i beta_i W_ij y_i over the rows of a later chunk.
 void DeltaChunkAdjointUpdate(const DeltaChunk& rows, ConstTensor lse_rows,
                              ConstHeadTensor y_rows, const DeltaChunk& columns,
                              HeadTensor g, Stream& stream);
+// After the last later chunk: y = d_v from g. y may be g.
 void DeltaChunkAdjointSolve(const DeltaChunk& chunk, ConstTensor lse,
                             ConstHeadTensor g, HeadTensor y, Stream& stream);
-// d_v = y is the caller's. delta [B, H, Tc] and d_beta [B, Tc, H, 1] of the
-// chunk's rows from what the forward kept: (W X)_i = (v_i - x_i) / beta_i where
-// beta_i != 0; where that has no correct digit (small beta) the caller's
-// `kernel_x` [B, Tc, H, K] = W X, which DeltaChunkKernel makes from finished
-// sums, is read. Written.
+
+// What follows from a chunk's own y: d_beta [B, Tc, H, 1] = -y . kernel_x and
+// delta [B, H, Tc] = beta d_beta are written. d_v is y.
 void DeltaChunkRowGradients(const DeltaChunk& rows, ConstHeadTensor y,
                             ConstHeadTensor kernel_x, Tensor delta,
                             HeadTensor d_beta, Stream& stream);
 // dS_ij = W_ij (-beta_i y_i . x_j - delta_i): adds scale dS k_j to d_w of the
 // rows and scale dS w_i to d_k of the columns.
-void DeltaChunkScoreGradients(const DeltaChunk& rows, ConstTensor lse_rows,
-                              ConstTensor delta_rows, ConstHeadTensor y_rows,
+void DeltaChunkScoreGradients(const DeltaChunk& rows,
+                              const AdjointRows& adjoint,
                               const DeltaChunk& columns,
                               ConstHeadTensor x_columns, bool diagonal,
                               HeadTensor d_w, HeadTensor d_k, Stream& stream);

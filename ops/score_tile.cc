@@ -24,7 +24,8 @@ void Floats::Free::operator()(float* data) const { std::free(data); }
 
 VisibleKeys::VisibleKeys(const AttentionMask& mask, int64_t b,
                          int64_t num_queries, int64_t num_keys, bool strict)
-    : intervals_(static_cast<size_t>(num_queries)) {
+    : intervals_(static_cast<size_t>(num_queries)),
+      own_keys_(num_queries == num_keys) {
   CUBIT_CHECK_LE(num_queries, num_keys);
   CUBIT_CHECK(mask.causal || !strict);
   const int64_t offset = num_keys - num_queries;
@@ -48,6 +49,35 @@ VisibleKeys::VisibleKeys(const AttentionMask& mask, int64_t b,
     }
     begin = end;
   }
+}
+
+VisibleKeys VisibleKeys::OfEarlierChunk(const ConstTensor& query_segments,
+                                        const ConstTensor& key_segments,
+                                        int64_t b, int64_t num_queries,
+                                        int64_t num_keys) {
+  VisibleKeys visible(num_queries);
+  CUBIT_CHECK_EQ(query_segments.empty(), key_segments.empty());
+  if (query_segments.empty()) {
+    for (Interval& interval : visible.intervals_) interval = {0, num_keys};
+    return visible;
+  }
+  CUBIT_CHECK_EQ(query_segments.shape().rank(), 2);
+  CUBIT_CHECK_SHAPE(query_segments, {query_segments.dim(0), num_queries});
+  CUBIT_CHECK_SHAPE(key_segments, {query_segments.dim(0), num_keys});
+  CUBIT_CHECK_LT(b, query_segments.dim(0));
+  CUBIT_CHECK_GT(num_keys, 0);
+  const int32_t* of_query = query_segments.data<int32_t>() + b * num_queries;
+  const int32_t* of_key = key_segments.data<int32_t>() + b * num_keys;
+  const int32_t last = of_key[num_keys - 1];
+  int64_t begin = num_keys - 1;
+  while (begin > 0 && of_key[begin - 1] == last) --begin;
+  for (int64_t i = 0; i < num_queries; ++i) {
+    CUBIT_CHECK_GE(of_query[i], i == 0 ? last : of_query[i - 1])
+        << "segment ids decrease at query " << i;
+    visible.intervals_[static_cast<size_t>(i)] = {
+        of_query[i] == last ? begin : num_keys, num_keys};
+  }
+  return visible;
 }
 
 VisibleKeys::Interval VisibleKeys::InTile(const TileRange& tile,

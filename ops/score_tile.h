@@ -64,6 +64,14 @@ class VisibleKeys {
   // CHECK: segment_ids is [B, num_keys] and does not decrease.
   VisibleKeys(const AttentionMask& mask, int64_t b, int64_t num_queries,
               int64_t num_keys, bool strict);
+  // Queries of a chunk that comes after all keys, which are another chunk of
+  // the sequence: a query sees the keys of its document, which can only be the
+  // last one of the keys. Documents of sequence `b` as in AttentionMask, [B,
+  // num_queries] and [B, num_keys], both absent: one document.
+  // CHECK: shapes; no query's document comes before the last one of the keys.
+  static VisibleKeys OfEarlierChunk(const ConstTensor& query_segments,
+                                    const ConstTensor& key_segments, int64_t b,
+                                    int64_t num_queries, int64_t num_keys);
 
   // Both bounds never decrease from one query to the next.
   Interval Of(int64_t query) const {
@@ -73,9 +81,15 @@ class VisibleKeys {
   Interval InTile(const TileRange& tile, int64_t i) const;
   // Whether any score of the tile counts.
   bool Touches(const TileRange& tile) const;
+  // Whether query i stands where key i does.
+  bool own_keys() const { return own_keys_; }
 
  private:
+  explicit VisibleKeys(int64_t num_queries)
+      : intervals_(static_cast<size_t>(num_queries)) {}
+
   std::vector<Interval> intervals_;
+  bool own_keys_ = false;
 };
 
 // Copies rows [begin, end) of head (b, h), times `factor`, to the same rows of

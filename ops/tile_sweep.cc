@@ -71,6 +71,14 @@ void SoftmaxRows::Start(int64_t rows, const float* shift) {
   std::fill(weighted_.data(), weighted_.at(rows * head_dim_), 0.0f);
 }
 
+void SoftmaxRows::Restore(int64_t i, float shift, double sum,
+                          const float* weighted) {
+  const size_t row = static_cast<size_t>(i);
+  shift_[row] = shift;
+  sum_[row] = sum;
+  std::copy(weighted, weighted + head_dim_, weighted_.at(i * head_dim_));
+}
+
 void SoftmaxRows::RaiseShift(int64_t i, const float* scores, int64_t count) {
   const size_t row = static_cast<size_t>(i);
   float maximum = LaneMaximum(count, scores);
@@ -108,7 +116,8 @@ void SoftmaxRows::Weigh(const ScoreHead& head, const VisibleKeys& keys,
   } else {
     ScoreTile(head, tile, shift_.data(), weights);
     // The product rounds S_ii otherwise than its caller did.
-    for (int64_t i = 0; tile.row == tile.column && i < tile.rows; ++i) {
+    const bool diagonal = keys.own_keys() && tile.row == tile.column;
+    for (int64_t i = 0; diagonal && i < tile.rows; ++i) {
       weights[i * kTile + i] = 0;
     }
   }
@@ -131,39 +140,42 @@ float SoftmaxRows::LogSumExp(int64_t i) const {
   return static_cast<float>(static_cast<double>(shift(i)) + std::log(sum(i)));
 }
 
+void KeptSoftmax::Weights(const VisibleKeys& keys, const TileRange& tile,
+                          float* weights) const {
+  ScoreTile(head, tile, lse.at(tile.row), weights);
+  ExponentiateTile(keys, tile, weights);
+}
+
+void KeptSoftmax::AddTransposed(const TileRange& tile, const float* weights,
+                                const float* rows, float* sums) const {
+  const int64_t dim = head.head_dim;
+  Sgemm(true, false, tile.columns, dim, tile.rows, 1.0f, weights, kTile,
+        rows + tile.row * dim, dim, 1.0f, sums, dim);
+}
+
 GradientSweep::GradientSweep(int64_t queries, int64_t keys, int64_t dim,
                              Rows kind)
-    : head(queries, keys, dim),
+    : KeptSoftmax(queries, keys, dim),
       key_rows(keys * dim),
       value_blocks(NumTiles(keys) * dim * kTile),
-      lse(queries),
       d_out(queries * dim),
       delta(queries),
       d_query_rows(queries * dim),
       d_key_rows(keys * dim),
       rows(kind),
+      row_sums(kind == Rows::kSelfFromSum ? static_cast<size_t>(queries) : 0),
       factors(kind == Rows::kFactored ? queries : 0),
       factored_d_out(kind == Rows::kFactored ? queries * dim : 0),
       row_products(kind == Rows::kFactored ? static_cast<size_t>(queries) : 0),
-      products_(kTile * kTile),
-      row_sums_(kind == Rows::kSelfFromSum ? static_cast<size_t>(queries) : 0) {
+      products_(kTile * kTile) {
   std::fill(d_query_rows.data(), d_query_rows.at(queries * dim), 0.0f);
   std::fill(d_key_rows.data(), d_key_rows.at(keys * dim), 0.0f);
-}
-
-void GradientSweep::Weights(const VisibleKeys& keys, const TileRange& tile,
-                            float* weights) const {
-  ScoreTile(head, tile, lse.at(tile.row), weights);
-  ExponentiateTile(keys, tile, weights);
 }
 
 void GradientSweep::AddValueGradients(const TileRange& tile,
                                       const float* weights,
                                       float* d_values) const {
-  const int64_t dim = head.head_dim;
-  const Floats& gradients = rows == Rows::kFactored ? factored_d_out : d_out;
-  Sgemm(true, false, tile.columns, dim, tile.rows, 1.0f, weights, kTile,
-        gradients.at(tile.row * dim), dim, 1.0f, d_values, dim);
+  AddTransposed(tile, weights, value_gradients(), d_values);
 }
 
 // Row i of the tile in `d_scores`: G_i . values_j on entry, dS_ij on return.
@@ -184,8 +196,8 @@ void GradientSweep::ScoreGradientRow(const TileRange& tile, int64_t i,
   }
   if (rows != Rows::kSelfFromSum) return;
   const int64_t self = query - tile.column;
-  if (self >= 0 && self < tile.columns) d_scores[self] = 0;
-  row_sums_[row] += static_cast<double>(
+  if (own_keys && self >= 0 && self < tile.columns) d_scores[self] = 0;
+  row_sums[row] += static_cast<double>(
       LaneSum(tile.columns, [&](int64_t j) { return d_scores[j]; }));
 }
 
@@ -212,7 +224,7 @@ void GradientSweep::AddScoreGradients(const TileRange& tile,
 void GradientSweep::AddSelfGradients() {
   const int64_t dim = head.head_dim;
   for (int64_t i = 0; i < head.num_queries; ++i) {
-    const float d_self = static_cast<float>(-row_sums_[static_cast<size_t>(i)]);
+    const float d_self = static_cast<float>(-row_sums[static_cast<size_t>(i)]);
     const float* query = head.query_rows.at(i * dim);
     const float* key = key_rows.at(i * dim);
     float* d_query = d_query_rows.at(i * dim);

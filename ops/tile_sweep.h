@@ -32,6 +32,9 @@ class SoftmaxRows {
   // known to be the row's maximum (E_ii is then 1 exactly), or null for the
   // running maximum.
   void Start(int64_t rows, const float* shift);
+  // After Start: row i goes on from sums of earlier keys. `shift` must be that
+  // of Start, where it was given; `weighted` [K].
+  void Restore(int64_t i, float shift, double sum, const float* weighted);
 
   // weights [rows, kTile] = E on the tile, zero where a query does not see the
   // key; adds to sum.
@@ -61,13 +64,30 @@ class SoftmaxRows {
   Floats weighted_;  // [kTile, K]
 };
 
+// P = softmax(S) again, tile by tile, from the log of its rows' sums.
+struct KeptSoftmax {
+  KeptSoftmax(int64_t queries, int64_t keys, int64_t dim)
+      : head(queries, keys, dim), lse(queries) {}
+
+  // P on the tile, zero where a query does not see the key.
+  void Weights(const VisibleKeys& keys, const TileRange& tile,
+               float* weights) const;
+  // sums [tile.columns, K] += P^T rows; `rows` [Tq, K] are those of all
+  // queries.
+  void AddTransposed(const TileRange& tile, const float* weights,
+                     const float* rows, float* sums) const;
+
+  ScoreHead head;
+  Floats lse;  // [Tq]
+};
+
 // The way back through out_i = f_i sum_j P_ij values_j, P = softmax(S): from
 // G = d out, for every tile in turn,
 //   d_values_j += f_i P_ij G_i,
 //   dP_ij = f_i G_i . values_j,  dS_ij = P_ij (dP_ij - delta_i),
 //   d_query_i += dS_ij key_j,  d_key_j += dS_ij query_i.
 // delta_i = sum_k P_ik dP_ik has a closed form, which the caller provides.
-struct GradientSweep {
+struct GradientSweep : KeptSoftmax {
   enum class Rows {
     kPlain,  // attention: f = 1
     // Delta: f is beta, and row_products_i = sum_j P_ij G_i . values_j is its
@@ -80,9 +100,6 @@ struct GradientSweep {
 
   GradientSweep(int64_t queries, int64_t keys, int64_t dim, Rows kind);
 
-  // P on the tile, zero where a query does not see the key.
-  void Weights(const VisibleKeys& keys, const TileRange& tile,
-               float* weights) const;
   // d_values [tile.columns, K] += P^T (f G).
   void AddValueGradients(const TileRange& tile, const float* weights,
                          float* d_values) const;
@@ -91,16 +108,23 @@ struct GradientSweep {
   // After the last tile; only kSelfFromSum needs it.
   void AddSelfGradients();
 
-  ScoreHead head;
+  // What AddValueGradients multiplies by: f G.
+  const float* value_gradients() const {
+    return rows == Rows::kFactored ? factored_d_out.data() : d_out.data();
+  }
+
   Floats key_rows;      // [Tk, K]
   Floats value_blocks;  // [NumTiles(Tk)][K][kTile]
-  Floats lse;           // [Tq]
   Floats d_out;         // [Tq, K]: G
   Floats delta;         // [Tq]
   Floats d_query_rows;  // [Tq, K], zero at first
   Floats d_key_rows;    // [Tk, K], zero at first
 
   Rows rows;
+  // Whether query i stands where key i does: kSelfFromSum leaves those out.
+  bool own_keys = true;
+  std::vector<double> row_sums;  // [Tq]: sum of dS_ij over j != i, of size 0
+                                 // unless rows are kSelfFromSum
   // Of size 0 unless rows are factored.
   Floats factors;                    // [Tq]: f
   Floats factored_d_out;             // [Tq, K]: f G
@@ -110,8 +134,7 @@ struct GradientSweep {
   void ScoreGradientRow(const TileRange& tile, int64_t i, const float* weights,
                         float* d_scores);
 
-  Floats products_;               // [kTile, kTile]
-  std::vector<double> row_sums_;  // [Tq]: sum of dS_ij over j != i
+  Floats products_;  // [kTile, kTile]
 };
 
 }  // namespace cubit

@@ -97,6 +97,15 @@ CubitMixer::Scalars<T> CubitMixer::Named(const std::vector<T>& scalars) const {
   return named;
 }
 
+// For cubit_sharded.cc.
+template CubitMixer::Views<HeadTensor> CubitMixer::Split(const Tensor&) const;
+template CubitMixer::Views<ConstHeadTensor> CubitMixer::Split(
+    const ConstTensor&) const;
+template CubitMixer::Scalars<ConstTensor> CubitMixer::Named(
+    const std::vector<ConstTensor>&) const;
+template CubitMixer::Scalars<Tensor> CubitMixer::Named(
+    const std::vector<Tensor>&) const;
+
 std::unique_ptr<MixerSaved> CubitMixer::AllocateSaved(const MixerShape& shape,
                                                       Arena& arena) const {
   auto saved = std::make_unique<CubitSaved>();

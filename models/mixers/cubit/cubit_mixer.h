@@ -9,6 +9,7 @@
 #include <memory>
 #include <vector>
 
+#include "models/mixers/sharded_solve.h"
 #include "models/mixers/token_mixer.h"
 #include "models/model_config.h"
 
@@ -23,6 +24,8 @@ struct CubitSaved : MixerSaved {
   // The same and what it is solved from, [B, T, H * K] in fp32; absent where
   // the solve takes the activations as they are.
   Tensor r32, v32, solution32;
+  // P X, [B, Tl, H * K]; on sequence shards alone.
+  Tensor kernel_x;
 };
 
 struct CubitScratch : MixerScratch {
@@ -35,6 +38,22 @@ struct CubitScratch : MixerScratch {
   Tensor d_r32, d_v32, d_solution32;
 };
 
+// On sequence shards; blocks as in sequence_groups.h.
+struct CubitShardedScratch : ShardedSolveScratch {
+  using ShardedSolveScratch::ShardedSolveScratch;
+
+  // Of all ranks.
+  Tensor r;             // rows; k's where it is shared
+  Tensor column_scale;  // scalars
+  Tensor d_keys;        // rows: parts, then sums of the rank's own blocks
+  // Scalars of the rank's own blocks.
+  Tensor value_scale, d_column_scale, d_value_scale;
+  Tensor row_sums;  // fp64
+  // Local: [B, H, Tl], and [B, Tl, H * K] where r is shared with k.
+  Tensor local_d_column_scale, local_d_value_scale;
+  Tensor d_r;
+};
+
 struct CubitCache : MixerCache {
   Tensor k;                 // [B, T, H * K]; absent where r is shared with k
   Tensor r;                 // [B, T, H * K]
@@ -44,11 +63,12 @@ struct CubitCache : MixerCache {
   Tensor new_value_scale;   // [B, H, 1]
 };
 
-class CubitMixer : public TokenMixer {
+class CubitMixer : public TokenMixer, public SequenceShardedMixer {
  public:
   CubitMixer(const CubitOptions& options, KrrPrecision precision,
              int64_t head_dim);
 
+  const SequenceShardedMixer* sharded() const override { return this; }
   std::vector<MixerProjection> projections() const override;
   std::vector<MixerScalar> scalars() const override;
   std::unique_ptr<MixerSaved> AllocateSaved(const MixerShape& shape,
@@ -72,7 +92,31 @@ class CubitMixer : public TokenMixer {
   void Decode(const MixerContext& context, int64_t position, Tensor columns,
               MixerCache* cache, Tensor out) const override;
 
+  // In cubit_sharded.cc.
+  std::unique_ptr<MixerSaved> AllocateShardedSaved(const MixerShape& shape,
+                                                   const SequenceLayout& layout,
+                                                   Arena& arena) const override;
+  std::unique_ptr<MixerScratch> AllocateShardedScratch(
+      const MixerShape& shape, const SequenceLayout& layout,
+      Arena& arena) const override;
+  void ForwardSharded(const MixerContext& context,
+                      const SequenceShard& sequence, Tensor columns,
+                      MixerSaved* saved, MixerScratch* scratch,
+                      Tensor out) const override;
+  void BackwardSharded(const MixerContext& context,
+                       const SequenceShard& sequence, ConstTensor columns,
+                       const MixerSaved& saved, ConstTensor out,
+                       ConstTensor d_out, MixerScratch* scratch,
+                       Tensor d_columns,
+                       const std::vector<Tensor>& d_scalars) const override;
+  void HealthSharded(const MixerContext& context, ConstTensor columns,
+                     const MixerSaved& saved, Tensor result) const override {
+    Health(context, columns, saved, result);
+  }
+
  private:
+  class ShardedCall;
+
   // The per-head views of the fused projections.
   template <typename View>
   struct Views {

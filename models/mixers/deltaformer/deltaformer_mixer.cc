@@ -61,6 +61,12 @@ DeltaFormerMixer::Views<View> DeltaFormerMixer::Split(
   return views;
 }
 
+// For deltaformer_sharded.cc.
+template DeltaFormerMixer::Views<HeadTensor> DeltaFormerMixer::Split(
+    const Tensor&) const;
+template DeltaFormerMixer::Views<ConstHeadTensor> DeltaFormerMixer::Split(
+    const ConstTensor&) const;
+
 void DeltaFormerMixer::Prepare(const MixerContext& context, int64_t position,
                                const Views<HeadTensor>& views) const {
   const ConstTensor& table = context.rotary_table;

@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "models/mixers/sharded_solve.h"
 #include "models/mixers/token_mixer.h"
 #include "models/model_config.h"
 
@@ -23,6 +24,7 @@ struct DeltaFormerSaved : MixerSaved {
   // the activations as they are.
   Tensor w32, k32, v32, solution32;  // [B, T, H * K]
   Tensor beta32;                     // [B, T, H]
+  Tensor kernel_x;  // W X, [B, Tl, H * K]; on sequence shards alone
 };
 
 struct DeltaFormerScratch : MixerScratch {
@@ -35,15 +37,25 @@ struct DeltaFormerScratch : MixerScratch {
   Tensor d_beta32;                           // [B, T, H]
 };
 
+// On sequence shards; buffers as in sequence_groups.h.
+struct DeltaFormerShardedScratch : ShardedSolveScratch {
+  using ShardedSolveScratch::ShardedSolveScratch;
+
+  // Rows of all ranks; w is k's where it is the key.
+  Tensor w, beta;
+  Tensor d_w;  // [B, Tl, H * K]: where w has no projection of its own
+};
+
 struct DeltaFormerCache : MixerCache {
   Tensor k, solution;  // [B, T, H * K]
 };
 
-class DeltaFormerMixer : public TokenMixer {
+class DeltaFormerMixer : public TokenMixer, public SequenceShardedMixer {
  public:
   DeltaFormerMixer(const DeltaFormerOptions& options, KrrPrecision precision,
                    int64_t head_dim);
 
+  const SequenceShardedMixer* sharded() const override { return this; }
   std::vector<MixerProjection> projections() const override;
   std::vector<MixerScalar> scalars() const override { return {}; }
   std::unique_ptr<MixerSaved> AllocateSaved(const MixerShape& shape,
@@ -64,7 +76,27 @@ class DeltaFormerMixer : public TokenMixer {
   void Decode(const MixerContext& context, int64_t position, Tensor columns,
               MixerCache* cache, Tensor out) const override;
 
+  // In deltaformer_sharded.cc.
+  std::unique_ptr<MixerSaved> AllocateShardedSaved(const MixerShape& shape,
+                                                   const SequenceLayout& layout,
+                                                   Arena& arena) const override;
+  std::unique_ptr<MixerScratch> AllocateShardedScratch(
+      const MixerShape& shape, const SequenceLayout& layout,
+      Arena& arena) const override;
+  void ForwardSharded(const MixerContext& context,
+                      const SequenceShard& sequence, Tensor columns,
+                      MixerSaved* saved, MixerScratch* scratch,
+                      Tensor out) const override;
+  void BackwardSharded(const MixerContext& context,
+                       const SequenceShard& sequence, ConstTensor columns,
+                       const MixerSaved& saved, ConstTensor out,
+                       ConstTensor d_out, MixerScratch* scratch,
+                       Tensor d_columns,
+                       const std::vector<Tensor>& d_scalars) const override;
+
  private:
+  class ShardedCall;
+
   bool owns_w() const { return options_.w == DeltaWeights::kOwn; }
 
   template <typename View>

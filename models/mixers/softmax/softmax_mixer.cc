@@ -68,19 +68,44 @@ std::unique_ptr<MixerScratch> SoftmaxMixer::AllocateScratch(
   return scratch;
 }
 
+// For softmax_sharded.cc.
+template HeadTensor SoftmaxMixer::Projection(const Tensor&, int64_t) const;
+template ConstHeadTensor SoftmaxMixer::Projection(const ConstTensor&,
+                                                  int64_t) const;
+
+void SoftmaxMixer::NormForward(const MixerContext& context, HeadTensor q,
+                               HeadTensor k, SoftmaxSaved* kept) const {
+  if (!options_.qk_norm) return;
+  Stream& stream = *context.stream;
+  const ProfileRange range(kNorm, stream);
+  HeadNormForward(context.scalars[0], q, kept->q_norm, stream);
+  HeadNormForward(ConstTensor(), k, kept->k_norm, stream);
+  CopyHeads(q, HeadsOf(kept->q_hat, 0, q.num_heads, head_dim_), stream);
+  CopyHeads(k, HeadsOf(kept->k_hat, 0, k.num_heads, head_dim_), stream);
+}
+
+void SoftmaxMixer::NormBackward(const MixerContext& context,
+                                const SoftmaxSaved& kept, HeadTensor d_q,
+                                HeadTensor d_k,
+                                const std::vector<Tensor>& d_scalars) const {
+  if (!options_.qk_norm) return;
+  Stream& stream = *context.stream;
+  const ProfileRange range(kNorm, stream);
+  HeadNormBackward(
+      HeadsOf(ConstTensor(kept.q_hat), 0, d_q.num_heads, head_dim_),
+      context.scalars[0], kept.q_norm, d_q, d_scalars[0], stream);
+  HeadNormBackward(
+      HeadsOf(ConstTensor(kept.k_hat), 0, d_k.num_heads, head_dim_),
+      ConstTensor(), kept.k_norm, d_k, Tensor(), stream);
+}
+
 void SoftmaxMixer::Forward(const MixerContext& context, Tensor columns,
                            MixerSaved* saved, Tensor out) const {
   auto& kept = *static_cast<SoftmaxSaved*>(saved);
   const auto q = Projection<HeadTensor>(columns, kQuery);
   const auto k = Projection<HeadTensor>(columns, kKey);
   Stream& stream = *context.stream;
-  if (options_.qk_norm) {
-    const ProfileRange range(kNorm, stream);
-    HeadNormForward(context.scalars[0], q, kept.q_norm, stream);
-    HeadNormForward(ConstTensor(), k, kept.k_norm, stream);
-    CopyHeads(q, HeadsOf(kept.q_hat, 0, q.num_heads, head_dim_), stream);
-    CopyHeads(k, HeadsOf(kept.k_hat, 0, k.num_heads, head_dim_), stream);
-  }
+  NormForward(context, q, k, &kept);
   if (!context.rotary_table.empty()) {
     const ProfileRange range(kRotary, stream);
     RotaryForward(context.rotary_table, 0, q, stream);
@@ -118,15 +143,7 @@ void SoftmaxMixer::Backward(const MixerContext& context, ConstTensor columns,
     RotaryBackward(context.rotary_table, 0, d_q, stream);
     RotaryBackward(context.rotary_table, 0, d_k, stream);
   }
-  if (options_.qk_norm) {
-    const ProfileRange range(kNorm, stream);
-    HeadNormBackward(
-        HeadsOf(ConstTensor(kept.q_hat), 0, q.num_heads, head_dim_),
-        context.scalars[0], kept.q_norm, d_q, d_scalars[0], stream);
-    HeadNormBackward(
-        HeadsOf(ConstTensor(kept.k_hat), 0, q.num_heads, head_dim_),
-        ConstTensor(), kept.k_norm, d_k, Tensor(), stream);
-  }
+  NormBackward(context, kept, d_q, d_k, d_scalars);
 }
 
 double SoftmaxMixer::ForwardFlops(const MixerShape& shape) const {

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Cubit on sequence shards: the wavefront of sharded_solve.h with the chunked
+// KRR of ops/chunked_solve.h.
+
+#include <memory>
+#include <vector>
+
+#include "models/mixers/cubit/cubit_mixer.h"
+#include "models/mixers/sequence_groups.h"
+#include "models/mixers/sharded_solve.h"
+#include "ops/chunked_solve.h"
+#include "ops/heads.h"
+#include "ops/krr.h"
+#include "runtime/check.h"
+
+namespace cubit {
+
+class CubitMixer::ShardedCall : public ShardedSolve {
+ public:
+  // The system's tensors, local views [B, Tl, H, K]; gradients in the backward
+  // alone.
+  struct System {
+    ConstHeadTensor v;
+    HeadTensor kernel_x;
+    ConstTensor log_lambda;  // [H]
+    HeadTensor d_v;
+    HeadTensor d_r;       // zero at first
+    Tensor d_log_lambda;  // [H]
+  };
+
+  ShardedCall(const MixerContext& context, const SequenceShard& sequence,
+              const ShardedAttention& attention, const System& system,
+              CubitShardedScratch* scratch)
+      : ShardedSolve(context, sequence, attention, scratch),
+        work_(*scratch),
+        system_(system) {}
+
+  void Forward(const Views<HeadTensor>& views, CubitSaved* kept, bool share);
+  void Backward(const Views<ConstHeadTensor>& views, const CubitSaved& kept,
+                ConstHeadTensor out, bool share);
+
+ private:
+  void Solve(Block rows) override;
+  void Update(Block rows, Block columns) override;
+  void AdjointSolve(Block columns) override;
+  void AdjointUpdate(Block rows, Block columns) override;
+  void ScoreGradients(Block rows, Block columns) override;
+  absl::Status ReduceKeyGradients(int group, Communicator& communicator,
+                                  Stream& stream) override {
+    return groups_.Reduce(work_.d_keys, group, communicator, stream);
+  }
+
+  // What both passes need of the rank's own chunks, into its blocks.
+  void PackSystem(ConstHeadTensor k, ConstHeadTensor r, const CubitSaved& kept,
+                  bool share);
+  KrrChunk Chunk(Block block) const {
+    return {groups_.Rows(work_.r, block),
+            groups_.Scalars(work_.column_scale, block), Segments(block)};
+  }
+  KrrRightSide RightSide(Block block) const {
+    return {groups_.Part(system_.v, block),
+            groups_.Scalars(work_.value_scale, block),
+            groups_.Heads(system_.log_lambda, block.group)};
+  }
+
+  CubitShardedScratch& work_;
+  const System system_;
+};
+
+void CubitMixer::ShardedCall::PackSystem(ConstHeadTensor k, ConstHeadTensor r,
+                                         const CubitSaved& kept, bool share) {
+  groups_.Pack(k, work_.k, cp_rank(), stream());
+  if (!share) groups_.Pack(r, work_.r, cp_rank(), stream());
+  groups_.PackScalars(kept.column_scale, work_.column_scale, cp_rank(),
+                      stream());
+  groups_.PackScalars(kept.value_scale, work_.value_scale, cp_rank(), stream());
+}
+
+void CubitMixer::ShardedCall::Forward(const Views<HeadTensor>& views,
+                                      CubitSaved* kept, bool share) {
+  PackSystem(views.k, views.r, *kept, share);
+  // The solve's first: it is what others wait for.
+  if (share) {
+    PostGathers({{work_.r, work_.column_scale}});
+  } else {
+    PostGathers({{work_.r, work_.column_scale}, {work_.k}});
+  }
+  for (const Block block : groups_.OwnBlocks(cp_rank())) {
+    BeginKrrRows(Chunk(block), KernelSums(block, system_.kernel_x), stream());
+  }
+  RunForward(kept->lse_attention);
+  groups_.UnpackScalars(work_.lse_kernel, kept->lse_kernel, cp_rank(),
+                        stream());
+  const int64_t width = views.q.head_dim;
+  groups_.Unpack(work_.x, HeadsOf(kept->solution, 0, views.q.num_heads, width),
+                 cp_rank(), stream());
+}
+
+void CubitMixer::ShardedCall::Backward(const Views<ConstHeadTensor>& views,
+                                       const CubitSaved& kept,
+                                       ConstHeadTensor out, bool share) {
+  PackSystem(views.k, views.r, kept, share);
+  groups_.Pack(HeadsOf(ConstTensor(kept.solution), 0, views.q.num_heads,
+                       views.q.head_dim),
+               work_.x, cp_rank(), stream());
+  groups_.PackScalars(kept.lse_kernel, work_.lse_kernel, cp_rank(), stream());
+  std::vector<Tensor> system = {work_.column_scale, work_.lse_kernel};
+  if (!share) system.push_back(work_.r);
+  PostGathers({{work_.k, work_.x}, system});
+  for (const Tensor& sums : {work_.d_keys, work_.row_sums}) {
+    SetZero(sums.raw(), sums.size_bytes(), stream());
+  }
+  RunBackward(out, kept.lse_attention);
+  for (const Block block : groups_.OwnBlocks(cp_rank())) {
+    const HeadTensor d_r = groups_.Part(system_.d_r, block);
+    KrrChunkFinish(Chunk(block), groups_.Scalars(work_.row_sums, block), d_r,
+                   groups_.Rows(work_.d_keys, block), d_r,
+                   groups_.Scalars(work_.d_column_scale, block), stream());
+  }
+  groups_.UnpackScalars(work_.d_column_scale, work_.local_d_column_scale,
+                        cp_rank(), stream());
+  groups_.UnpackScalars(work_.d_value_scale, work_.local_d_value_scale,
+                        cp_rank(), stream());
+}
+
+void CubitMixer::ShardedCall::Solve(Block rows) {
+  KrrChunkSolve(Chunk(rows), RightSide(rows),
+                KernelSums(rows, system_.kernel_x), groups_.Rows(work_.x, rows),
+                groups_.Scalars(work_.lse_kernel, rows),
+                groups_.Part(system_.kernel_x, rows), stream());
+}
+
+void CubitMixer::ShardedCall::Update(Block rows, Block columns) {
+  KrrChunkUpdate(Chunk(rows), Chunk(columns), groups_.Rows(work_.x, columns),
+                 KernelSums(rows, system_.kernel_x), stream());
+}
+
+void CubitMixer::ShardedCall::AdjointSolve(Block columns) {
+  const HeadTensor y = groups_.Rows(work_.d_x, columns);
+  KrrChunkAdjointSolve(
+      Chunk(columns), groups_.Scalars(work_.lse_kernel, columns),
+      groups_.Heads(system_.log_lambda, columns.group), y, y, stream());
+  KrrRowGradients gradients;
+  gradients.d_v = groups_.Part(system_.d_v, columns);
+  gradients.d_value_scale = groups_.Scalars(work_.d_value_scale, columns);
+  gradients.d_log_lambda = groups_.Heads(system_.d_log_lambda, columns.group);
+  gradients.delta = groups_.Scalars(work_.delta_kernel, columns);
+  KrrChunkRowGradients(RightSide(columns), groups_.Rows(work_.x, columns),
+                       groups_.Part(system_.kernel_x, columns), y, gradients,
+                       stream());
+}
+
+void CubitMixer::ShardedCall::AdjointUpdate(Block rows, Block columns) {
+  KrrChunkAdjointUpdate(Chunk(rows), groups_.Scalars(work_.lse_kernel, rows),
+                        groups_.Rows(work_.d_x, rows), Chunk(columns),
+                        groups_.Rows(work_.d_x, columns), stream());
+}
+
+void CubitMixer::ShardedCall::ScoreGradients(Block rows, Block columns) {
+  AdjointRows adjoint;
+  adjoint.lse = groups_.Scalars(work_.lse_kernel, rows);
+  adjoint.delta = groups_.Scalars(work_.delta_kernel, rows);
+  adjoint.y = groups_.Rows(work_.d_x, rows);
+  KrrScoreGradients gradients;
+  gradients.d_queries = groups_.Part(system_.d_r, rows);
+  gradients.d_keys = groups_.Rows(work_.d_keys, columns);
+  gradients.row_sums = groups_.Scalars(work_.row_sums, rows);
+  KrrChunkScoreGradients(Chunk(rows), adjoint, Chunk(columns),
+                         groups_.Rows(work_.x, columns),
+                         rows.chunk == columns.chunk, gradients, stream());
+}
+
+std::unique_ptr<MixerSaved> CubitMixer::AllocateShardedSaved(
+    const MixerShape& shape, const SequenceLayout&, Arena& arena) const {
+  std::unique_ptr<MixerSaved> saved = AllocateSaved(shape, arena);
+  static_cast<CubitSaved*>(saved.get())->kernel_x =
+      arena.Allocate(DType::kFloat32, shape.rows());
+  return saved;
+}
+
+std::unique_ptr<MixerScratch> CubitMixer::AllocateShardedScratch(
+    const MixerShape& shape, const SequenceLayout& layout, Arena& arena) const {
+  auto scratch = std::make_unique<CubitShardedScratch>(shape, layout, arena);
+  const SequenceGroups& groups = scratch->groups;
+  scratch->r = options_.share
+                   ? scratch->k
+                   : groups.AllocateRows(BlockSet::kAll, head_dim_, arena);
+  scratch->column_scale =
+      groups.AllocateScalars(BlockSet::kAll, DType::kFloat32, arena);
+  scratch->d_keys = groups.AllocateRows(BlockSet::kAll, head_dim_, arena);
+  for (Tensor* scalars : {&scratch->value_scale, &scratch->d_column_scale,
+                          &scratch->d_value_scale}) {
+    *scalars = groups.AllocateScalars(BlockSet::kOwn, DType::kFloat32, arena);
+  }
+  scratch->row_sums =
+      groups.AllocateScalars(BlockSet::kOwn, DType::kFloat64, arena);
+  for (Tensor* local :
+       {&scratch->local_d_column_scale, &scratch->local_d_value_scale}) {
+    *local = arena.Allocate(DType::kFloat32, shape.per_token());
+  }
+  if (options_.share) {
+    scratch->d_r = arena.Allocate(DType::kFloat32, shape.rows());
+  }
+  return scratch;
+}
+
+void CubitMixer::ForwardSharded(const MixerContext& context,
+                                const SequenceShard& sequence, Tensor columns,
+                                MixerSaved* saved, MixerScratch* scratch,
+                                Tensor out) const {
+  auto& kept = *static_cast<CubitSaved*>(saved);
+  const auto views = Split<HeadTensor>(columns);
+  const auto scalars = Named(context.scalars);
+  Stream& stream = *context.stream;
+  const int64_t heads = views.q.num_heads;
+  RotateShard(context.rotary_table, sequence, views.q, stream);
+  RotateShard(context.rotary_table, sequence, views.k, stream);
+  if (!options_.share) {
+    RotateShard(context.rotary_table, sequence, views.r, stream);
+  }
+  KrrFactorsForward(views.r, views.lrr, scalars.scale, scalars.lower,
+                    scalars.upper_scale, kept.column_scale, kept.value_scale,
+                    stream);
+  ShardedAttention attention;
+  attention.q = views.q;
+  attention.scale = attention_scale_;
+  attention.out = HeadsOf(out, 0, heads, head_dim_);
+  ShardedCall::System system;
+  system.v = views.v;
+  system.kernel_x = HeadsOf(kept.kernel_x, 0, heads, head_dim_);
+  system.log_lambda = scalars.log_lambda;
+  ShardedCall(context, sequence, attention, system,
+              static_cast<CubitShardedScratch*>(scratch))
+      .Forward(views, &kept, options_.share);
+}
+
+void CubitMixer::BackwardSharded(const MixerContext& context,
+                                 const SequenceShard& sequence,
+                                 ConstTensor columns, const MixerSaved& saved,
+                                 ConstTensor out, ConstTensor d_out,
+                                 MixerScratch* scratch, Tensor d_columns,
+                                 const std::vector<Tensor>& d_scalars) const {
+  const auto& kept = static_cast<const CubitSaved&>(saved);
+  auto& work = *static_cast<CubitShardedScratch*>(scratch);
+  const auto views = Split<ConstHeadTensor>(columns);
+  const auto d_views = Split<HeadTensor>(d_columns);
+  const auto scalars = Named(context.scalars);
+  const auto gradients = Named(d_scalars);
+  Stream& stream = *context.stream;
+  const int64_t heads = views.q.num_heads;
+  SetZero(d_columns.raw(), d_columns.size_bytes(), stream);
+  if (options_.share) SetZero(work.d_r.raw(), work.d_r.size_bytes(), stream);
+
+  ShardedAttention attention;
+  attention.q = views.q;
+  attention.scale = attention_scale_;
+  attention.d_out = HeadsOf(d_out, 0, heads, head_dim_);
+  attention.d_q = d_views.q;
+  ShardedCall::System system;
+  system.v = views.v;
+  system.kernel_x = HeadsOf(kept.kernel_x, 0, heads, head_dim_);
+  system.log_lambda = scalars.log_lambda;
+  system.d_v = d_views.v;
+  system.d_r =
+      options_.share ? HeadsOf(work.d_r, 0, heads, head_dim_) : d_views.r;
+  system.d_log_lambda = gradients.log_lambda;
+  ShardedCall(context, sequence, attention, system, &work)
+      .Backward(views, kept, HeadsOf(out, 0, heads, head_dim_), options_.share);
+
+  KrrFactorsBackward(views.r, views.lrr, scalars.scale, scalars.upper_scale,
+                     kept.column_scale, work.local_d_column_scale,
+                     work.local_d_value_scale, system.d_r, d_views.lrr,
+                     gradients.scale, gradients.lower, gradients.upper_scale,
+                     stream);
+  work.groups.Unpack(work.d_k, d_views.k, sequence.cp_rank, stream);
+  if (options_.share) AddHeads(system.d_r, d_views.k, stream);
+  RotateShardBackward(context.rotary_table, sequence, d_views.q, stream);
+  RotateShardBackward(context.rotary_table, sequence, d_views.k, stream);
+  if (!options_.share) {
+    RotateShardBackward(context.rotary_table, sequence, d_views.r, stream);
+  }
+}
+
+}  // namespace cubit

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// DeltaFormer on sequence shards: the wavefront of sharded_solve.h with the
+// chunked delta system of ops/chunked_solve.h.
+
+#include <memory>
+#include <vector>
+
+#include "models/mixers/deltaformer/deltaformer_mixer.h"
+#include "models/mixers/sequence_groups.h"
+#include "models/mixers/sharded_solve.h"
+#include "ops/chunked_solve.h"
+#include "ops/heads.h"
+#include "runtime/check.h"
+
+namespace cubit {
+
+class DeltaFormerMixer::ShardedCall : public ShardedSolve {
+ public:
+  // The system's tensors, local views [B, Tl, H, K]; gradients in the backward
+  // alone.
+  struct System {
+    ConstHeadTensor v;
+    HeadTensor kernel_x;
+    float scale = 1;
+    HeadTensor d_v;
+    HeadTensor d_w;     // zero at first
+    HeadTensor d_beta;  // [B, Tl, H, 1]
+  };
+
+  ShardedCall(const MixerContext& context, const SequenceShard& sequence,
+              const ShardedAttention& attention, const System& system,
+              DeltaFormerShardedScratch* scratch)
+      : ShardedSolve(context, sequence, attention, scratch),
+        work_(*scratch),
+        system_(system) {}
+
+  void Forward(const Views<HeadTensor>& views, DeltaFormerSaved* kept);
+  void Backward(const Views<ConstHeadTensor>& views,
+                const DeltaFormerSaved& kept, ConstHeadTensor out);
+
+ private:
+  void Solve(Block rows) override;
+  void Update(Block rows, Block columns) override;
+  void AdjointSolve(Block columns) override;
+  void AdjointUpdate(Block rows, Block columns) override;
+  void ScoreGradients(Block rows, Block columns) override;
+  // The system's gradients of k are in d_k already.
+  absl::Status ReduceKeyGradients(int, Communicator&, Stream&) override {
+    return absl::OkStatus();
+  }
+
+  bool w_is_key() const { return work_.w.raw() == work_.k.raw(); }
+  // What both passes need of the rank's own chunks, into its blocks.
+  void PackSystem(const Views<ConstHeadTensor>& views);
+  DeltaChunk Chunk(Block block) const {
+    return {groups_.Rows(work_.w, block), groups_.Rows(work_.k, block),
+            groups_.Rows(work_.beta, block), Segments(block), system_.scale};
+  }
+
+  DeltaFormerShardedScratch& work_;
+  const System system_;
+};
+
+void DeltaFormerMixer::ShardedCall::PackSystem(
+    const Views<ConstHeadTensor>& views) {
+  groups_.Pack(views.k, work_.k, cp_rank(), stream());
+  if (!w_is_key()) groups_.Pack(views.w, work_.w, cp_rank(), stream());
+  groups_.Pack(views.beta, work_.beta, cp_rank(), stream());
+}
+
+void DeltaFormerMixer::ShardedCall::Forward(const Views<HeadTensor>& views,
+                                            DeltaFormerSaved* kept) {
+  PackSystem({views.q, views.k, views.v, views.w, views.beta});
+  PostGathers({{work_.k}});
+  for (const Block block : groups_.OwnBlocks(cp_rank())) {
+    BeginRowSums(KernelSums(block, system_.kernel_x), stream());
+  }
+  RunForward(kept->lse_attention);
+  groups_.UnpackScalars(work_.lse_kernel, kept->lse_kernel, cp_rank(),
+                        stream());
+  groups_.Unpack(
+      work_.x, HeadsOf(kept->solution, 0, views.q.num_heads, views.q.head_dim),
+      cp_rank(), stream());
+}
+
+void DeltaFormerMixer::ShardedCall::Backward(
+    const Views<ConstHeadTensor>& views, const DeltaFormerSaved& kept,
+    ConstHeadTensor out) {
+  PackSystem(views);
+  groups_.Pack(HeadsOf(ConstTensor(kept.solution), 0, views.q.num_heads,
+                       views.q.head_dim),
+               work_.x, cp_rank(), stream());
+  groups_.PackScalars(kept.lse_kernel, work_.lse_kernel, cp_rank(), stream());
+  std::vector<Tensor> system = {work_.beta, work_.lse_kernel};
+  if (!w_is_key()) system.push_back(work_.w);
+  PostGathers({{work_.k, work_.x}, system});
+  RunBackward(out, kept.lse_attention);
+}
+
+void DeltaFormerMixer::ShardedCall::Solve(Block rows) {
+  DeltaChunkSolve(Chunk(rows), groups_.Part(system_.v, rows),
+                  KernelSums(rows, system_.kernel_x),
+                  groups_.Rows(work_.x, rows),
+                  groups_.Scalars(work_.lse_kernel, rows),
+                  groups_.Part(system_.kernel_x, rows), stream());
+}
+
+void DeltaFormerMixer::ShardedCall::Update(Block rows, Block columns) {
+  DeltaChunkUpdate(Chunk(rows), Chunk(columns), groups_.Rows(work_.x, columns),
+                   KernelSums(rows, system_.kernel_x), stream());
+}
+
+void DeltaFormerMixer::ShardedCall::AdjointSolve(Block columns) {
+  const HeadTensor y = groups_.Rows(work_.d_x, columns);
+  DeltaChunkAdjointSolve(Chunk(columns),
+                         groups_.Scalars(work_.lse_kernel, columns), y, y,
+                         stream());
+  CopyHeads(y, groups_.Part(system_.d_v, columns), stream());
+  DeltaChunkRowGradients(Chunk(columns), y,
+                         groups_.Part(system_.kernel_x, columns),
+                         groups_.Scalars(work_.delta_kernel, columns),
+                         groups_.Part(system_.d_beta, columns), stream());
+}
+
+void DeltaFormerMixer::ShardedCall::AdjointUpdate(Block rows, Block columns) {
+  DeltaChunkAdjointUpdate(Chunk(rows), groups_.Scalars(work_.lse_kernel, rows),
+                          groups_.Rows(work_.d_x, rows), Chunk(columns),
+                          groups_.Rows(work_.d_x, columns), stream());
+}
+
+void DeltaFormerMixer::ShardedCall::ScoreGradients(Block rows, Block columns) {
+  AdjointRows adjoint;
+  adjoint.lse = groups_.Scalars(work_.lse_kernel, rows);
+  adjoint.delta = groups_.Scalars(work_.delta_kernel, rows);
+  adjoint.y = groups_.Rows(work_.d_x, rows);
+  DeltaChunkScoreGradients(
+      Chunk(rows), adjoint, Chunk(columns), groups_.Rows(work_.x, columns),
+      rows.chunk == columns.chunk, groups_.Part(system_.d_w, rows),
+      groups_.Rows(work_.d_k, columns), stream());
+}
+
+std::unique_ptr<MixerSaved> DeltaFormerMixer::AllocateShardedSaved(
+    const MixerShape& shape, const SequenceLayout&, Arena& arena) const {
+  std::unique_ptr<MixerSaved> saved = AllocateSaved(shape, arena);
+  static_cast<DeltaFormerSaved*>(saved.get())->kernel_x =
+      arena.Allocate(DType::kFloat32, shape.rows());
+  return saved;
+}
+
+std::unique_ptr<MixerScratch> DeltaFormerMixer::AllocateShardedScratch(
+    const MixerShape& shape, const SequenceLayout& layout, Arena& arena) const {
+  auto scratch =
+      std::make_unique<DeltaFormerShardedScratch>(shape, layout, arena);
+  const SequenceGroups& groups = scratch->groups;
+  scratch->w = options_.w == DeltaWeights::kKey
+                   ? scratch->k
+                   : groups.AllocateRows(BlockSet::kAll, head_dim_, arena);
+  scratch->beta = groups.AllocateRows(BlockSet::kAll, 1, arena);
+  if (!owns_w()) {
+    scratch->d_w = arena.Allocate(DType::kFloat32, shape.rows());
+  }
+  return scratch;
+}
+
+void DeltaFormerMixer::ForwardSharded(const MixerContext& context,
+                                      const SequenceShard& sequence,
+                                      Tensor columns, MixerSaved* saved,
+                                      MixerScratch* scratch, Tensor out) const {
+  auto& kept = *static_cast<DeltaFormerSaved*>(saved);
+  const auto views = Split<HeadTensor>(columns);
+  Stream& stream = *context.stream;
+  const int64_t heads = views.q.num_heads;
+  RotateShard(context.rotary_table, sequence, views.q, stream);
+  RotateShard(context.rotary_table, sequence, views.k, stream);
+  if (owns_w()) RotateShard(context.rotary_table, sequence, views.w, stream);
+  if (options_.beta == DeltaBeta::kSigmoid) {
+    SigmoidHeads(views.beta, views.beta, stream);
+  }
+  ShardedAttention attention;
+  attention.q = views.q;
+  attention.scale = scale_;
+  attention.out = HeadsOf(out, 0, heads, head_dim_);
+  ShardedCall::System system;
+  system.v = views.v;
+  system.kernel_x = HeadsOf(kept.kernel_x, 0, heads, head_dim_);
+  system.scale = scale_;
+  ShardedCall(context, sequence, attention, system,
+              static_cast<DeltaFormerShardedScratch*>(scratch))
+      .Forward(views, &kept);
+}
+
+void DeltaFormerMixer::BackwardSharded(const MixerContext& context,
+                                       const SequenceShard& sequence,
+                                       ConstTensor columns,
+                                       const MixerSaved& saved, ConstTensor out,
+                                       ConstTensor d_out, MixerScratch* scratch,
+                                       Tensor d_columns,
+                                       const std::vector<Tensor>&) const {
+  const auto& kept = static_cast<const DeltaFormerSaved&>(saved);
+  auto& work = *static_cast<DeltaFormerShardedScratch*>(scratch);
+  const auto views = Split<ConstHeadTensor>(columns);
+  const auto d_views = Split<HeadTensor>(d_columns);
+  Stream& stream = *context.stream;
+  const int64_t heads = views.q.num_heads;
+  SetZero(d_columns.raw(), d_columns.size_bytes(), stream);
+  if (!owns_w()) SetZero(work.d_w.raw(), work.d_w.size_bytes(), stream);
+
+  ShardedAttention attention;
+  attention.q = views.q;
+  attention.scale = scale_;
+  attention.d_out = HeadsOf(d_out, 0, heads, head_dim_);
+  attention.d_q = d_views.q;
+  ShardedCall::System system;
+  system.v = views.v;
+  system.kernel_x = HeadsOf(kept.kernel_x, 0, heads, head_dim_);
+  system.scale = scale_;
+  system.d_v = d_views.v;
+  system.d_w = owns_w() ? d_views.w : HeadsOf(work.d_w, 0, heads, head_dim_);
+  system.d_beta = d_views.beta;
+  ShardedCall(context, sequence, attention, system, &work)
+      .Backward(views, kept, HeadsOf(out, 0, heads, head_dim_));
+
+  work.groups.Unpack(work.d_k, d_views.k, sequence.cp_rank, stream);
+  if (!owns_w()) AddHeads(system.d_w, d_views.w, stream);
+  RotateShardBackward(context.rotary_table, sequence, d_views.q, stream);
+  RotateShardBackward(context.rotary_table, sequence, d_views.k, stream);
+  if (owns_w()) {
+    RotateShardBackward(context.rotary_table, sequence, d_views.w, stream);
+  }
+  if (options_.beta == DeltaBeta::kSigmoid) {
+    SigmoidHeadsBackward(d_views.beta, views.beta, d_views.beta, stream);
+  }
+}
+
+}  // namespace cubit

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "models/mixers/sharded_solve.h"
+
+#include <vector>
+
+#include "ops/rotary.h"
+#include "runtime/check.h"
+#include "runtime/status_macros.h"
+
+namespace cubit {
+
+ShardedSolveScratch::ShardedSolveScratch(const MixerShape& shape,
+                                         const SequenceLayout& layout,
+                                         Arena& arena)
+    : groups(layout, shape.batch, shape.num_heads) {
+  CUBIT_CHECK(shape.dtype == DType::kFloat32)
+      << "sequence shards are computed in F32, not " << Name(shape.dtype);
+  CUBIT_CHECK_EQ(shape.seq_len, layout.local_seq_len());
+  const WavefrontShape wavefront = WavefrontShape::Of(layout, groups.count());
+  forward = MakeWavefront(WavefrontPass::kForward, true, wavefront, {});
+  backward = MakeWavefront(WavefrontPass::kBackward, true, wavefront, {});
+  for (Tensor* rows : {&k, &x, &d_k, &d_x}) {
+    *rows = groups.AllocateRows(BlockSet::kAll, shape.head_dim, arena);
+  }
+  lse_kernel = groups.AllocateScalars(BlockSet::kAll, DType::kFloat32, arena);
+  for (Tensor* scalars : {&lse_attention, &delta_attention, &delta_kernel,
+                          &row_max_kernel, &row_max_attention}) {
+    *scalars = groups.AllocateScalars(BlockSet::kOwn, DType::kFloat32, arena);
+  }
+  for (Tensor* sums : {&row_sum_kernel, &row_sum_attention}) {
+    *sums = groups.AllocateScalars(BlockSet::kOwn, DType::kFloat64, arena);
+  }
+}
+
+ShardedSolve::ShardedSolve(const MixerContext& context,
+                           const SequenceShard& sequence,
+                           const ShardedAttention& attention,
+                           ShardedSolveScratch* scratch)
+    : scratch_(*scratch),
+      groups_(scratch->groups),
+      context_(context),
+      sequence_(sequence),
+      attention_(attention),
+      stream_(*context.stream),
+      lane_(LaneOf(sequence)) {
+  CUBIT_CHECK(context.mask.causal);
+}
+
+void ShardedSolve::Compute(const WavefrontAction& action) {
+  const Block rows = {action.group, action.rows};
+  const Block columns = {action.group, action.columns};
+  switch (action.kind) {
+    case WavefrontActionKind::kSolve:
+      return Solve(rows);
+    case WavefrontActionKind::kUpdate:
+      return Update(rows, columns);
+    case WavefrontActionKind::kAttend:
+      return Attend(rows, columns);
+    case WavefrontActionKind::kAttendBackward:
+      return AttendBackward(rows, columns);
+    case WavefrontActionKind::kAdjointSolve:
+      return AdjointSolve(columns);
+    case WavefrontActionKind::kAdjointUpdate:
+      return AdjointUpdate(rows, columns);
+    case WavefrontActionKind::kScoreGradients:
+      return ScoreGradients(rows, columns);
+  }
+}
+
+absl::Status ShardedSolve::Communicate(const WavefrontMessage& message,
+                                       Communicator& communicator,
+                                       Stream& stream) {
+  const int group = message.group;
+  switch (message.kind) {
+    case WavefrontMessageKind::kBroadcast:
+      return groups_.Broadcast(forward_ ? scratch_.x : scratch_.d_x,
+                               {group, message.chunk}, communicator, stream);
+    case WavefrontMessageKind::kReduceSolutionGradient:
+      return groups_.Reduce(scratch_.d_x, group, communicator, stream);
+    case WavefrontMessageKind::kReduceKeyGradients:
+      break;
+  }
+  CUBIT_RETURN_IF_ERROR(
+      groups_.Reduce(scratch_.d_k, group, communicator, stream));
+  return ReduceKeyGradients(group, communicator, stream);
+}
+
+void ShardedSolve::PostGathers(const std::vector<std::vector<Tensor>>& stages) {
+  for (const std::vector<Tensor>& buffers : stages) {
+    for (int group = 0; group < groups_.count(); ++group) {
+      gathers_.push_back(
+          lane_.Post(stream_, [&groups = groups_, buffers, group](
+                                  Communicator& communicator, Stream& stream) {
+            for (const Tensor& buffer : buffers) {
+              CUBIT_RETURN_IF_ERROR(
+                  groups.Gather(buffer, group, communicator, stream));
+            }
+            return absl::OkStatus();
+          }));
+    }
+  }
+}
+
+void ShardedSolve::RunForward(const Tensor& lse_attention) {
+  forward_ = true;
+  const std::vector<Block> own = groups_.OwnBlocks(cp_rank());
+  for (const Block block : own) BeginRowSums(AttentionSums(block), stream_);
+  Run(scratch_.forward);
+  for (const Block block : own) {
+    FinishRowSums(AttentionSums(block), groups_.Part(attention_.out, block),
+                  groups_.Scalars(scratch_.lse_attention, block), stream_);
+  }
+  groups_.UnpackScalars(scratch_.lse_attention, lse_attention, cp_rank(),
+                        stream_);
+}
+
+void ShardedSolve::RunBackward(ConstHeadTensor out,
+                               const ConstTensor& lse_attention) {
+  forward_ = false;
+  groups_.PackScalars(lse_attention, scratch_.lse_attention, cp_rank(),
+                      stream_);
+  for (const Block block : groups_.OwnBlocks(cp_rank())) {
+    AttentionChunkDelta(
+        groups_.Part(out, block), groups_.Part(attention_.d_out, block),
+        groups_.Scalars(scratch_.delta_attention, block), stream_);
+  }
+  for (const Tensor& parts : {scratch_.d_k, scratch_.d_x}) {
+    SetZero(parts.raw(), parts.size_bytes(), stream_);
+  }
+  Run(scratch_.backward);
+}
+
+void ShardedSolve::Run(const WavefrontSchedule& schedule) {
+  ParallelContext& parallel = *sequence_.parallel;
+  parallel.Note(RunWavefront(schedule, lane_, parallel.trace, stream_, this));
+  // A schedule without messages has waited for nothing.
+  lane_.Wait(gathers_.back(), stream_);
+}
+
+RowSums ShardedSolve::KernelSums(Block rows, HeadTensor weighted) const {
+  RowSums sums;
+  sums.row_max = groups_.Scalars(scratch_.row_max_kernel, rows);
+  sums.row_sum = groups_.Scalars(scratch_.row_sum_kernel, rows);
+  sums.weighted = groups_.Part(weighted, rows);
+  return sums;
+}
+
+RowSums ShardedSolve::AttentionSums(Block rows) const {
+  RowSums sums;
+  sums.row_max = groups_.Scalars(scratch_.row_max_attention, rows);
+  sums.row_sum = groups_.Scalars(scratch_.row_sum_attention, rows);
+  sums.weighted = groups_.Part(attention_.out, rows);
+  return sums;
+}
+
+ConstTensor ShardedSolve::Segments(Block block) const {
+  return groups_.Segments(context_.mask.segment_ids, block);
+}
+
+void ShardedSolve::Attend(Block rows, Block columns) {
+  AttentionChunkForward(groups_.Part(attention_.q, rows),
+                        groups_.Rows(scratch_.k, columns),
+                        groups_.Rows(scratch_.x, columns), attention_.scale,
+                        groups_.Mask(context_.mask.segment_ids, rows.group,
+                                     rows.chunk, columns.chunk),
+                        AttentionSums(rows), stream_);
+}
+
+void ShardedSolve::AttendBackward(Block rows, Block columns) {
+  // The first actions of a backward: no message of the schedule came before.
+  lane_.Wait(gathers_[static_cast<size_t>(rows.group)], stream_);
+  AttentionChunkRows queries;
+  queries.q = groups_.Part(attention_.q, rows);
+  queries.d_out = groups_.Part(attention_.d_out, rows);
+  queries.lse = groups_.Scalars(scratch_.lse_attention, rows);
+  queries.delta = groups_.Scalars(scratch_.delta_attention, rows);
+  AttentionChunkGradients gradients;
+  gradients.d_q = groups_.Part(attention_.d_q, rows);
+  gradients.d_k = groups_.Rows(scratch_.d_k, columns);
+  gradients.d_v = groups_.Rows(scratch_.d_x, columns);
+  AttentionChunkBackward(queries, groups_.Rows(scratch_.k, columns),
+                         groups_.Rows(scratch_.x, columns), attention_.scale,
+                         groups_.Mask(context_.mask.segment_ids, rows.group,
+                                      rows.chunk, columns.chunk),
+                         gradients, stream_);
+}
+
+CommunicationLane& LaneOf(const SequenceShard& sequence) {
+  CUBIT_CHECK(sequence.parallel != nullptr &&
+              sequence.parallel->cp_lane != nullptr);
+  CommunicationLane& lane = *sequence.parallel->cp_lane;
+  CUBIT_CHECK_EQ(lane.size(), sequence.layout.cp_size());
+  CUBIT_CHECK_EQ(lane.rank(), sequence.cp_rank);
+  return lane;
+}
+
+void RotateShard(const ConstTensor& table, const SequenceShard& sequence,
+                 HeadTensor x, Stream& stream) {
+  if (table.empty()) return;
+  const SequenceLayout& layout = sequence.layout;
+  for (const int chunk : layout.ChunksOf(sequence.cp_rank)) {
+    RotaryForward(
+        table, layout.GlobalBegin(chunk),
+        SliceSequence(x, layout.LocalBegin(chunk), layout.chunk_len()), stream);
+  }
+}
+
+void RotateShardBackward(const ConstTensor& table,
+                         const SequenceShard& sequence, HeadTensor d_x,
+                         Stream& stream) {
+  if (table.empty()) return;
+  const SequenceLayout& layout = sequence.layout;
+  for (const int chunk : layout.ChunksOf(sequence.cp_rank)) {
+    RotaryBackward(
+        table, layout.GlobalBegin(chunk),
+        SliceSequence(d_x, layout.LocalBegin(chunk), layout.chunk_len()),
+        stream);
+  }
+}
+
+}  // namespace cubit

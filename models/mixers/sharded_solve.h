@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What mixers share that solve a triangular system for X and attend over X, on
+// sequence shards: buffers, messages, and the attention, in the order of a
+// wavefront (parallel/wavefront_schedule.h). A mixer adds its system.
+//
+//   forward   K and what the system needs of columns are gathered; X goes
+//             round chunk by chunk as it is solved.
+//   backward  the same and X are gathered again (they are not kept). The
+//             attention's parts of dX are summed over ranks, the adjoint system
+//             turns dX into Y, and the scores' gradients follow; parts of the
+//             keys' gradients are summed at the end.
+
+#ifndef CUBIT_MODELS_MIXERS_SHARDED_SOLVE_H_
+#define CUBIT_MODELS_MIXERS_SHARDED_SOLVE_H_
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/status/status.h"
+
+#include "models/mixers/sequence_groups.h"
+#include "models/mixers/token_mixer.h"
+#include "ops/chunked_attention.h"
+#include "parallel/wavefront_runner.h"
+#include "parallel/wavefront_schedule.h"
+#include "runtime/communicator.h"
+#include "runtime/device.h"
+#include "runtime/memory.h"
+#include "runtime/tensor.h"
+
+namespace cubit {
+
+// Work space of one call; buffers are those of sequence_groups.h.
+struct ShardedSolveScratch : MixerScratch {
+  ShardedSolveScratch(const MixerShape& shape, const SequenceLayout& layout,
+                      Arena& arena);
+
+  SequenceGroups groups;
+  WavefrontSchedule forward;
+  WavefrontSchedule backward;
+
+  // Rows of all ranks.
+  Tensor k;
+  Tensor x;
+  Tensor d_k;  // parts, then sums of the rank's own blocks
+  Tensor d_x;  // likewise; then Y
+  // Scalars of all ranks.
+  Tensor lse_kernel;
+  // Scalars of the rank's own blocks.
+  Tensor lse_attention;
+  Tensor delta_attention;
+  Tensor delta_kernel;
+  Tensor row_max_kernel, row_max_attention;
+  Tensor row_sum_kernel, row_sum_attention;  // fp64
+};
+
+// Tensors of the attention in a call, local views [B, Tl, H, K].
+struct ShardedAttention {
+  ConstHeadTensor q;
+  float scale = 1;
+  HeadTensor out;         // forward
+  ConstHeadTensor d_out;  // backward
+  HeadTensor d_q;         // backward: zero at first, accumulated
+};
+
+// One call. Derived classes say what the system's actions do.
+class ShardedSolve : public WavefrontWork {
+ public:
+  ShardedSolve(const MixerContext& context, const SequenceShard& sequence,
+               const ShardedAttention& attention, ShardedSolveScratch* scratch);
+
+  void Compute(const WavefrontAction& action) final;
+  absl::Status Communicate(const WavefrontMessage& message,
+                           Communicator& communicator, Stream& stream) final;
+
+ protected:
+  virtual void Solve(Block rows) = 0;
+  virtual void Update(Block rows, Block columns) = 0;
+  // Also what follows from the block's own Y.
+  virtual void AdjointSolve(Block columns) = 0;
+  virtual void AdjointUpdate(Block rows, Block columns) = 0;
+  virtual void ScoreGradients(Block rows, Block columns) = 0;
+  // Sums what the system added up for columns, besides d_k.
+  virtual absl::Status ReduceKeyGradients(int group, Communicator& communicator,
+                                          Stream& stream) = 0;
+
+  // Posts the gathers of these buffers, stage by stage and in each group by
+  // group. Whatever needs a message of the schedule finds them done; a backward
+  // attention waits for the first stage of its group.
+  void PostGathers(const std::vector<std::vector<Tensor>>& stages);
+
+  // Begins the attention's sums, runs the forward, and finishes them into out
+  // and `lse_attention` [B, H, Tl].
+  void RunForward(const Tensor& lse_attention);
+  // From `out` and `lse_attention`. d_k and d_x are set to zero here; the first
+  // stage of gathers has k and x.
+  void RunBackward(ConstHeadTensor out, const ConstTensor& lse_attention);
+
+  RowSums KernelSums(Block rows, HeadTensor weighted) const;
+  ConstTensor Segments(Block block) const;
+  Stream& stream() const { return stream_; }
+  int cp_rank() const { return sequence_.cp_rank; }
+
+  ShardedSolveScratch& scratch_;
+  const SequenceGroups& groups_;
+
+ private:
+  RowSums AttentionSums(Block rows) const;
+  void Attend(Block rows, Block columns);
+  void AttendBackward(Block rows, Block columns);
+  void Run(const WavefrontSchedule& schedule);
+
+  const MixerContext& context_;
+  const SequenceShard& sequence_;
+  const ShardedAttention attention_;
+  Stream& stream_;
+  CommunicationLane& lane_;
+  std::vector<CommunicationLane::Ticket> gathers_;  // [stages, G]
+  bool forward_ = true;
+};
+
+// The lane of a sharded call. CHECK: there is one, and its group is the
+// layout's.
+CommunicationLane& LaneOf(const SequenceShard& sequence);
+
+// Rotates the rows of a local view [B, Tl, H, K] at their positions in the
+// sequence, and back; nothing without a table.
+void RotateShard(const ConstTensor& table, const SequenceShard& sequence,
+                 HeadTensor x, Stream& stream);
+void RotateShardBackward(const ConstTensor& table,
+                         const SequenceShard& sequence, HeadTensor d_x,
+                         Stream& stream);
+
+}  // namespace cubit
+
+#endif  // CUBIT_MODELS_MIXERS_SHARDED_SOLVE_H_
