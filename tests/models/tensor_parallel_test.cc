@@ -35,8 +35,8 @@ using ::cubit::testing::RankLayout;
 using ::cubit::testing::RunRanks;
 using ::cubit::testing::WholeTensors;
 
-// The worst seen is 6e-7, of a key bias's gradient.
-constexpr double kTolerance = 2e-6;
+// The worst seen is 9.3e-7, of the gradient of a bias.
+constexpr double kTolerance = 5e-6;
 
 ModelConfig Config() {
   ModelConfig config;
