@@ -82,8 +82,9 @@ class MixerLayer {
                 const MixerLayerSaved& saved, const MixerLayerScratch& scratch,
                 Tensor d_x) const;
 
-  // Health of what `saved` holds (TokenMixer::Health), this rank's heads and
-  // rows: result [3] fp32.
+  // Health of what `saved` holds (TokenMixer::Health), of this rank's heads and
+  // rows: result [3] fp32. The worst of all ranks is that of one rank, but for
+  // the gain, a ratio of two maxima, which it bounds.
   void Health(const LayerContext& context, const MixerLayerSaved& saved,
               Tensor result) const;
 

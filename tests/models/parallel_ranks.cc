@@ -67,12 +67,16 @@ ParallelRank::ParallelRank(const ModelConfig& config, const RankLayout& layout,
   context.parallel = &parallel;
   auto tp = world_->Split(shard.cp_rank, shard.tp_rank, "tp");
   auto cp = world_->Split(shard.tp_rank, shard.cp_rank, "cp");
+  auto lane = world_->Split(shard.tp_rank, shard.cp_rank, "cp_lane");
   CUBIT_CHECK_OK(tp);
   CUBIT_CHECK_OK(cp);
+  CUBIT_CHECK_OK(lane);
   tp_ = *std::move(tp);
   cp_ = *std::move(cp);
+  cp_lane_ = std::make_unique<CommunicationLane>(*std::move(lane));
   parallel.tp = tp_.get();
   parallel.cp = cp_.get();
+  parallel.cp_lane = cp_lane_.get();
   if (layout.tp == 1) return;
   Allocate([&](Arena& arena) {
     const Shape shape = {num_rows(), config.hidden_size};

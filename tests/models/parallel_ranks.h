@@ -19,6 +19,7 @@
 #include "models/model_config.h"
 #include "models/model_shard.h"
 #include "parallel/parameter.h"
+#include "runtime/communication_lane.h"
 #include "runtime/communicator.h"
 #include "runtime/device.h"
 #include "runtime/memory.h"
@@ -98,6 +99,7 @@ class ParallelRank {
   std::unique_ptr<Communicator> world_;
   std::unique_ptr<Communicator> tp_;
   std::unique_ptr<Communicator> cp_;
+  std::unique_ptr<CommunicationLane> cp_lane_;
   std::vector<std::unique_ptr<Arena>> arenas_;
   std::vector<std::unique_ptr<HostTensor<float>>> tensors_;
   std::vector<std::unique_ptr<HostTensor<int32_t>>> tokens_;

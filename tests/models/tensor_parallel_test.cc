@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Every layer over tensor and context parallel ranks gives the results and the
-// gradients of one rank. On sequence shards only the form that exchanges heads;
-// mixers that work on shards have tests of their own.
+// gradients of one rank.
 
 #include <algorithm>
 #include <memory>
@@ -36,8 +35,8 @@ using ::cubit::testing::RankLayout;
 using ::cubit::testing::RunRanks;
 using ::cubit::testing::WholeTensors;
 
-// The worst seen is 6e-7, of a key bias's gradient.
-constexpr double kTolerance = 2e-6;
+// The worst seen is 9.3e-7, of the gradient of a bias.
+constexpr double kTolerance = 5e-6;
 
 ModelConfig Config() {
   ModelConfig config;
@@ -52,13 +51,23 @@ ModelConfig Config() {
   return config;
 }
 
-// The layout against one rank, and against itself bit for bit.
-void ExpectSameAsOneRank(const ModelConfig& config, const RankLayout& layout,
+std::string NameOf(const RankLayout& layout) {
+  const std::string name = absl::StrCat("tp", layout.tp, "_cp", layout.cp);
+  if (layout.cp == 1) return name;
+  return name + (layout.method == CpMethod::kUlysses ? "_ulysses" : "_sharded");
+}
+
+// Each layout against one rank, and against itself bit for bit.
+void ExpectSameAsOneRank(const ModelConfig& config,
+                         const std::vector<RankLayout>& layouts,
                          const RankBatch& batch, const RankBody& body) {
   const WholeTensors want = RunRanks(config, RankLayout(), batch, body);
-  const WholeTensors got = RunRanks(config, layout, batch, body);
-  ExpectClose(got, want, kTolerance);
-  EXPECT_EQ(RunRanks(config, layout, batch, body), got);
+  for (const RankLayout& layout : layouts) {
+    SCOPED_TRACE(NameOf(layout));
+    const WholeTensors got = RunRanks(config, layout, batch, body);
+    ExpectClose(got, want, kTolerance);
+    EXPECT_EQ(RunRanks(config, layout, batch, body), got);
+  }
 }
 
 std::vector<int32_t> RandomTokens(const std::string& name,
@@ -74,16 +83,16 @@ std::vector<int32_t> RandomTokens(const std::string& name,
   return tokens;
 }
 
-class TensorParallel : public ::testing::TestWithParam<int> {
+class TensorParallel : public ::testing::TestWithParam<RankLayout> {
  protected:
-  RankLayout Layout() const { return {GetParam(), 1}; }
+  const RankLayout& Layout() const { return GetParam(); }
 };
 
 TEST_P(TensorParallel, Norm) {
   for (const NormKind kind : {NormKind::kLayerNorm, NormKind::kRmsNorm}) {
     ModelConfig config = Config();
     config.norm = kind;
-    ExpectSameAsOneRank(config, Layout(), {}, [&](ParallelRank& rank) {
+    ExpectSameAsOneRank(config, {Layout()}, {}, [&](ParallelRank& rank) {
       const Norm norm(&rank.store, "norm", config, rank.shard);
       rank.InitializeParameters();
       NormSaved saved;
@@ -106,7 +115,7 @@ TEST_P(TensorParallel, TokenEmbedding) {
   const ModelConfig config = Config();
   const RankBatch batch;
   const std::vector<int32_t> tokens = RandomTokens("ids", config, batch);
-  ExpectSameAsOneRank(config, Layout(), batch, [&](ParallelRank& rank) {
+  ExpectSameAsOneRank(config, {Layout()}, batch, [&](ParallelRank& rank) {
     const TokenEmbedding embedding(&rank.store, "embedding", config,
                                    rank.shard);
     rank.InitializeParameters();
@@ -128,7 +137,7 @@ void ExpectHeadSameAsOneRank(const ModelConfig& config, bool tied,
   for (size_t i = 1; i < whole_targets.size(); i += 5) {
     whole_targets[i] = kIgnoredTarget;
   }
-  ExpectSameAsOneRank(config, layout, batch, [&](ParallelRank& rank) {
+  ExpectSameAsOneRank(config, {layout}, batch, [&](ParallelRank& rank) {
     const TokenEmbedding embedding(&rank.store, "embedding", config,
                                    rank.shard);
     const LanguageHead head(&rank.store, "head", config, rank.shard,
@@ -184,7 +193,7 @@ TEST_P(TensorParallel, Mlp) {
     ModelConfig config = Config();
     config.mlp = kind;
     config.bias = kind == MlpKind::kGelu;
-    ExpectSameAsOneRank(config, Layout(), {}, [&](ParallelRank& rank) {
+    ExpectSameAsOneRank(config, {Layout()}, {}, [&](ParallelRank& rank) {
       const Mlp mlp(&rank.store, "mlp", config, rank.shard);
       rank.InitializeParameters();
       MlpSaved saved;
@@ -228,7 +237,10 @@ TEST_P(TensorParallel, AFailedGroupIsNotedAndNobodyWaits) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Ranks, TensorParallel, ::testing::Values(2, 4));
+INSTANTIATE_TEST_SUITE_P(Ranks, TensorParallel,
+                         ::testing::Values(RankLayout{2, 1}, RankLayout{4, 1},
+                                           RankLayout{2, 2}),
+                         [](const auto& test) { return NameOf(test.param); });
 
 struct MixerCase {
   std::string name;
@@ -253,7 +265,8 @@ std::vector<MixerCase> MixerCases() {
   return cases;
 }
 
-const RankLayout kMixerLayouts[] = {{2, 1}, {4, 1}, {1, 2}, {1, 4}, {2, 2}};
+constexpr CpMethod kUlysses = CpMethod::kUlysses;
+constexpr CpMethod kSharded = CpMethod::kSharded;
 
 class ParallelMixer : public ::testing::TestWithParam<MixerCase> {
  protected:
@@ -262,10 +275,15 @@ class ParallelMixer : public ::testing::TestWithParam<MixerCase> {
 };
 
 TEST_P(ParallelMixer, MixerLayer) {
-  for (const RankLayout& layout : kMixerLayouts) {
-    SCOPED_TRACE(absl::StrCat("tp ", layout.tp, ", cp ", layout.cp));
-    const RankBatch batch = {2, 40, /*documents=*/layout.cp == 2};
-    ExpectSameAsOneRank(config, layout, batch, [&](ParallelRank& rank) {
+  for (const bool documents : {false, true}) {
+    const RankBatch batch = {2, 40, documents};
+    const std::vector<RankLayout> layouts =
+        documents ? std::vector<RankLayout>{{1, 2, kUlysses},
+                                            {2, 2, kUlysses},
+                                            {2, 2, kSharded}}
+                  : std::vector<RankLayout>{
+                        {2, 1}, {4, 1}, {1, 4, kUlysses}, {1, 4, kSharded}};
+    ExpectSameAsOneRank(config, layouts, batch, [&](ParallelRank& rank) {
       const MixerLayer layer(&rank.store, "mixer", config, rank.shard,
                              mixer.get());
       rank.InitializeParameters();
@@ -289,15 +307,64 @@ TEST_P(ParallelMixer, MixerLayer) {
   }
 }
 
-// One layout with both axes; recomputed, so that the backward finds what the
-// second forward left.
+// [3] of every rank, after a forward.
+std::vector<std::vector<float>> HealthOfRanks(const MixerCase& test,
+                                              const TokenMixer& mixer,
+                                              const RankLayout& layout) {
+  const RankBatch batch;
+  std::vector<std::vector<float>> of_ranks(
+      static_cast<size_t>(layout.tp * layout.cp));
+  RunRanks(test.config, layout, batch, [&](ParallelRank& rank) {
+    const MixerLayer layer(&rank.store, "mixer", test.config, rank.shard,
+                           &mixer);
+    rank.InitializeParameters();
+    MixerLayerSaved saved;
+    MixerLayerScratch scratch;
+    rank.Allocate([&](Arena& arena) {
+      saved = layer.AllocateSaved(batch.batch, batch.seq_len, arena);
+      scratch = layer.AllocateScratch(batch.batch, batch.seq_len, arena);
+    });
+    rank.parallel.mixer_scratch = &scratch;
+    layer.Forward(rank.context, rank.RandomRows("x", test.config.hidden_size),
+                  ConstTensor(), &saved,
+                  rank.PoisonedRows(test.config.hidden_size));
+    testing::HostTensor<float> result = testing::Poisoned({3});
+    layer.Health(rank.context, saved, result.view());
+    of_ranks[static_cast<size_t>(
+        rank.shard.tp_rank + layout.tp * rank.shard.cp_rank)] = result.values();
+  });
+  return of_ranks;
+}
+
+// A gain is a ratio of two maxima: the largest of the ranks bounds it.
+TEST_P(ParallelMixer, TheWorstHealthOfTheRanksIsThatOfOneRankOrWorse) {
+  if (!mixer->has_health()) GTEST_SKIP() << "no system is solved";
+  const std::vector<float> want =
+      HealthOfRanks(GetParam(), *mixer, RankLayout())[0];
+  for (const RankLayout& layout : {RankLayout{4, 1}, RankLayout{2, 2, kUlysses},
+                                   RankLayout{2, 2, kSharded}}) {
+    SCOPED_TRACE(NameOf(layout));
+    std::vector<float> worst = {1e30f, 0.0f, 0.0f};
+    for (const auto& health : HealthOfRanks(GetParam(), *mixer, layout)) {
+      worst[0] = std::min(worst[0], health[0]);
+      worst[1] = std::max(worst[1], health[1]);
+      worst[2] = std::max(worst[2], health[2]);
+    }
+    EXPECT_NEAR(worst[0], want[0], 1e-5f * want[0]);
+    EXPECT_GE(worst[1], want[1] * (1 - 1e-5f));
+    EXPECT_EQ(worst[2], want[2]);
+  }
+}
+
+// Recomputed, so that the backward finds what the second forward left.
 TEST_P(ParallelMixer, Block) {
-  for (const RankLayout& layout : {RankLayout{2, 2}, RankLayout{4, 1}}) {
-    SCOPED_TRACE(absl::StrCat("tp ", layout.tp, ", cp ", layout.cp));
-    const RankBatch batch = {3, 40, /*documents=*/false};
-    const Recompute recompute =
-        layout.cp > 1 ? Recompute::kFull : Recompute::kSelective;
-    ExpectSameAsOneRank(config, layout, batch, [&](ParallelRank& rank) {
+  for (const Recompute recompute : {Recompute::kSelective, Recompute::kFull}) {
+    const RankBatch batch = {1, 40, /*documents=*/false};
+    const std::vector<RankLayout> layouts =
+        recompute == Recompute::kFull
+            ? std::vector<RankLayout>{{2, 2, kUlysses}, {2, 2, kSharded}}
+            : std::vector<RankLayout>{{4, 1}};
+    ExpectSameAsOneRank(config, layouts, batch, [&](ParallelRank& rank) {
       const Block block(&rank.store, "block", config, rank.shard, mixer.get());
       rank.InitializeParameters();
       BlockSaved saved;
