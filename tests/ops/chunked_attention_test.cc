@@ -195,7 +195,7 @@ INSTANTIATE_TEST_SUITE_P(
         AttentionCase{"OneChunk", {1, 1, 70, 16}, {70}},
         AttentionCase{"TwoTiles", {1, 2, 128, 64}, {64, 64}},
         AttentionCase{"FourOdd", {2, 2, 132, 16}, {33, 33, 33, 33}},
-        AttentionCase{"SixOverATile", {1, 1, 402, 8}, {67, 67, 67, 67, 67, 67}},
+        AttentionCase{"SixOdd", {1, 1, 210, 8}, {35, 35, 35, 35, 35, 35}},
         AttentionCase{"Unequal", {2, 1, 200, 16}, {100, 3, 65, 32}},
         AttentionCase{"Sharp", {1, 1, 150, 16}, {75, 75}, 3.0},
         AttentionCase{"Documents",
