@@ -50,6 +50,7 @@ ABSL_FLAG(std::string, trace, "",
 ABSL_FLAG(std::string, svg, "", "draw the measured forward into this file");
 ABSL_FLAG(std::string, schedule_svg, "",
           "draw a simulated forward, 4 ranks and 2 groups, into this file");
+ABSL_FLAG(std::string, backward_schedule_svg, "", "the same of the backward");
 ABSL_FLAG(std::string, json, "", "also write the results to this file");
 
 namespace cubit {
@@ -311,18 +312,18 @@ nlohmann::json Compare(const char* name, const WavefrontSchedule& schedule,
           {"actions", actions}};
 }
 
-absl::Status DrawSchedule(const std::string& path) {
-  const WavefrontSchedule schedule = MakeWavefront(
-      WavefrontPass::kForward, true, WavefrontShape::Zigzag(4, 2, 2), {});
+// Nothing if `path` is empty.
+absl::Status DrawSchedule(WavefrontPass pass, const std::string& path) {
+  if (path.empty()) return absl::OkStatus();
+  const WavefrontSchedule schedule =
+      MakeWavefront(pass, true, WavefrontShape::Zigzag(4, 2, 2), {});
   const auto run = SimulateWavefront(schedule, {});
   CUBIT_CHECK_OK(run);
-  return WriteTextFile(
-      path,
-      DrawWavefront(run->timeline,
-                    absl::StrFormat("Forward of 8 chunks in zigzag on 4 ranks, "
-                                    "2 groups: %.0f%% of the time busy",
-                                    100 * run->efficiency),
-                    "updates"));
+  const std::string title = absl::StrFormat(
+      "%s of 8 chunks in zigzag on 4 ranks, 2 groups: %.0f%% of the time busy",
+      pass == WavefrontPass::kForward ? "Forward" : "Backward",
+      100 * run->efficiency);
+  return WriteTextFile(path, DrawWavefront(run->timeline, title, "updates"));
 }
 
 absl::Status WritePictures(const Passes& passes) {
@@ -383,10 +384,10 @@ absl::Status Run() {
         "takes a tenth of an update.\n%s\n",
         WavefrontTable({}).c_str());
   }
-  const std::string schedule_svg = absl::GetFlag(FLAGS_schedule_svg);
-  if (!schedule_svg.empty()) {
-    CUBIT_RETURN_IF_ERROR(DrawSchedule(schedule_svg));
-  }
+  CUBIT_RETURN_IF_ERROR(
+      DrawSchedule(WavefrontPass::kForward, absl::GetFlag(FLAGS_schedule_svg)));
+  CUBIT_RETURN_IF_ERROR(DrawSchedule(
+      WavefrontPass::kBackward, absl::GetFlag(FLAGS_backward_schedule_svg)));
   return Measure();
 }
 
