@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The triangular systems of KRR (krr.h) and Delta (delta_solve.h) by chunks of
-// rows and columns, for sequences that are spread over ranks (krr.md, "Across
-// GPUs"; docs/numerics.md has the derivation).
+// rows and columns, for sequences that are spread over ranks. docs/numerics.md
+// has the derivation.
 //
 //   forward   rows begin their sums, meet the solved chunks before them one
 //             after the other, in any order (...Update), and are then solved on
@@ -69,8 +69,7 @@ void KrrChunkUpdate(const KrrChunk& rows, const KrrChunk& columns,
 // After the last chunk of columns: solves the rows. x [B, Tc, H, K] and lse
 // [B, H, Tc], of the whole rows, are written; so is kernel_x [B, Tc, H, K] = P
 // X, unless it is absent: an average of X without cancellation, which
-// KrrChunkRowGradients needs where lambda > 1. It costs one product of a tile
-// with a row of tiles on the diagonal, and may be sums.weighted.
+// KrrChunkRowGradients needs where lambda > 1. It may be sums.weighted.
 void KrrChunkSolve(const KrrChunk& rows, const KrrRightSide& right,
                    const RowSums& sums, HeadTensor x, Tensor lse,
                    HeadTensor kernel_x, Stream& stream);

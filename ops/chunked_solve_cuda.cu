@@ -12,7 +12,7 @@ namespace {
 
 void RefuseOnGpu() {
   CUBIT_CHECK(false) << "cp_method wavefront and ring need --device=cpu; on a "
-                        "GPU choose cp_method all_to_all";
+                        "GPU choose parallel.cp_method ulysses";
 }
 
 }  // namespace

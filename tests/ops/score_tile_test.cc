@@ -72,6 +72,57 @@ TEST(VisibleKeys, SkipTilesOfOtherDocumentsAndOfTheFuture) {
   EXPECT_FALSE(keys.Touches({64, 64, 128, 64}));
 }
 
+// Ids [B, begin .. begin + count) of ids [B, T].
+HostTensor<int32_t> Part(const HostTensor<int32_t>& ids, int64_t begin,
+                         int64_t count) {
+  const int64_t batch = ids.shape()[0];
+  HostTensor<int32_t> part({batch, count});
+  for (int64_t i = 0; i < batch * count; ++i) {
+    part[i] = ids[i / count * ids.shape()[1] + begin + i % count];
+  }
+  return part;
+}
+
+// Chunks of one sequence: every query and key asked of its mask.
+void ExpectChunksAgree(const HostTensor<int32_t>& ids, int64_t b,
+                       const TileRange& pair) {
+  const HostTensor<int32_t> of_queries = Part(ids, pair.row, pair.rows);
+  const HostTensor<int32_t> of_keys = Part(ids, pair.column, pair.columns);
+  const VisibleKeys keys = VisibleKeys::OfEarlierChunk(
+      of_queries.view(), of_keys.view(), b, pair.rows, pair.columns);
+  EXPECT_FALSE(keys.own_keys());
+  const reference::Mask mask = TestMask(true, ids).ForReference(b);
+  bool any = false;
+  for (int64_t i = 0; i < pair.rows; ++i) {
+    const VisibleKeys::Interval seen = keys.Of(i);
+    for (int64_t j = 0; j < pair.columns; ++j) {
+      const bool want = mask.Sees(pair.row + i, pair.column + j, 0);
+      any = any || want;
+      ASSERT_EQ(j >= seen.begin && j < seen.end, want)
+          << pair.row + i << ", " << pair.column + j;
+    }
+  }
+  EXPECT_EQ(keys.Touches({0, pair.rows, 0, pair.columns}), any);
+}
+
+TEST(VisibleKeys, OfAnEarlierChunkAgreeWithTheMaskOfTheSequence) {
+  const HostTensor<int32_t> ids = Documents(2, 300, {20, 90, 120, 180, 181});
+  for (const int64_t b : {0, 1}) {
+    for (int64_t column = 0; column < 300; column += 75) {
+      for (int64_t row = column + 75; row < 300; row += 75) {
+        ExpectChunksAgree(ids, b, {row, 75, column, 75});
+      }
+    }
+  }
+}
+
+TEST(VisibleKeysDeathTest, ChunksStandInTheOrderOfTheSequence) {
+  const HostTensor<int32_t> early({1, 2}, {0, 1}), late({1, 2}, {1, 2});
+  VisibleKeys::OfEarlierChunk(late.view(), early.view(), 0, 2, 2);
+  EXPECT_DEATH(VisibleKeys::OfEarlierChunk(early.view(), late.view(), 0, 2, 2),
+               "segment ids decrease at query 0");
+}
+
 TEST(VisibleKeysDeathTest, DocumentsMustNotComeBack) {
   const HostTensor<int32_t> segments({1, 4}, {0, 1, 0, 1});
   AttentionMask mask;

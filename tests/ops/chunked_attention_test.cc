@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "ops/chunked_attention.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <ostream>
+#include <utility>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+#include "ops/attention.h"
+#include "ops/attention_reference.h"
+#include "tests/ops/chunked_case.h"
+#include "tests/ops/head_array.h"
+#include "tests/testing/numerics.h"
+
+namespace cubit {
+namespace {
+
+using ::cubit::testing::Append;
+using ::cubit::testing::Chunk;
+using ::cubit::testing::ChunkOrder;
+using ::cubit::testing::Cut;
+using ::cubit::testing::Documents;
+using ::cubit::testing::ExpectWithinBudget;
+using ::cubit::testing::HeadArray;
+using ::cubit::testing::HeadSize;
+using ::cubit::testing::HostTensor;
+using ::cubit::testing::InOrder;
+using ::cubit::testing::Named;
+using ::cubit::testing::OwnedRowSums;
+using ::cubit::testing::Poisoned;
+using ::cubit::testing::Range;
+using ::cubit::testing::TestMask;
+using ::cubit::testing::ViewOrAbsent;
+
+struct AttentionCase {
+  const char* name;
+  HeadSize size;
+  std::vector<int64_t> lengths;
+  double stddev = 1;
+  std::vector<int64_t> documents = {};
+};
+
+void PrintTo(const AttentionCase& c, std::ostream* out) { *out << c.name; }
+
+// One attention, chunk by chunk.
+class ChunkedRun {
+ public:
+  explicit ChunkedRun(const AttentionCase& c)
+      : size(c.size),
+        chunks(Cut(c.lengths, c.size.seq_len)),
+        scale(1 / std::sqrt(static_cast<float>(c.size.head_dim))),
+        q(c.size, "q", c.stddev),
+        k(c.size, "k", c.stddev),
+        v(c.size, "v"),
+        d_out(c.size, "d_out") {
+    if (c.documents.empty()) return;
+    mask = TestMask(true, Documents(size.batch, size.seq_len, c.documents));
+  }
+
+  // Outputs start as NaN; d_q, d_k and d_v as `d_start`, which is added to.
+  Named<float> Op(ChunkOrder order, const HeadArray& d_start) const {
+    HeadArray out(size), d_q = d_start, d_k = d_start, d_v = d_start;
+    HostTensor<float> lse =
+        Poisoned({size.batch, size.num_heads, size.seq_len});
+    const int count = static_cast<int>(chunks.size());
+    for (int i : InOrder(Range(0, count), order)) {
+      const Chunk& rows = chunks[static_cast<size_t>(i)];
+      HostTensor<float> chunk_lse = ForwardRows(i, order, &out);
+      rows.Put(chunk_lse, &lse);
+      HostTensor<float> delta = Poisoned(chunk_lse.shape());
+      Stream stream;
+      AttentionChunkDelta(rows.Of(std::as_const(out).view()),
+                          rows.Of(d_out.view()), delta.view(), stream);
+      for (int j : InOrder(Range(0, i + 1), order)) {
+        const Chunk& keys = chunks[static_cast<size_t>(j)];
+        WithMask(i, j, [&](const ChunkMask& pair) {
+          AttentionChunkBackward(
+              {rows.Of(q.view()), rows.Of(d_out.view()), chunk_lse.view(),
+               delta.view()},
+              keys.Of(k.view()), keys.Of(v.view()), scale, pair,
+              {rows.Of(d_q.view()), keys.Of(d_k.view()), keys.Of(d_v.view())},
+              stream);
+        });
+      }
+    }
+    for (const HeadArray* array : {&out, &d_q, &d_k, &d_v}) {
+      EXPECT_TRUE(array->RestIsPoisoned());
+    }
+    return {{"out", out.Values()},
+            {"lse", lse.values()},
+            {"d_q", d_q.Values()},
+            {"d_k", d_k.Values()},
+            {"d_v", d_v.Values()}};
+  }
+  Named<float> Op(ChunkOrder order) const {
+    return Op(order, HeadArray(size, "zero", 0.0));
+  }
+
+  template <typename T>
+  Named<T> Reference() const {
+    Named<T> results;
+    for (int64_t pair = 0; pair < size.num_pairs(); ++pair) {
+      const auto pair_mask = mask.ForReference(pair / size.num_heads);
+      const double factor = static_cast<double>(scale);
+      const auto forward = reference::AttentionForward(
+          q.Head<T>(pair), k.Head<T>(pair), v.Head<T>(pair), factor, pair_mask);
+      const auto d = reference::AttentionBackward(
+          q.Head<T>(pair), k.Head<T>(pair), v.Head<T>(pair), factor, pair_mask,
+          d_out.Head<T>(pair));
+      Append(forward.out.values(), &results["out"]);
+      Append(forward.lse, &results["lse"]);
+      Append(d.d_q.values(), &results["d_q"]);
+      Append(d.d_k.values(), &results["d_k"]);
+      Append(d.d_v.values(), &results["d_v"]);
+    }
+    return results;
+  }
+
+  double ScoreRoundings() const {
+    double largest = 0;
+    for (int64_t pair = 0; pair < size.num_pairs(); ++pair) {
+      const auto scores =
+          reference::ScaledProduct(static_cast<double>(scale),
+                                   q.Head<double>(pair), k.Head<double>(pair));
+      for (double s : scores.values()) largest = std::max(largest, std::abs(s));
+    }
+    return testing::ScoreRoundings(largest, size);
+  }
+
+  HeadSize size;
+  std::vector<Chunk> chunks;
+  float scale;
+  TestMask mask;
+  HeadArray q, k, v, d_out;
+
+ private:
+  template <typename Body>
+  void WithMask(int row_chunk, int key_chunk, const Body& body) const {
+    const ConstTensor ids = mask.ForOp().segment_ids;
+    const auto of_rows =
+        chunks[static_cast<size_t>(row_chunk)].Copy<int32_t>(ids);
+    const auto of_keys =
+        chunks[static_cast<size_t>(key_chunk)].Copy<int32_t>(ids);
+    body(
+        {row_chunk == key_chunk, ViewOrAbsent(of_rows), ViewOrAbsent(of_keys)});
+  }
+
+  // Returns lse of the chunk. Its sums become its rows of `out`.
+  HostTensor<float> ForwardRows(int chunk, ChunkOrder order,
+                                HeadArray* out) const {
+    const Chunk& rows = chunks[static_cast<size_t>(chunk)];
+    Stream stream;
+    OwnedRowSums owned(
+        {size.batch, size.num_heads, rows.length, size.head_dim});
+    RowSums sums = owned.view();
+    sums.weighted = rows.Of(out->view());
+    BeginRowSums(sums, stream);
+    for (int other : InOrder(Range(0, chunk + 1), order)) {
+      const Chunk& keys = chunks[static_cast<size_t>(other)];
+      WithMask(chunk, other, [&](const ChunkMask& pair) {
+        AttentionChunkForward(rows.Of(q.view()), keys.Of(k.view()),
+                              keys.Of(v.view()), scale, pair, sums, stream);
+      });
+    }
+    HostTensor<float> lse = Poisoned(owned.row_max.shape());
+    FinishRowSums(sums, sums.weighted, lse.view(), stream);
+    return lse;
+  }
+};
+
+class ChunkedAttention : public ::testing::TestWithParam<AttentionCase> {};
+
+// The budget is that of whole sequences (attention_test.cc).
+TEST_P(ChunkedAttention, MatchesReferenceInEveryOrder) {
+  const ChunkedRun run(GetParam());
+  const auto plain = run.Reference<float>();
+  const auto exact = run.Reference<double>();
+  for (const ChunkOrder order :
+       {ChunkOrder::kAscending, ChunkOrder::kDescending,
+        ChunkOrder::kOddFirst}) {
+    SCOPED_TRACE(static_cast<int>(order));
+    ExpectWithinBudget(run.Op(order), plain, exact, run.ScoreRoundings());
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Cases, ChunkedAttention,
+    ::testing::Values(
+        AttentionCase{"OneRowEach", {1, 2, 3, 5}, {1, 1, 1}},
+        AttentionCase{"OneChunk", {1, 1, 70, 16}, {70}},
+        AttentionCase{"TwoTiles", {1, 2, 128, 64}, {64, 64}},
+        AttentionCase{"FourOdd", {2, 2, 132, 16}, {33, 33, 33, 33}},
+        AttentionCase{"SixOdd", {1, 1, 210, 8}, {35, 35, 35, 35, 35, 35}},
+        AttentionCase{"Unequal", {2, 1, 200, 16}, {100, 3, 65, 32}},
+        AttentionCase{"Sharp", {1, 1, 150, 16}, {75, 75}, 3.0},
+        AttentionCase{"Documents",
+                      {2, 2, 240, 16},
+                      {60, 60, 60, 60},
+                      1.0,
+                      {1, 30, 200, 201}},
+        AttentionCase{"DocumentsAtChunks",
+                      {2, 1, 210, 8},
+                      {70, 70, 70},
+                      1.0,
+                      {70, 140}}));
+
+TEST(ChunkedAttention, WholeTilesGiveTheBitsOfTheWholeSequence) {
+  const ChunkedRun run({"", {2, 2, 250, 16}, {128, 64, 58}});
+  HeadArray out(run.size);
+  HostTensor<float> lse = Poisoned({2, 2, 250});
+  Stream stream;
+  AttentionForward(run.q.view(), run.k.view(), run.v.view(), run.scale, {},
+                   out.view(), lse.view(), stream);
+  const Named<float> got = run.Op(ChunkOrder::kAscending);
+  EXPECT_EQ(got.at("out"), out.Values());
+  EXPECT_EQ(got.at("lse"), lse.values());
+}
+
+TEST(ChunkedAttention, TwoRunsGiveTheSameBits) {
+  const ChunkedRun run({"", {2, 2, 150, 8}, {50, 50, 50}, 1.0, {10, 140}});
+  EXPECT_EQ(run.Op(ChunkOrder::kOddFirst), run.Op(ChunkOrder::kOddFirst));
+}
+
+TEST(ChunkedAttention, GradientsAreAddedToWhatIsThere) {
+  const ChunkedRun run({"", {1, 2, 40, 8}, {40}});
+  const HeadArray old(run.size, "old");
+  const Named<float> from_zero = run.Op(ChunkOrder::kAscending);
+  const Named<float> got = run.Op(ChunkOrder::kAscending, old);
+  for (const char* name : {"d_q", "d_k", "d_v"}) {
+    std::vector<float> want = old.Values();
+    for (size_t i = 0; i < want.size(); ++i) want[i] += from_zero.at(name)[i];
+    EXPECT_EQ(got.at(name), want) << name;
+  }
+}
+
+TEST(ChunkedAttention, AQueryThatMeetsNoKeyGetsZero) {
+  const HeadSize size = {1, 2, 20, 8};
+  const HeadArray x(size, "x"), nan(size);
+  const HostTensor<int32_t> zeros({1, 20}, 0), ones({1, 20}, 1);
+  OwnedRowSums sums(size);
+  HeadArray out(size);
+  HostTensor<float> lse = Poisoned({1, 2, 20});
+  Stream stream;
+  BeginRowSums(sums.view(), stream);
+  // Keys of another document are not read.
+  AttentionChunkForward(x.view(), nan.view(), nan.view(), 1.0f,
+                        {false, ones.view(), zeros.view()}, sums.view(),
+                        stream);
+  FinishRowSums(sums.view(), out.view(), lse.view(), stream);
+  EXPECT_EQ(out.Values(), std::vector<float>(320, 0));
+  EXPECT_EQ(lse.values(),
+            std::vector<float>(40, -std::numeric_limits<float>::infinity()));
+
+  HeadArray d(size, "d");
+  const std::vector<float> old = d.Values();
+  AttentionChunkBackward({x.view(), x.view(), lse.view(), lse.view()},
+                         nan.view(), nan.view(), 1.0f,
+                         {false, ones.view(), zeros.view()},
+                         {d.view(), d.view(), d.view()}, stream);
+  EXPECT_EQ(d.Values(), old);
+}
+
+TEST(ChunkedAttention, HugeLogitsOverflowNothing) {
+  const ChunkedRun run({"", {1, 1, 130, 16}, {65, 65}, 60});
+  for (const ChunkOrder order :
+       {ChunkOrder::kAscending, ChunkOrder::kDescending}) {
+    for (const auto& [name, values] : run.Op(order)) {
+      for (float value : values) ASSERT_TRUE(std::isfinite(value)) << name;
+    }
+  }
+}
+
+TEST(ChunkedAttentionDeathTest, DocumentsOfBothChunksOrOfNone) {
+  const HeadSize size = {1, 1, 4, 8};
+  const HeadArray x(size, "x");
+  const HostTensor<int32_t> ids({1, 4}, 0);
+  OwnedRowSums sums(size);
+  Stream stream;
+  EXPECT_DEATH(
+      AttentionChunkForward(x.view(), x.view(), x.view(), 1.0f,
+                            {false, ids.view(), {}}, sums.view(), stream),
+      "query_segments.empty");
+}
+
+}  // namespace
+}  // namespace cubit

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Sequences cut into chunks, for the tests of chunked_attention.h and
+// chunked_solve.h.
+
+#ifndef CUBIT_TESTS_OPS_CHUNKED_CASE_H_
+#define CUBIT_TESTS_OPS_CHUNKED_CASE_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "ops/chunked_attention.h"
+#include "runtime/check.h"
+#include "runtime/tensor.h"
+#include "tests/ops/head_array.h"
+#include "tests/testing/numerics.h"
+
+namespace cubit {
+namespace testing {
+
+// In which order a chunk meets the others.
+enum class ChunkOrder { kAscending, kDescending, kOddFirst };
+
+inline std::vector<int> InOrder(std::vector<int> chunks, ChunkOrder order) {
+  if (order == ChunkOrder::kDescending) {
+    std::reverse(chunks.begin(), chunks.end());
+  }
+  if (order == ChunkOrder::kOddFirst) {
+    std::stable_partition(chunks.begin(), chunks.end(),
+                          [](int chunk) { return chunk % 2 == 1; });
+  }
+  return chunks;
+}
+
+struct Chunk {
+  int64_t begin;
+  int64_t length;
+
+  ConstHeadTensor Of(const ConstHeadTensor& x) const {
+    return SliceSequence(x, begin, length);
+  }
+  HeadTensor Of(const HeadTensor& x) const {
+    return SliceSequence(x, begin, length);
+  }
+  // The chunk's part of x [..., T], copied; absent if x is.
+  template <typename T>
+  HostTensor<T> Copy(const ConstTensor& x) const {
+    if (x.empty()) return HostTensor<T>();
+    const Shape& s = x.shape();
+    const int64_t seq_len = s[s.rank() - 1];
+    HostTensor<T> part(s.rank() == 3 ? Shape{s[0], s[1], length}
+                                     : Shape{s[0], length});
+    const T* from = x.data<T>() + begin;
+    for (int64_t i = 0; i < x.num_elements() / seq_len; ++i) {
+      std::copy(from + i * seq_len, from + i * seq_len + length,
+                part.values().begin() + i * length);
+    }
+    return part;
+  }
+  // Writes `part` [B, H, Tc] into x [B, H, T].
+  void Put(const HostTensor<float>& part, HostTensor<float>* x) const {
+    const int64_t seq_len = x->shape()[2];
+    for (int64_t i = 0; i < x->shape().num_elements() / seq_len; ++i) {
+      std::copy(part.values().begin() + i * length,
+                part.values().begin() + (i + 1) * length,
+                x->values().begin() + i * seq_len + begin);
+    }
+  }
+};
+
+// A sequence of `lengths` in order.
+inline std::vector<Chunk> Cut(const std::vector<int64_t>& lengths,
+                              int64_t seq_len) {
+  std::vector<Chunk> chunks;
+  int64_t begin = 0;
+  for (int64_t length : lengths) {
+    chunks.push_back({begin, length});
+    begin += length;
+  }
+  CUBIT_CHECK_EQ(begin, seq_len);
+  return chunks;
+}
+
+inline std::vector<int> Range(int begin, int end) {
+  std::vector<int> range;
+  for (int i = begin; i < end; ++i) range.push_back(i);
+  return range;
+}
+
+template <typename T>
+ConstTensor ViewOrAbsent(const HostTensor<T>& x) {
+  return x.values().empty() ? ConstTensor() : x.view();
+}
+
+// RowSums that own their memory; every value NaN.
+struct OwnedRowSums {
+  explicit OwnedRowSums(HeadSize size)
+      : row_max(Poisoned({size.batch, size.num_heads, size.seq_len})),
+        row_sum(row_max.shape(), std::nan("")),
+        weighted(size) {}
+
+  RowSums view() { return {row_max.view(), row_sum.view(), weighted.view()}; }
+
+  HostTensor<float> row_max;
+  HostTensor<double> row_sum;
+  HeadArray weighted;
+};
+
+}  // namespace testing
+}  // namespace cubit
+
+#endif  // CUBIT_TESTS_OPS_CHUNKED_CASE_H_
