@@ -20,7 +20,7 @@ constexpr double kLeft = 70;
 constexpr double kTop = 70;
 constexpr double kLaneHeight = 34;
 constexpr double kLaneGap = 10;
-constexpr double kCharacterWidth = 5.6;
+constexpr double kCharacterWidth = 7;
 
 // Distinct in hue and in lightness, dark text on all of them.
 constexpr std::array<const char*, kNumWavefrontActionKinds> kColours = {

@@ -29,7 +29,7 @@ class Runner {
     }
     // The tensors are the lane's until it is through with them.
     if (!tickets_.empty()) lane_.Wait(tickets_.back(), stream_);
-    const absl::Status status = lane_.status();
+    absl::Status status = lane_.status();
     if (!status.ok()) lane_.Abort(status);
     return status;
   }

@@ -92,7 +92,8 @@ class Play {
   int groups() const { return schedule_.shape.num_groups; }
   // Index into counters of a chunk (or rank) and group.
   size_t At(int chunk, int group) const {
-    return static_cast<size_t>(group * chunks() + chunk);
+    return static_cast<size_t>(group) * static_cast<size_t>(chunks()) +
+           static_cast<size_t>(chunk);
   }
 
   void Offer(int rank, Kind kind, int rows, int columns, int group) {
@@ -100,6 +101,7 @@ class Play {
     ranks_[static_cast<size_t>(rank)].ready.emplace(PriorityOf(action), action);
   }
   void Begin();
+  void OfferAttendBackward(int group);
   void StartIdleRanks(Ticks now);
   void Finish(int rank, const WavefrontAction& action, Ticks now);
   void FinishBackward(int rank, const WavefrontAction& action, Ticks now);
@@ -126,7 +128,7 @@ class Play {
 
 void Play::Begin() {
   const int pairs = chunks() * (chunks() + 1) / 2;
-  updates_left_.resize(static_cast<size_t>(groups() * chunks()));
+  updates_left_.resize(At(0, groups()));
   attends_left_.assign(static_cast<size_t>(groups()), pairs);
   scores_left_ = attends_left_;
   for (int g = 0; g < groups(); ++g) {
@@ -135,15 +137,19 @@ void Play::Begin() {
     }
     if (forward()) {
       Offer(schedule_.shape.owner(0), Kind::kSolve, 0, 0, g);
-    } else if (!schedule_.attention) {
-      ProvideGradient(g);
+    } else if (schedule_.attention) {
+      OfferAttendBackward(g);
     } else {
-      for (int rows = 0; rows < chunks(); ++rows) {
-        for (int columns = 0; columns <= rows; ++columns) {
-          Offer(schedule_.shape.owner(rows), Kind::kAttendBackward, rows,
-                columns, g);
-        }
-      }
+      ProvideGradient(g);
+    }
+  }
+}
+
+void Play::OfferAttendBackward(int group) {
+  for (int rows = 0; rows < chunks(); ++rows) {
+    for (int columns = 0; columns <= rows; ++columns) {
+      Offer(schedule_.shape.owner(rows), Kind::kAttendBackward, rows, columns,
+            group);
     }
   }
 }

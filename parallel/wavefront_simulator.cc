@@ -60,6 +60,7 @@ class Simulation {
   bool HasArrived(const Arrived& wanted, int64_t needs) const;
   absl::StatusOr<bool> Advance(size_t rank);
   bool Deliver();
+  std::vector<std::pair<size_t, Kind>> WorkOf(int rows, int columns) const;
   absl::Status CheckComplete() const;
   int64_t MaxInFlight(const Rank& rank) const;
 
@@ -218,34 +219,41 @@ bool Simulation::Deliver() {
   return progress;
 }
 
+// What has to be done about a pair of chunks, and by whom.
+std::vector<std::pair<size_t, Kind>> Simulation::WorkOf(int rows,
+                                                        int columns) const {
+  const auto row_rank = static_cast<size_t>(schedule_.shape.owner(rows));
+  const auto column_rank = static_cast<size_t>(schedule_.shape.owner(columns));
+  const bool diagonal = rows == columns;
+  std::vector<std::pair<size_t, Kind>> work;
+  if (forward()) {
+    work.emplace_back(row_rank, diagonal ? Kind::kSolve : Kind::kUpdate);
+    if (schedule_.attention) work.emplace_back(row_rank, Kind::kAttend);
+    return work;
+  }
+  work.emplace_back(column_rank,
+                    diagonal ? Kind::kAdjointSolve : Kind::kAdjointUpdate);
+  if (schedule_.attention) {
+    work.emplace_back(row_rank, Kind::kAttendBackward);
+    work.emplace_back(row_rank, Kind::kScoreGradients);
+  }
+  return work;
+}
+
 // Every pair of chunks once, on the rank that owns the action.
 absl::Status Simulation::CheckComplete() const {
   const WavefrontShape& shape = schedule_.shape;
   std::vector<size_t> wanted(ranks_.size(), 0);
-  for (int r = 0; r < shape.num_chunks(); ++r) {
-    for (int c = 0; c <= r; ++c) {
-      const auto row_rank = static_cast<size_t>(shape.owner(r));
-      const auto column_rank = static_cast<size_t>(shape.owner(c));
+  for (int i = 0; i < shape.num_chunks() * shape.num_chunks(); ++i) {
+    const int r = i / shape.num_chunks();
+    const int c = i % shape.num_chunks();
+    if (c > r) continue;
+    for (const auto& [rank, kind] : WorkOf(r, c)) {
       for (int g = 0; g < shape.num_groups; ++g) {
-        std::vector<std::pair<size_t, Kind>> kinds;
-        if (forward()) {
-          kinds.emplace_back(row_rank, r == c ? Kind::kSolve : Kind::kUpdate);
-          if (schedule_.attention) kinds.emplace_back(row_rank, Kind::kAttend);
-        } else {
-          kinds.emplace_back(
-              column_rank, r == c ? Kind::kAdjointSolve : Kind::kAdjointUpdate);
-          if (schedule_.attention) {
-            kinds.emplace_back(row_rank, Kind::kAttendBackward);
-            kinds.emplace_back(row_rank, Kind::kScoreGradients);
-          }
-        }
-        for (const auto& [rank, kind] : kinds) {
-          ++wanted[rank];
-          if (ranks_[rank].done.count({kind, r, c, g}) > 0) continue;
-          return Wrong(rank,
-                       absl::StrCat(WavefrontAction{kind, r, c, g}.ToString(),
-                                    " is missing"));
-        }
+        ++wanted[rank];
+        if (ranks_[rank].done.count({kind, r, c, g}) > 0) continue;
+        const WavefrontAction action = {kind, r, c, g};
+        return Wrong(rank, absl::StrCat(action.ToString(), " is missing"));
       }
     }
   }

@@ -2,10 +2,12 @@
 
 #include "models/mixers/sequence_groups.h"
 
+#include <type_traits>
 #include <vector>
 
 #include "ops/heads.h"
 #include "runtime/check.h"
+#include "runtime/status_macros.h"
 
 namespace cubit {
 namespace {
@@ -163,6 +165,15 @@ absl::Status SequenceGroups::Gather(const Tensor& buffer, int group,
   const Tensor own =
       all.Slice(communicator.rank() * chunks_per_rank(), chunks_per_rank());
   return communicator.AllGather(own, all, stream);
+}
+
+absl::Status SequenceGroups::GatherAll(const std::vector<Tensor>& buffers,
+                                       int group, Communicator& communicator,
+                                       Stream& stream) const {
+  for (const Tensor& buffer : buffers) {
+    CUBIT_RETURN_IF_ERROR(Gather(buffer, group, communicator, stream));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status SequenceGroups::Reduce(const Tensor& buffer, int group,

@@ -87,6 +87,8 @@ class SequenceGroups {
   // keep no meaning. Broadcast: one block, from its owner.
   absl::Status Gather(const Tensor& buffer, int group,
                       Communicator& communicator, Stream& stream) const;
+  absl::Status GatherAll(const std::vector<Tensor>& buffers, int group,
+                         Communicator& communicator, Stream& stream) const;
   absl::Status Reduce(const Tensor& buffer, int group,
                       Communicator& communicator, Stream& stream) const;
   absl::Status Broadcast(const Tensor& buffer, Block block,

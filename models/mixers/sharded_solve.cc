@@ -92,11 +92,7 @@ void ShardedSolve::PostGathers(const std::vector<std::vector<Tensor>>& stages) {
       gathers_.push_back(
           lane_.Post(stream_, [&groups = groups_, buffers, group](
                                   Communicator& communicator, Stream& stream) {
-            for (const Tensor& buffer : buffers) {
-              CUBIT_RETURN_IF_ERROR(
-                  groups.Gather(buffer, group, communicator, stream));
-            }
-            return absl::OkStatus();
+            return groups.GatherAll(buffers, group, communicator, stream);
           }));
     }
   }

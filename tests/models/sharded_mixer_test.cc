@@ -16,6 +16,7 @@
 #include "gtest/gtest.h"
 
 #include "models/mixers/registry.h"
+#include "models/mixers/sequence_groups.h"
 #include "ops/rotary.h"
 #include "parallel/sequence_layout.h"
 #include "parallel/wavefront_trace.h"
@@ -65,6 +66,9 @@ std::vector<Variant> Variants() {
   list.back().log_lambda = 2;
   list.push_back(MakeVariant("cubit_negative_scale", "cubit"));
   list.back().last_scale = -1;
+  // Such a kernel's diagonal is its smallest entry: without a lambda of its
+  // size the system has no five correct digits in fp32.
+  list.back().log_lambda = 1;
   list.push_back(MakeVariant("deltaformer", "deltaformer"));
   list.push_back(MakeVariant("deltaformer_w_k", "deltaformer"));
   list.back().config.deltaformer.w = DeltaWeights::kKey;
@@ -139,10 +143,12 @@ class Problem {
   }
 
   Results Whole() const;
-  Results Sharded(int cp_size, WavefrontTrace* trace = nullptr) const;
+  // Sums of d_scalars begin as `there` on every rank.
+  Results Sharded(int cp_size, WavefrontTrace* trace = nullptr,
+                  float there = 0) const;
   // One rank's calls; results of its rows.
   Results Shard(const SequenceLayout& layout, int rank, CommunicationLane* lane,
-                WavefrontTrace* trace, absl::Status* status) const;
+                WavefrontTrace* trace, float there, absl::Status* status) const;
 
  private:
   // Between a tensor [B, T, width] and a rank's rows [B, Tl, width].
@@ -241,7 +247,7 @@ void Problem::PutRows(const HostTensor<float>& local,
 
 Results Problem::Shard(const SequenceLayout& layout, int rank,
                        CommunicationLane* lane, WavefrontTrace* trace,
-                       absl::Status* status) const {
+                       float there, absl::Status* status) const {
   const SequenceShardedMixer& mixer = *mixer_->sharded();
   Stream stream;
   ParallelContext parallel;
@@ -260,7 +266,7 @@ Results Problem::Shard(const SequenceLayout& layout, int rank,
   const HostTensor<float> d_out = RowsOf(d_out_, layout, rank);
   results.out = Poisoned(d_out.shape());
   results.d_columns = Poisoned(kept.shape());
-  results.d_scalars.resize(scalars_.size(), HostTensor<float>({kHeads}));
+  results.d_scalars.resize(scalars_.size(), HostTensor<float>({kHeads}, there));
   mixer.ForwardSharded(Context(&stream), sequence, kept.view(), saved.get(),
                        scratch.get(), results.out.view());
   mixer.BackwardSharded(Context(&stream), sequence, kept.view(), *saved,
@@ -275,7 +281,8 @@ Results Problem::Shard(const SequenceLayout& layout, int rank,
   return results;
 }
 
-Results Problem::Sharded(int cp_size, WavefrontTrace* trace) const {
+Results Problem::Sharded(int cp_size, WavefrontTrace* trace,
+                         float there) const {
   const SequenceLayout layout(seq_len_, cp_size);
   auto communicators =
       MakeThreadCommunicators("cp", cp_size, absl::Seconds(30));
@@ -285,8 +292,8 @@ Results Problem::Sharded(int cp_size, WavefrontTrace* trace) const {
   for (size_t rank = 0; rank < ranks.size(); ++rank) {
     threads.emplace_back([&, rank] {
       CommunicationLane lane(std::move(communicators[rank]));
-      ranks[rank] =
-          Shard(layout, static_cast<int>(rank), &lane, trace, &status[rank]);
+      ranks[rank] = Shard(layout, static_cast<int>(rank), &lane, trace, there,
+                          &status[rank]);
     });
   }
   for (std::thread& thread : threads) thread.join();
@@ -332,7 +339,7 @@ struct Extent {
   int64_t batch;
   int64_t seq_len;
 };
-constexpr Extent kExtents[] = {{2, 2, 4 * 72}, {4, 1, 8 * 20}, {3, 3, 6 * 7}};
+constexpr Extent kExtents[] = {{2, 2, 4 * 68}, {4, 1, 8 * 17}, {3, 3, 6 * 7}};
 
 TEST_P(ShardedMixer, EqualsTheWholeSequence) {
   for (const Extent& extent : kExtents) {
@@ -397,14 +404,39 @@ TEST_P(ShardedMixer, AFailedRankIsAnErrorOnTheOthersAndNoHang) {
   absl::Status status;
   {
     CommunicationLane lane(std::move(communicators[0]));
-    problem.Shard(SequenceLayout(4 * 8, 2), 0, &lane, nullptr, &status);
+    problem.Shard(SequenceLayout(4 * 8, 2), 0, &lane, nullptr, 0, &status);
   }
   dying.join();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
 }
 
+TEST_P(ShardedMixer, GradientsOfScalarsAreAddedToWhatIsThere) {
+  const Problem problem(GetParam(), 1, 16);
+  constexpr float kThere = 0.5f;
+  const Results zero = problem.Sharded(2);
+  const Results there = problem.Sharded(2, nullptr, kThere);
+  for (size_t i = 0; i < zero.d_scalars.size(); ++i) {
+    for (int64_t h = 0; h < kHeads; ++h) {
+      const float want = zero.d_scalars[i][h] + 2 * kThere;
+      EXPECT_NEAR(there.d_scalars[i][h], want, 1e-5f * (1 + std::abs(want)));
+    }
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Mixers, ShardedMixer, ::testing::ValuesIn(Variants()),
                          [](const auto& test) { return test.param.name; });
+
+TEST(SequenceGroups, AreEnoughToOverlapAndNoMore) {
+  const SequenceLayout layout(16, 2);
+  // Batch, heads; heads of a group.
+  const int64_t cases[][3] = {{1, 16, 4}, {1, 12, 3}, {2, 6, 3}, {8, 6, 6},
+                              {1, 3, 1},  {1, 10, 2}, {2, 1, 1}};
+  for (const auto& [batch, heads, want] : cases) {
+    const SequenceGroups groups(layout, batch, heads);
+    EXPECT_EQ(groups.heads(), want) << batch << " x " << heads;
+    EXPECT_EQ(groups.count(), batch * heads / want);
+  }
+}
 
 TEST(ShardedMixerTrace, HasEveryActionOfBothPasses) {
   const Problem problem(Variants()[0], 1, 8 * 4);

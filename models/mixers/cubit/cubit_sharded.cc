@@ -235,6 +235,8 @@ void CubitMixer::ForwardSharded(const MixerContext& context,
       .Forward(views, &kept, options_.share);
 }
 
+// The interface has nine parameters.
+// NOLINTNEXTLINE(readability-function-size)
 void CubitMixer::BackwardSharded(const MixerContext& context,
                                  const SequenceShard& sequence,
                                  ConstTensor columns, const MixerSaved& saved,

@@ -27,12 +27,11 @@ Tickets PostGathers(const SoftmaxShardedScratch& work, CommunicationLane& lane,
                     Stream& stream) {
   Tickets tickets;
   for (int group = 0; group < work.groups.count(); ++group) {
-    tickets.push_back(lane.Post(
-        stream, [&work, group](Communicator& communicator, Stream& s) {
-          CUBIT_RETURN_IF_ERROR(
-              work.groups.Gather(work.k, group, communicator, s));
-          return work.groups.Gather(work.v, group, communicator, s);
-        }));
+    tickets.push_back(lane.Post(stream, [&work, group](
+                                            Communicator& communicator,
+                                            Stream& s) {
+      return work.groups.GatherAll({work.k, work.v}, group, communicator, s);
+    }));
   }
   return tickets;
 }
@@ -53,6 +52,21 @@ RowSums SumsOf(const SoftmaxShardedScratch& work, HeadTensor out, Block block) {
   sums.row_sum = work.groups.Scalars(work.row_sum, block);
   sums.weighted = work.groups.Part(out, block);
   return sums;
+}
+
+// What a block of rows gives to its d_q and to the parts of d_k and d_v.
+void RowsBackward(const SoftmaxShardedScratch& work, Block rows,
+                  const AttentionChunkRows& queries, float scale,
+                  const MixerContext& context, HeadTensor d_q) {
+  const SequenceGroups& groups = work.groups;
+  for (int c = 0; c <= rows.chunk; ++c) {
+    const Block keys = {rows.group, c};
+    AttentionChunkBackward(
+        queries, groups.Rows(work.k, keys), groups.Rows(work.v, keys), scale,
+        groups.Mask(context.mask.segment_ids, rows.group, rows.chunk, c),
+        {d_q, groups.Rows(work.d_k, keys), groups.Rows(work.d_v, keys)},
+        *context.stream);
+  }
 }
 
 }  // namespace
@@ -118,6 +132,8 @@ void SoftmaxMixer::ForwardSharded(const MixerContext& context,
   sequence.parallel->Note(lane.status());
 }
 
+// The interface has nine parameters.
+// NOLINTNEXTLINE(readability-function-size)
 void SoftmaxMixer::BackwardSharded(const MixerContext& context,
                                    const SequenceShard& sequence,
                                    ConstTensor columns, const MixerSaved& saved,
@@ -154,16 +170,8 @@ void SoftmaxMixer::BackwardSharded(const MixerContext& context,
         groups.Scalars(work.lse, rows), groups.Scalars(work.delta, rows)};
     AttentionChunkDelta(groups.Part(heads_of(out), rows), queries.d_out,
                         groups.Scalars(work.delta, rows), stream);
-    for (int c = 0; c <= rows.chunk; ++c) {
-      const Block keys = {rows.group, c};
-      AttentionChunkBackward(
-          queries, groups.Rows(work.k, keys), groups.Rows(work.v, keys),
-          attention_scale_,
-          groups.Mask(context.mask.segment_ids, rows.group, rows.chunk, c),
-          {groups.Part(d_q, rows), groups.Rows(work.d_k, keys),
-           groups.Rows(work.d_v, keys)},
-          stream);
-    }
+    RowsBackward(work, rows, queries, attention_scale_, context,
+                 groups.Part(d_q, rows));
     if (i + 1 == own.size() || own[i + 1].group != rows.group) {
       reduced = PostReduce(work, rows.group, lane, stream);
     }
