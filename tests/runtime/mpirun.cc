@@ -25,9 +25,15 @@ bool HasMpirun() {
 std::vector<std::string> MpirunCommand(
     int num_ranks, const std::vector<std::string>& program) {
   // mpirun takes the path it is called by for a prefix, so env looks for it.
-  std::vector<std::string> words = {
-      "/usr/bin/env",    "mpirun", "--allow-run-as-root",
-      "--oversubscribe", "-np",    absl::StrCat(num_ranks)};
+  // The ranks are no tests of their own, and must not write the test's report.
+  std::vector<std::string> words = {"/usr/bin/env",
+                                    "--unset=XML_OUTPUT_FILE",
+                                    "--unset=TEST_PREMATURE_EXIT_FILE",
+                                    "mpirun",
+                                    "--allow-run-as-root",
+                                    "--oversubscribe",
+                                    "-np",
+                                    absl::StrCat(num_ranks)};
   words.insert(words.end(), program.begin(), program.end());
   return words;
 }
