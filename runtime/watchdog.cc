@@ -126,11 +126,11 @@ class Watchdog::Impl {
   bool finished_ = false;  // the thread does no more
 
   std::thread thread_;
-  static std::atomic<Impl*> hooked_;
+  static std::atomic<Impl*> hooked;
   FatalHook previous_hook_ = nullptr;
 };
 
-std::atomic<Watchdog::Impl*> Watchdog::Impl::hooked_{nullptr};
+std::atomic<Watchdog::Impl*> Watchdog::Impl::hooked{nullptr};
 
 Watchdog::Impl::Impl(int rank, const WatchdogOptions& options,
                      std::vector<WatchdogPeer> peers)
@@ -150,7 +150,7 @@ Watchdog::Impl::~Impl() {
   if (!thread_.joinable()) return;
   if (options_.hook_fatal_errors) {
     SetFatalHook(previous_hook_);
-    hooked_ = nullptr;
+    hooked = nullptr;
   }
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -163,7 +163,7 @@ Watchdog::Impl::~Impl() {
 void Watchdog::Impl::StartThread() {
   for (WatchdogPeer& peer : peers_) peer.heard = Clock::now();
   if (options_.hook_fatal_errors) {
-    CUBIT_CHECK(hooked_.exchange(this) == nullptr)
+    CUBIT_CHECK(hooked.exchange(this) == nullptr)
         << "two watchdogs of a process hook its errors";
     previous_hook_ = SetFatalHook(OnFatalError);
   }
@@ -171,7 +171,7 @@ void Watchdog::Impl::StartThread() {
 }
 
 void Watchdog::Impl::OnFatalError(const char* message) {
-  Impl* const impl = hooked_;
+  Impl* const impl = hooked;
   if (impl != nullptr) impl->ReportFailure(message);
 }
 
