@@ -45,12 +45,17 @@ def cubit_library(name, srcs = [], hdrs = [], deps = [], copts = [], **kwargs):
         **kwargs
     )
 
-def cubit_binary(name, srcs = [], deps = [], copts = [], **kwargs):
+# Where //launch:bundle puts shared libraries. DT_RPATH, because DT_RUNPATH does
+# not hold for the libraries that libraries need.
+_BUNDLE_LINKOPTS = ["-Wl,--disable-new-dtags,-rpath,'$$ORIGIN/../lib'"]
+
+def cubit_binary(name, srcs = [], deps = [], copts = [], linkopts = [], **kwargs):
     native.cc_binary(
         name = name,
         srcs = srcs,
         deps = deps,
         copts = _copts(copts),
+        linkopts = _BUNDLE_LINKOPTS + linkopts,
         **kwargs
     )
 

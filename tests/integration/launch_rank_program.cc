@@ -60,12 +60,13 @@ absl::StatusOr<int> RunRank(int argc, char** argv) {
                ranks.local_size, std::getenv("CUBIT_NUM_THREADS"));
   std::printf("output of rank %d\n", ranks.rank);
   std::fflush(stdout);
+  ShowProgress("a line that goes on and on");
   if (task == "done") return kExitDone;
   if (task.rfind("exit:", 0) == 0) _exit(NumberAfterColon(task));
   if (task.rfind("kill:", 0) == 0) kill(getpid(), NumberAfterColon(task));
   while (InterruptSignal() == 0) usleep(10'000);
   usleep(200'000 * ranks.rank);  // the last rank's checkpoint takes longest
-  LogWarning("saved");
+  LogWarning("saved by rank " + own);
   return 128 + InterruptSignal();
 }
 
