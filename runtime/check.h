@@ -11,6 +11,17 @@
 #include <string>
 
 namespace cubit {
+
+// What a process does last before a failed check or another fatal error ends
+// it, with the error's message: the watchdog tells the other ranks. One hook
+// for the process; may be called from any thread. Returns the one before (null
+// at first).
+using FatalHook = void (*)(const char* message);
+FatalHook SetFatalHook(FatalHook hook);
+// For code that ends the process itself. The hook is called once in the life
+// of a process: not for what goes wrong in it.
+void CallFatalHook(const char* message);
+
 namespace check_internal {
 
 // Collects the message of a failed check and aborts when it is destroyed.

@@ -132,5 +132,8 @@ void CommunicationLane::Abort(const absl::Status& reason) {
 
 int CommunicationLane::rank() const { return state_->communicator->rank(); }
 int CommunicationLane::size() const { return state_->communicator->size(); }
+std::shared_ptr<FlightRecorder> CommunicationLane::flight_recorder() const {
+  return state_->communicator->flight_recorder();
+}
 
 }  // namespace cubit

@@ -54,6 +54,8 @@ class CommunicationLane {
 
   int rank() const;
   int size() const;
+  // Of its communicator, for the watchdog.
+  std::shared_ptr<FlightRecorder> flight_recorder() const;
 
  private:
   struct State;

@@ -164,12 +164,24 @@ void FlightRecorder::Finish(int64_t number, bool ok) {
       ok ? OperationRecord::State::kDone : OperationRecord::State::kFailed;
 }
 
+void FlightRecorder::SetRefresh(std::function<void()> refresh) {
+  const std::lock_guard<std::mutex> lock(refresh_mutex_);
+  refresh_ = std::move(refresh);
+}
+
+void FlightRecorder::Refresh() const {
+  const std::lock_guard<std::mutex> lock(refresh_mutex_);
+  if (refresh_ != nullptr) refresh_();
+}
+
 std::vector<OperationRecord> FlightRecorder::Records() const {
+  Refresh();
   const std::lock_guard<std::mutex> lock(mutex_);
   return {records_.begin(), records_.end()};
 }
 
 std::string FlightRecorder::Last() const {
+  Refresh();
   const std::lock_guard<std::mutex> lock(mutex_);
   return records_.empty() ? "no operation yet" : records_.back().ToString();
 }
@@ -193,7 +205,7 @@ Communicator::Communicator(std::string name, int rank, int size)
     : name_(std::move(name)),
       rank_(rank),
       size_(size),
-      recorder_(std::make_shared<FlightRecorder>()),
+      recorder_(std::make_shared<FlightRecorder>(name_, rank, size)),
       next_send_(static_cast<size_t>(size)),
       next_recv_(static_cast<size_t>(size)) {
   CUBIT_CHECK(rank >= 0 && rank < size) << "rank " << rank << " of " << size;

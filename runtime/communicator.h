@@ -37,9 +37,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -86,21 +88,39 @@ struct OperationRecord {
   std::string ToString() const;
 };
 
-// The last operations of one rank in one group. Thread-safe.
+// The last operations of one rank in one group. Thread-safe; the watchdog may
+// keep it longer than its communicator.
 class FlightRecorder {
  public:
   static constexpr size_t kCapacity = 64;
+
+  FlightRecorder(std::string group, int rank, int size)
+      : group_(std::move(group)), rank_(rank), size_(size) {}
+
+  const std::string& group() const { return group_; }
+  int rank() const { return rank_; }  // in the group
+  int size() const { return size_; }
 
   // Returns the number by which Finish knows the record.
   int64_t Begin(OperationRecord record);
   // Does nothing if the record has been overwritten or is finished.
   void Finish(int64_t number, bool ok);
+  // Called before records are read: where operations end by themselves it
+  // finishes those that have. Null: none; not called after that.
+  void SetRefresh(std::function<void()> refresh);
   // Oldest first.
   std::vector<OperationRecord> Records() const;
   // Of the newest record; "no operation yet" if there is none.
   std::string Last() const;
 
  private:
+  void Refresh() const;
+
+  const std::string group_;
+  const int rank_;
+  const int size_;
+  mutable std::mutex refresh_mutex_;  // before mutex_
+  std::function<void()> refresh_;
   mutable std::mutex mutex_;
   int64_t begun_ = 0;
   std::deque<OperationRecord> records_;  // numbers begun_ - size .. begun_ - 1
@@ -150,8 +170,9 @@ class Communicator {
   int rank() const { return rank_; }
   int size() const { return size_; }
 
-  // Reductions take F32, F64, I64 and BF16, whose terms are added in fp32 and
-  // rounded once; the others move bytes of any dtype.
+  // Reductions take F32, F64, I64 and BF16 (where the ranks meet on the host,
+  // its terms are added in fp32 and rounded once); the others move bytes of any
+  // dtype.
   // `input` and `output` do not overlap, but for the in-place forms named here.
   // n is any number of elements, also 0.
 
@@ -198,6 +219,9 @@ class Communicator {
   std::vector<OperationRecord> RecentOperations() const {
     return recorder_->Records();
   }
+  const std::shared_ptr<FlightRecorder>& flight_recorder() const {
+    return recorder_;
+  }
 
  protected:
   Communicator(std::string name, int rank, int size);
@@ -224,9 +248,6 @@ class Communicator {
     return next_recv_[static_cast<size_t>(peer)];
   }
   FlightRecorder& recorder() { return *recorder_; }
-  const std::shared_ptr<FlightRecorder>& shared_recorder() const {
-    return recorder_;
-  }
 
  private:
   absl::Status Collective(CollectiveCall call, Stream& stream);

@@ -33,8 +33,9 @@
 namespace cubit {
 
 struct MpiOptions {
-  // An operation that waits longer than this for others fails the group.
-  absl::Duration timeout = absl::Minutes(10);
+  // An operation that waits longer than this for others fails the group. Longer
+  // than the watchdog's limit, whose report says more.
+  absl::Duration timeout = absl::Minutes(20);
   // Tensors are moved in blocks of this size: bounds the scratch memory of a
   // communicator (twice this) and what MPI counts in an int.
   int64_t block_bytes = int64_t{16} << 20;

@@ -111,7 +111,7 @@ class ThreadCommunicator : public Communicator {
       : Communicator(group->name, rank, group->size()),
         group_(std::move(group)) {
     const Lock lock(group_->mutex);
-    me().recorder = shared_recorder();
+    me().recorder = flight_recorder();
   }
 
   ~ThreadCommunicator() override {

@@ -92,6 +92,7 @@ void CudaFailure(const char* expression, cudaError_t error, const char* file,
                  "CUBIT_CUDA_ARCHS=\"80 90a\").\n");
     std::_Exit(kExitOtherHardware);
   }
+  CallFatalHook(cudaGetErrorString(error));
   std::_Exit(kExitFailed);
 }
 

@@ -2,6 +2,9 @@
 
 #include "runtime/check.h"
 
+#include <cstdio>
+#include <string>
+
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "gtest/gtest.h"
@@ -55,6 +58,31 @@ TEST(CheckDeathTest, OkPrintsTheStatus) {
   EXPECT_DEATH(CUBIT_CHECK_OK(lost), "DATA_LOSS: shard 3 is torn");
   const absl::StatusOr<int> none = absl::NotFoundError("no such step");
   EXPECT_DEATH(CUBIT_CHECK_OK(none), "NOT_FOUND: no such step");
+}
+
+TEST(FatalHook, IsCalledOnceWithTheMessage) {
+  static int calls = 0;
+  static std::string message;
+  EXPECT_EQ(SetFatalHook([](const char* text) {
+              ++calls;
+              message = text;
+            }),
+            nullptr);
+  CallFatalHook("first");
+  CallFatalHook("second");
+  EXPECT_EQ(calls, 1);
+  EXPECT_EQ(message, "first");
+}
+
+TEST(FatalHookDeathTest, HearsOfAFailedCheck) {
+  EXPECT_DEATH(
+      {
+        SetFatalHook([](const char* text) {
+          std::fprintf(stderr, "hook heard: %s\n", text);
+        });
+        CUBIT_CHECK_EQ(1, 2);
+      },
+      "hook heard: .*1 == 2 \\(1 vs. 2\\)");
 }
 
 }  // namespace

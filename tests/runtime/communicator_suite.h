@@ -24,6 +24,8 @@ struct CommunicatorImplementation {
   // Runs `body` on every rank of a new world called "world" that this process
   // has.
   std::function<void(int size, const CommunicatorBody& body)> run;
+  // Calls only enqueue, and errors show in Health() later.
+  bool queues = false;
 };
 
 // Defined by each program that is linked with the suite.

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Programs of several ranks, as tests start them.
+
+#ifndef CUBIT_TESTS_RUNTIME_MPIRUN_H_
+#define CUBIT_TESTS_RUNTIME_MPIRUN_H_
+
+#include <string>
+#include <vector>
+
+namespace cubit {
+
+// Whether mpirun is on the PATH (package openmpi-bin).
+bool HasMpirun();
+
+// The words that start `program` (its path and arguments) with so many ranks,
+// more than there are cores or not, for cubit::testing::RunProgram.
+std::vector<std::string> MpirunCommand(int num_ranks,
+                                       const std::vector<std::string>& program);
+
+}  // namespace cubit
+
+#endif  // CUBIT_TESTS_RUNTIME_MPIRUN_H_
