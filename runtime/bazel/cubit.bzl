@@ -59,12 +59,13 @@ def cubit_binary(name, srcs = [], deps = [], copts = [], linkopts = [], **kwargs
         **kwargs
     )
 
-def cubit_worker_binary(name, srcs, deps = [], front = "//launch:worker_start", **kwargs):
+def cubit_worker_binary(name, srcs, deps = [], front = "//launch:worker_start", cpu_deps = [], cuda_deps = [], **kwargs):
     """A program with a worker for each back end, of the same objects.
 
     NAME is what a user runs: it looks for GPUs and becomes NAME_cpu or
     NAME_cuda (launch/worker_choice.h). NAME_cuda exists where nvcc is found.
-    `front` is NAME's main; //launch:launcher_main also starts ranks.
+    `front` is NAME's main; //launch:launcher_main also starts ranks. Each
+    worker has its own implementations besides //ops's: `cpu_deps`, `cuda_deps`.
     """
     cubit_library(
         name = name + "_main",
@@ -79,7 +80,7 @@ def cubit_worker_binary(name, srcs, deps = [], front = "//launch:worker_start", 
         deps = [
             ":" + name + "_main",
             "//ops:cpu",
-        ],
+        ] + cpu_deps,
         **kwargs
     )
     if CUDA_FOUND:
@@ -89,7 +90,7 @@ def cubit_worker_binary(name, srcs, deps = [], front = "//launch:worker_start", 
             deps = [
                 ":" + name + "_main",
                 "//ops:cuda",
-            ],
+            ] + cuda_deps,
             **kwargs
         )
     cubit_binary(
