@@ -45,8 +45,11 @@ absl::StatusOr<int> RunRank(int argc, char** argv) {
   }
   const std::string own = std::to_string(ranks.rank);
   const int nodes = std::atoi(Flag("nodes", "1", argc, argv).c_str());
-  CUBIT_RETURN_IF_ERROR(CheckAgreement(
-      ranks, Flag("config_" + own, "seed: 0", argc, argv), nodes, 0));
+  const int ranks_per_node =
+      std::atoi(Flag("gpus_per_node", "0", argc, argv).c_str());
+  CUBIT_RETURN_IF_ERROR(
+      CheckAgreement(ranks, Flag("config_" + own, "seed: 0", argc, argv), nodes,
+                     ranks_per_node));
   AnnounceResumeCommand(ranks, "train --resume");
   const std::string task =
       Flag("rank_" + own, Flag("all", "wait", argc, argv), argc, argv);
