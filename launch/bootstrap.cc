@@ -13,6 +13,7 @@
 
 #include "launch/bootstrap_agreement.h"
 #include "launch/launcher_report.h"
+#include "runtime/communicator_nccl.h"
 #include "runtime/communicator_single.h"
 #include "runtime/device.h"
 #include "runtime/logging.h"
@@ -27,14 +28,13 @@ ABSL_FLAG(std::string, hostfile, "",
 namespace cubit {
 namespace {
 
-// The group that moves tensors of this program's device.
+// The group that moves tensors of this program's device: MPI's, or NCCL's on
+// top of it.
 absl::StatusOr<std::unique_ptr<Communicator>> MakeWorld(MpiSession& session) {
-  if (DeviceKind() == "cpu") {
-    return session.MakeCommunicator("world", MpiOptions());
-  }
-  return absl::UnimplementedError(
-      "several ranks on GPUs need NCCL, which this build has not; use "
-      "--device=cpu, or one GPU (--gpus_per_node=1)");
+  CUBIT_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> host,
+                         session.MakeCommunicator("world", MpiOptions()));
+  if (DeviceKind() == "cpu") return host;
+  return MakeNcclCommunicator(std::move(host), NcclOptions());
 }
 
 }  // namespace

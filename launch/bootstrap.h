@@ -28,8 +28,8 @@ struct Bootstrap {
   int local_size = 1;
   std::string host;
   std::unique_ptr<MpiSession> session;  // null for one rank
-  // Groups of all ranks: `world` moves tensors of this program's device,
-  // `control` those in host memory.
+  // Groups of all ranks: `world` moves tensors of this program's device (MPI on
+  // the CPU, NCCL on GPUs), `control` those in host memory (MPI).
   std::unique_ptr<Communicator> world;
   std::unique_ptr<Communicator> control;
 };

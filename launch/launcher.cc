@@ -46,8 +46,9 @@ absl::StatusOr<int> BeRank(const RankEnvironment& rank,
   CUBIT_ASSIGN_OR_RETURN(const std::string kind,
                          WorkerKind(arguments, rank.rank != 0));
   CUBIT_RETURN_IF_ERROR(ShareHost(rank, kind));
-  if (std::getenv(kLauncherVariable) == nullptr)
+  if (std::getenv(kLauncherVariable) == nullptr) {
     return BecomeWorker(kind, argv);
+  }
   return RunRank(absl::StrCat(OwnPath(), "_", kind), argv, rank);
 }
 

@@ -3,7 +3,7 @@
 #include "launch/launcher_plan.h"
 
 #include <algorithm>
-#include <cstdint>
+#include <optional>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
@@ -134,8 +134,7 @@ void SetMpirun(const LaunchRequest& request, const LaunchSite& site,
   };
   if (!request.hostfile.empty()) {
     add({"--hostfile", request.hostfile, "--map-by",
-         absl::StrCat("ppr:", plan->ranks_per_node, ":node"), "-x",
-         kLauncherVariable});
+         absl::StrCat("ppr:", plan->ranks_per_node, ":node")});
     for (const auto& [name, value] : site.environment) {
       if (IsForRanks(name)) add({"-x", name});
     }
@@ -283,7 +282,7 @@ absl::StatusOr<LaunchPlan> PlanLaunch(const LaunchRequest& request,
                                       const LaunchSite& site) {
   if (request.alone) return LaunchPlan();
   CUBIT_ASSIGN_OR_RETURN(LaunchPlan plan, PlanPlace(request, site));
-  const int64_t ranks = int64_t{plan.nodes} * plan.ranks_per_node;
+  const int64_t ranks = plan.num_ranks();
   if (ranks > kMaxRanks) {
     return absl::InvalidArgumentError(
         absl::StrCat("--nodes and --gpus_per_node make ", ranks, " ranks"));

@@ -6,6 +6,7 @@
 #ifndef CUBIT_LAUNCH_LAUNCHER_PLAN_H_
 #define CUBIT_LAUNCH_LAUNCHER_PLAN_H_
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -34,7 +35,7 @@ LaunchRequest ReadLaunchRequest(absl::Span<const std::string> arguments);
 
 // Where the launcher stands.
 struct LaunchSite {
-  Environment environment;
+  Environment environment;  // also what the launcher adds for the ranks
   int num_gpus = 0;  // of this node, that the run may use; 0: ranks on the CPU
   int num_processors = 1;
   bool is_root = false;
@@ -53,7 +54,7 @@ struct LaunchPlan {
   Environment environment;  // to be set for `command`
   std::string first_line;   // for the user
 
-  int num_ranks() const { return nodes * ranks_per_node; }
+  int64_t num_ranks() const { return int64_t{nodes} * ranks_per_node; }
 };
 
 // Inside a Slurm job: srun. With host file: mpirun over its hosts. Else this

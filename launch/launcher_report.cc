@@ -33,8 +33,13 @@ constexpr absl::string_view kRule = "----------------------------------------";
 // launch/interrupt.h says this on every rank; the launcher says it once.
 constexpr absl::string_view kStopping = "stopping after this step (again: ";
 // Beginnings of lines that are not the ranks' own words.
-constexpr absl::string_view kStarterLines[] = {
-    "mpirun: ", "srun: ", "slurmstepd: ", kStopping};
+constexpr absl::string_view kStarterLines[] = {"mpirun: ", kStopping};
+// Beginnings of lines of Slurm, and words of those that tell of ranks that
+// ended; others ("Job step creation temporarily disabled") pass.
+constexpr absl::string_view kSlurmLines[] = {"srun: ", "slurmstepd"};
+constexpr absl::string_view kSlurmOnEnds[] = {
+    ": task ",     ": tasks ", "Terminating StepId", "Job step aborted",
+    "step_signal", "forcing",  "CANCELLED AT",       "mpi/pmix"};
 // In blocks between rules that tell of ranks that ended.
 constexpr absl::string_view kBlocksOnEnds[] = {
     "Primary job  terminated normally",
@@ -56,6 +61,13 @@ bool ContainsAny(absl::string_view text, const absl::string_view* begin,
   });
 }
 
+bool StartsWithAny(absl::string_view text, const absl::string_view* begin,
+                   const absl::string_view* end) {
+  return std::any_of(begin, end, [text](absl::string_view word) {
+    return absl::StartsWith(text, word);
+  });
+}
+
 bool IsRule(absl::string_view line) {
   line = absl::StripSuffix(line, "\n");
   return line.size() >= kRule.size() &&
@@ -66,11 +78,14 @@ bool IsRule(absl::string_view line) {
 bool MayBeStarters(absl::string_view begin) {
   if (begin.empty() || begin[0] == '[') return true;
   if (begin.find_first_not_of('-') == absl::string_view::npos) return true;
+  const auto may_become = [begin](absl::string_view word) {
+    const size_t size = std::min(word.size(), begin.size());
+    return word.substr(0, size) == begin.substr(0, size);
+  };
   return std::any_of(std::begin(kStarterLines), std::end(kStarterLines),
-                     [begin](absl::string_view word) {
-                       const size_t size = std::min(word.size(), begin.size());
-                       return word.substr(0, size) == begin.substr(0, size);
-                     });
+                     may_become) ||
+         std::any_of(std::begin(kSlurmLines), std::end(kSlurmLines),
+                     may_become);
 }
 
 std::optional<RankReport> DecodeReport(absl::string_view record) {
@@ -186,10 +201,11 @@ bool OutputFilter::IsStarterLine(absl::string_view line) const {
       ContainsAny(line, std::begin(kRepeats), std::end(kRepeats))) {
     return true;
   }
-  return std::any_of(std::begin(kStarterLines), std::end(kStarterLines),
-                     [line](absl::string_view begin) {
-                       return absl::StartsWith(line, begin);
-                     });
+  if (StartsWithAny(line, std::begin(kSlurmLines), std::end(kSlurmLines))) {
+    return ContainsAny(line, std::begin(kSlurmOnEnds), std::end(kSlurmOnEnds));
+  }
+  return StartsWithAny(line, std::begin(kStarterLines),
+                       std::end(kStarterLines));
 }
 
 // Rank 0 has no prefix (runtime/logging.h).

@@ -83,8 +83,8 @@ class JobWatch {
   // After a rank's bad end mpirun and srun end the others by themselves. If
   // they have not within the first time they are asked to, and killed after the
   // second. (mpirun may crash if it is asked while it is at it.)
-  static constexpr std::chrono::seconds kUntilStop{4};
-  static constexpr std::chrono::seconds kUntilKill{7};
+  static constexpr std::chrono::seconds kUntilStop{3};
+  static constexpr std::chrono::seconds kUntilKill{6};
   // After SIGINT or SIGTERM: for the step and its checkpoint.
   static constexpr std::chrono::seconds kGrace{600};
 

@@ -45,21 +45,27 @@ def cubit_library(name, srcs = [], hdrs = [], deps = [], copts = [], **kwargs):
         **kwargs
     )
 
-def cubit_binary(name, srcs = [], deps = [], copts = [], **kwargs):
+# Where //launch:bundle puts shared libraries. DT_RPATH, because DT_RUNPATH does
+# not hold for the libraries that libraries need.
+_BUNDLE_LINKOPTS = ["-Wl,--disable-new-dtags,-rpath,'$$ORIGIN/../lib'"]
+
+def cubit_binary(name, srcs = [], deps = [], copts = [], linkopts = [], **kwargs):
     native.cc_binary(
         name = name,
         srcs = srcs,
         deps = deps,
         copts = _copts(copts),
+        linkopts = _BUNDLE_LINKOPTS + linkopts,
         **kwargs
     )
 
-def cubit_worker_binary(name, srcs, deps = [], front = "//launch:worker_start", **kwargs):
+def cubit_worker_binary(name, srcs, deps = [], front = "//launch:worker_start", cpu_deps = [], cuda_deps = [], **kwargs):
     """A program with a worker for each back end, of the same objects.
 
     NAME is what a user runs: it looks for GPUs and becomes NAME_cpu or
     NAME_cuda (launch/worker_choice.h). NAME_cuda exists where nvcc is found.
-    `front` is NAME's main; //launch:launcher_main also starts ranks.
+    `front` is NAME's main; //launch:launcher_main also starts ranks. Each
+    worker has its own implementations besides //ops's: `cpu_deps`, `cuda_deps`.
     """
     cubit_library(
         name = name + "_main",
@@ -74,7 +80,7 @@ def cubit_worker_binary(name, srcs, deps = [], front = "//launch:worker_start", 
         deps = [
             ":" + name + "_main",
             "//ops:cpu",
-        ],
+        ] + cpu_deps,
         **kwargs
     )
     if CUDA_FOUND:
@@ -84,7 +90,7 @@ def cubit_worker_binary(name, srcs, deps = [], front = "//launch:worker_start", 
             deps = [
                 ":" + name + "_main",
                 "//ops:cuda",
-            ],
+            ] + cuda_deps,
             **kwargs
         )
     cubit_binary(

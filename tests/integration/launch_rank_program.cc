@@ -45,8 +45,11 @@ absl::StatusOr<int> RunRank(int argc, char** argv) {
   }
   const std::string own = std::to_string(ranks.rank);
   const int nodes = std::atoi(Flag("nodes", "1", argc, argv).c_str());
-  CUBIT_RETURN_IF_ERROR(CheckAgreement(
-      ranks, Flag("config_" + own, "seed: 0", argc, argv), nodes, 0));
+  const int ranks_per_node =
+      std::atoi(Flag("gpus_per_node", "0", argc, argv).c_str());
+  CUBIT_RETURN_IF_ERROR(
+      CheckAgreement(ranks, Flag("config_" + own, "seed: 0", argc, argv), nodes,
+                     ranks_per_node));
   AnnounceResumeCommand(ranks, "train --resume");
   const std::string task =
       Flag("rank_" + own, Flag("all", "wait", argc, argv), argc, argv);
@@ -60,12 +63,13 @@ absl::StatusOr<int> RunRank(int argc, char** argv) {
                ranks.local_size, std::getenv("CUBIT_NUM_THREADS"));
   std::printf("output of rank %d\n", ranks.rank);
   std::fflush(stdout);
+  ShowProgress("a line that goes on and on");
   if (task == "done") return kExitDone;
   if (task.rfind("exit:", 0) == 0) _exit(NumberAfterColon(task));
   if (task.rfind("kill:", 0) == 0) kill(getpid(), NumberAfterColon(task));
   while (InterruptSignal() == 0) usleep(10'000);
   usleep(200'000 * ranks.rank);  // the last rank's checkpoint takes longest
-  LogWarning("saved");
+  LogWarning("saved by rank " + own);
   return 128 + InterruptSignal();
 }
 

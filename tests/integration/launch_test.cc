@@ -29,11 +29,12 @@ constexpr char kFront[] = "tests/integration/launch_program";
 
 class Launch : public ::testing::Test {
  protected:
-  void Start(const std::vector<std::string>& arguments) {
+  void Start(const std::vector<std::string>& arguments,
+             const std::vector<std::string>& environment = {}) {
     std::vector<std::string> command = {kFront, "--device=cpu"};
     command.insert(command.end(), arguments.begin(), arguments.end());
     start_ = std::chrono::steady_clock::now();
-    program_.emplace(command, std::vector<std::string>());
+    program_.emplace(command, environment);
   }
   testing::ProgramResult Wait() { return program_->Wait(); }
   testing::ProgramResult Run(const std::vector<std::string>& arguments) {
@@ -90,6 +91,15 @@ TEST_F(Launch, EmulatesNodesAndSaysSoFirst) {
   EXPECT_THAT(result.errors, Not(HasSubstr("\x01")));
 }
 
+TEST_F(Launch, RankZeroShowsItsProgressOnTheTerminal) {
+  Start({"--nodes=2", "--all=done"}, {"CUBIT_TERMINAL_WIDTH=12"});
+  const auto result = Wait();
+  const std::string progress = "\r\033[Ka line that";
+  const size_t at = result.errors.find(progress);
+  EXPECT_NE(at, std::string::npos) << result.errors;
+  EXPECT_EQ(result.errors.find("\r\033[Ka line", at + 1), std::string::npos);
+}
+
 TEST_F(Launch, AKilledRankEndsTheJobWithItsReasonFirst) {
   const auto result = Run({"--nodes=3", "--rank_2=kill:9"});
   EXPECT_EQ(result.exit_status, 2);
@@ -138,7 +148,7 @@ TEST_F(Launch, SigtermLetsEveryRankSave) {
   for (const std::string rank : {"0", "1", "2"}) {
     EXPECT_THAT(result.errors,
                 HasSubstr((rank == "0" ? "" : "[rank " + rank + "] ") +
-                          "warning: saved\n"));
+                          "warning: saved by rank " + rank + "\n"));
   }
 }
 
@@ -148,7 +158,7 @@ TEST_F(Launch, SigintToo) {
   program_->Signal(SIGINT);
   const auto result = Wait();
   EXPECT_EQ(result.exit_status, 130);
-  EXPECT_THAT(result.errors, HasSubstr("[rank 1] warning: saved\n"));
+  EXPECT_THAT(result.errors, HasSubstr("[rank 1] warning: saved by rank 1\n"));
 }
 
 TEST_F(Launch, ASecondSignalEndsItAtOnce) {

@@ -147,11 +147,17 @@ TEST(PlanLaunch, RefusesALayoutOfMoreRanks) {
               AllOf(HasSubstr("2 ranks"), Not(HasSubstr("Give --nodes"))));
 }
 
+TEST(PlanLaunch, RefusesASlipOfTheKeyboard) {
+  EXPECT_THAT(Refusal({"--nodes=1000000", "--gpus_per_node=1000000"}, Cpus()),
+              HasSubstr("1000000000000 ranks"));
+}
+
 TEST(PlanLaunch, UsesTheHostsOfAFile) {
   LaunchSite site = Cpus();
   site.hosts = HostsOf("node1 slots=8\n# node0\n\nnode2\nnode1\n");
   EXPECT_THAT(site.hosts, ElementsAre("node1", "node2"));
-  site.environment = {{"NCCL_DEBUG", "INFO"}, {"HOME", "/root"}};
+  site.environment = {
+      {"CUBIT_LAUNCHER", "1"}, {"NCCL_DEBUG", "INFO"}, {"HOME", "/root"}};
   const LaunchPlan all = Plan({"--hostfile=h", "--gpus_per_node=8"}, site);
   EXPECT_EQ(Command(all),
             "mpirun --bind-to none --oversubscribe --hostfile h --map-by "

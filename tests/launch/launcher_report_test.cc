@@ -113,6 +113,19 @@ TEST(OutputFilter, WithholdsWhatMpirunSaysOfItself) {
             "[vm:00038] of a rank\n");
 }
 
+TEST(OutputFilter, WithholdsWhatSlurmSaysOfEndsOnly) {
+  OutputFilter filter;
+  std::vector<RankReport> reports;
+  EXPECT_EQ(
+      filter.Feed("srun: Job step creation temporarily disabled, retrying\n"
+                  "srun: error: n1: task 1: Killed\n"
+                  "slurmstepd-n1: error: *** STEP 3.1 ON n1 CANCELLED AT x\n"
+                  "slurmstepd-n1: error: Detected 1 oom-kill event\n",
+                  &reports),
+      "srun: Job step creation temporarily disabled, retrying\n"
+      "slurmstepd-n1: error: Detected 1 oom-kill event\n");
+}
+
 TEST(OutputFilter, PassesOneOfTheSameWordsOfSeveralRanks) {
   OutputFilter filter;
   std::vector<RankReport> reports;
@@ -160,10 +173,10 @@ class JobWatchTest : public ::testing::Test {
 TEST_F(JobWatchTest, StopsAndThenKillsAfterADeath) {
   EXPECT_FALSE(watch_.NextTime().has_value());
   EXPECT_TRUE(watch_.Ended(End(2, 137, SIGKILL), start_));
-  EXPECT_EQ(watch_.Due(start_ + seconds(3)), Action::kNone);
-  EXPECT_EQ(watch_.Due(start_ + seconds(4)), Action::kStop);
-  EXPECT_EQ(watch_.Due(start_ + seconds(5)), Action::kNone);
-  EXPECT_EQ(watch_.Due(start_ + seconds(7)), Action::kKill);
+  EXPECT_EQ(watch_.Due(start_ + seconds(2)), Action::kNone);
+  EXPECT_EQ(watch_.Due(start_ + seconds(3)), Action::kStop);
+  EXPECT_EQ(watch_.Due(start_ + seconds(4)), Action::kNone);
+  EXPECT_EQ(watch_.Due(start_ + seconds(6)), Action::kKill);
   EXPECT_FALSE(watch_.NextTime().has_value());
   // Victims of the stop change nothing; a rank's own word does.
   EXPECT_FALSE(watch_.Ended(End(0, 143, SIGTERM), start_));
