@@ -17,7 +17,7 @@ namespace cubit {
 namespace {
 
 constexpr double kUpdateBytes = 30;    // AdamW with the bf16 copy
-constexpr double kBucketBytes = 64e6;  // of GradientReducer
+constexpr double kBucketBytes = 64 << 20;  // of GradientReducer
 
 // One pass of one micro-batch through one part.
 struct PassSeconds {
