@@ -33,7 +33,8 @@ class Counter {
         pp_(plan.mesh.size(MeshAxis::kPp)),
         element_(static_cast<double>(SizeOf(model.activation_dtype))) {
     micro_batch_ = config.batch().micro_batch_size();
-    rows_ = static_cast<double>(micro_batch_ * model.seq_len / cp_);
+    const int64_t rows = micro_batch_ * model.seq_len / cp_;
+    rows_ = static_cast<double>(rows);
   }
 
   LayoutCosts Count() const {
@@ -120,7 +121,7 @@ class Counter {
     double layers = 0;
     double flops = 0;
     for (int chunk = 0; chunk < plan_.num_chunks; ++chunk) {
-      const auto index = static_cast<size_t>(chunk * pp_ + stage);
+      const size_t index = plan_.PartOf(stage, chunk);
       const PartCosts& part = layout.parts[index];
       layers += static_cast<double>(part.num_layers);
       result.num_layers += part.num_layers;

@@ -32,9 +32,7 @@ void AppendRow(absl::string_view name, absl::string_view value,
 std::string LayersOf(const ParallelPlan& plan, int stage) {
   std::vector<std::string> ranges;
   for (int chunk = 0; chunk < plan.num_chunks; ++chunk) {
-    const size_t part =
-        static_cast<size_t>(chunk * plan.mesh.size(MeshAxis::kPp) + stage);
-    const LayerRange& range = plan.parts[part];
+    const LayerRange& range = plan.parts[plan.PartOf(stage, chunk)];
     ranges.push_back(
         absl::StrCat(range.begin, "-", range.begin + range.count - 1));
   }
@@ -63,6 +61,7 @@ void AppendMemory(const std::vector<RankMemory>& memory, std::string* text) {
   if (memory.empty()) return;
   const RankMemory& largest = LargestRank(memory);
   std::vector<std::string> totals;
+  totals.reserve(memory.size());
   for (const RankMemory& rank : memory) {
     totals.push_back(
         absl::StrCat("rank ", rank.rank, " ",

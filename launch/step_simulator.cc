@@ -16,7 +16,7 @@
 namespace cubit {
 namespace {
 
-constexpr double kUpdateBytes = 30;    // AdamW with the bf16 copy
+constexpr double kUpdateBytes = 30;        // AdamW with the bf16 copy
 constexpr double kBucketBytes = 64 << 20;  // of GradientReducer
 
 // One pass of one micro-batch through one part.
@@ -122,14 +122,11 @@ class StepModel {
     return seconds;
   }
 
-  size_t PartOf(int stage, int chunk) const {
-    return static_cast<size_t>(chunk * pp_ + stage);
-  }
   // Of one micro-batch through all chunks of a stage.
   PassSeconds OfStage(const std::vector<PassSeconds>& parts, int stage) const {
     PassSeconds sum;
     for (int chunk = 0; chunk < plan_.num_chunks; ++chunk) {
-      sum.Add(parts[PartOf(stage, chunk)]);
+      sum.Add(parts[plan_.PartOf(stage, chunk)]);
     }
     return sum;
   }
