@@ -234,7 +234,8 @@ class Search {
       candidate.micro_batch_size = micro;
       TryWords(candidate);
     }
-    const int64_t piece = request_.micro_batch_size * candidate.dp_size();
+    const int64_t piece =
+        std::max<int64_t>(1, request_.micro_batch_size * candidate.dp_size());
     const int64_t below = request_.global_batch_size / piece * piece;
     candidate.micro_batch_size = request_.micro_batch_size;
     for (const int64_t global : {below, below + piece}) {
