@@ -55,6 +55,21 @@ RowSums SumsOf(const SoftmaxShardedScratch& work, HeadTensor out, Block block) {
   return sums;
 }
 
+// What a block of rows gives to its d_q and to the parts of d_k and d_v.
+void RowsBackward(const SoftmaxShardedScratch& work, Block rows,
+                  const AttentionChunkRows& queries, float scale,
+                  const MixerContext& context, HeadTensor d_q) {
+  const SequenceGroups& groups = work.groups;
+  for (int c = 0; c <= rows.chunk; ++c) {
+    const Block keys = {rows.group, c};
+    AttentionChunkBackward(
+        queries, groups.Rows(work.k, keys), groups.Rows(work.v, keys), scale,
+        groups.Mask(context.mask.segment_ids, rows.group, rows.chunk, c),
+        {d_q, groups.Rows(work.d_k, keys), groups.Rows(work.d_v, keys)},
+        *context.stream);
+  }
+}
+
 }  // namespace
 
 std::unique_ptr<MixerSaved> SoftmaxMixer::AllocateShardedSaved(
@@ -154,16 +169,8 @@ void SoftmaxMixer::BackwardSharded(const MixerContext& context,
         groups.Scalars(work.lse, rows), groups.Scalars(work.delta, rows)};
     AttentionChunkDelta(groups.Part(heads_of(out), rows), queries.d_out,
                         groups.Scalars(work.delta, rows), stream);
-    for (int c = 0; c <= rows.chunk; ++c) {
-      const Block keys = {rows.group, c};
-      AttentionChunkBackward(
-          queries, groups.Rows(work.k, keys), groups.Rows(work.v, keys),
-          attention_scale_,
-          groups.Mask(context.mask.segment_ids, rows.group, rows.chunk, c),
-          {groups.Part(d_q, rows), groups.Rows(work.d_k, keys),
-           groups.Rows(work.d_v, keys)},
-          stream);
-    }
+    RowsBackward(work, rows, queries, attention_scale_, context,
+                 groups.Part(d_q, rows));
     if (i + 1 == own.size() || own[i + 1].group != rows.group) {
       reduced = PostReduce(work, rows.group, lane, stream);
     }
