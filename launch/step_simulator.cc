@@ -82,7 +82,7 @@ class StepModel {
     for (size_t stage = 0; stage < costs_.stages.size(); ++stage) {
       const StageCosts& costs = costs_.stages[stage];
       flops += costs.step_model_flops / pp_;
-      const double bytes = costs.state_bytes + costs.activation_bytes;
+      const double bytes = costs.total_bytes();
       if (bytes <= estimate.largest_bytes) continue;
       estimate.largest_bytes = bytes;
       estimate.largest_stage = static_cast<int>(stage);
