@@ -41,19 +41,19 @@ std::string LayersOf(const ParallelPlan& plan, int stage) {
 
 void AppendStages(const ParallelPlan& plan, const LayoutCosts& costs,
                   std::string* text) {
-  absl::StrAppendFormat(text,
-                        "%-6s %-12s %14s %14s  sent by a rank in a step: "
-                        "%s\n",
+  absl::StrAppendFormat(text, "%-6s %-12s %12s %13s%12s%12s%12s%12s%12s\n",
                         "stage", "layers", "parameters", "FLOPs a step",
-                        "tp, cp, pp, gradients, weights");
+                        "sent by tp", "cp", "pp", "gradients", "weights");
   for (size_t stage = 0; stage < costs.stages.size(); ++stage) {
     const StageCosts& of = costs.stages[stage];
-    absl::StrAppendFormat(
-        text, "%-6d %-12s %14d %14.6g  %s, %s, %s, %s, %s\n", stage,
-        LayersOf(plan, static_cast<int>(stage)), of.num_parameters,
-        of.step_model_flops, HumanBytes(of.tp_bytes), HumanBytes(of.cp_bytes),
-        HumanBytes(of.pp_bytes), HumanBytes(of.gradient_bytes),
-        HumanBytes(of.weight_bytes));
+    absl::StrAppendFormat(text, "%-6d %-12s %12d %13.6g", stage,
+                          LayersOf(plan, static_cast<int>(stage)),
+                          of.num_parameters, of.step_model_flops);
+    for (const double bytes : {of.tp_bytes, of.cp_bytes, of.pp_bytes,
+                               of.gradient_bytes, of.weight_bytes}) {
+      absl::StrAppendFormat(text, "%12s", HumanBytes(bytes));
+    }
+    absl::StrAppend(text, "\n");
   }
 }
 

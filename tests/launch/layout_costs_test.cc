@@ -178,7 +178,7 @@ TEST(LayoutReport, SaysWhatARunNeeds) {
                     HasSubstr("rank 0 3.0 MiB, rank 8 5.0 MiB"),
                     HasSubstr("5242880 bytes (5.0 MiB), rank 8"),
                     HasSubstr("  optimizer          1048576 bytes (1.0 MiB)"),
-                    HasSubstr("352.0 KiB, 162.0 KiB, 16.0 KiB"),
+                    HasSubstr("   352.0 KiB   162.0 KiB    16.0 KiB"),
                     HasSubstr("estimate for cpu, 16 ranks a node"),
                     HasSubstr("pipeline bubble"), Not(HasSubstr("warning"))));
 }
