@@ -2,6 +2,8 @@
 
 #include "launch/layout_costs.h"
 
+#include <algorithm>
+
 #include "launch/model_costs.h"
 #include "runtime/dtype.h"
 #include "runtime/status_macros.h"
@@ -33,7 +35,8 @@ class Counter {
         pp_(plan.mesh.size(MeshAxis::kPp)),
         element_(static_cast<double>(SizeOf(model.activation_dtype))) {
     micro_batch_ = config.batch().micro_batch_size();
-    rows_ = static_cast<double>(micro_batch_ * model.seq_len / cp_);
+    const int64_t rows = micro_batch_ * model.seq_len / cp_;
+    rows_ = static_cast<double>(rows);
   }
 
   LayoutCosts Count() const {
@@ -98,21 +101,50 @@ class Counter {
     return result;
   }
 
+  // Numbers a row of this rank has: a norm's, the fused projections', a mixer
+  // result's, the MLP's before and after its non-linearity.
+  double NormWidth() const {
+    return static_cast<double>(model_.hidden_size) / tp_;
+  }
+  double ColumnsWidth() const {
+    return static_cast<double>(call_.num_heads * call_.columns_per_head);
+  }
+  double ResultWidth() const {
+    return static_cast<double>(call_.num_heads * call_.head_dim);
+  }
+  double ActivationWidth() const {
+    return static_cast<double>(model_.ffn_hidden_size) / tp_;
+  }
+  double PreWidth() const {
+    return ActivationWidth() * (model_.mlp == MlpKind::kSwiGlu ? 2 : 1);
+  }
+
   // What one layer keeps for the backward of one micro-batch.
   double SavedBytesOfLayer() const {
-    const auto recompute = config_.memory().recompute();
-    const double row = static_cast<double>(model_.hidden_size) / tp_;
-    if (recompute == RunConfig::Recompute::full) return rows_ * row * element_;
-    const double heads = static_cast<double>(call_.num_heads);
-    const double head_dim = static_cast<double>(call_.head_dim);
-    const double columns = heads * static_cast<double>(call_.columns_per_head);
-    const double ffn = static_cast<double>(model_.ffn_hidden_size) / tp_;
-    const double pre = model_.mlp == MlpKind::kSwiGlu ? 2 * ffn : ffn;
-    // The mixer's result, and the solution of a solve.
-    const double results = (call_.has_wavefront ? 2 : 1) * heads * head_dim;
-    double kept = columns + results + pre + 2 * row;
-    if (recompute == RunConfig::Recompute::none) kept += 2 * row + ffn;
+    if (RecomputesAll()) return rows_ * NormWidth() * element_;
+    // The mixer's result, the solution of a solve, and on shards P X.
+    const bool shards = cp_ > 1 && plan_.cp_method == CpMethod::kSharded;
+    const int results = call_.has_wavefront ? (shards ? 3 : 2) : 1;
+    double kept =
+        ColumnsWidth() + results * ResultWidth() + PreWidth() + 2 * NormWidth();
+    if (config_.memory().recompute() == RunConfig::Recompute::none) {
+      kept += 2 * NormWidth() + ActivationWidth();
+    }
     return rows_ * kept * element_;
+  }
+
+  // Gradients of the residual stream, of a branch and of the final norm, of the
+  // projections, the mixer's result and the MLP; logits of a chunk of rows.
+  double WorkspaceBytes(bool head) const {
+    const double layer =
+        rows_ * element_ *
+        (3 * NormWidth() + ColumnsWidth() + ResultWidth() + PreWidth());
+    if (!head) return layer;
+    const double logits = rows_ * element_ *
+                          static_cast<double>(costs_.head_weights) /
+                          static_cast<double>(model_.hidden_size) / tp_;
+    return layer +
+           std::min(logits, static_cast<double>(model_.logits_chunk_bytes));
   }
 
   StageCosts Stage(int stage, const LayoutCosts& layout) const {
@@ -120,7 +152,7 @@ class Counter {
     double layers = 0;
     double flops = 0;
     for (int chunk = 0; chunk < plan_.num_chunks; ++chunk) {
-      const auto index = static_cast<size_t>(chunk * pp_ + stage);
+      const size_t index = plan_.PartOf(stage, chunk);
       const PartCosts& part = layout.parts[index];
       layers += static_cast<double>(part.num_layers);
       result.num_layers += part.num_layers;
@@ -163,6 +195,7 @@ class Counter {
         MaxLiveActivations(plan_.schedule, plan_.pipeline_shape(), stage);
     result->activation_bytes = static_cast<double>(live) / plan_.num_chunks *
                                layers * SavedBytesOfLayer();
+    result->workspace_bytes = WorkspaceBytes(stage == pp_ - 1);
   }
 
   const ParallelPlan& plan_;

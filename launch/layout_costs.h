@@ -45,9 +45,15 @@ struct StageCosts {
   double gradient_bytes = 0;  // reduce-scatter over dp x cp, fp32
   double weight_bytes = 0;    // all-gather of the same (ZeRO-1)
   // Kept, about: weights with their bf16 copy, gradients, moments, and the
-  // activations of the micro-batches that are alive at once.
+  // activations of the micro-batches that are alive at once; work space of one
+  // layer's backward and, where the head is, logits.
   double state_bytes = 0;
   double activation_bytes = 0;
+  double workspace_bytes = 0;
+
+  double total_bytes() const {
+    return state_bytes + activation_bytes + workspace_bytes;
+  }
 };
 
 struct LayoutCosts {

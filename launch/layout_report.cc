@@ -32,9 +32,7 @@ void AppendRow(absl::string_view name, absl::string_view value,
 std::string LayersOf(const ParallelPlan& plan, int stage) {
   std::vector<std::string> ranges;
   for (int chunk = 0; chunk < plan.num_chunks; ++chunk) {
-    const size_t part =
-        static_cast<size_t>(chunk * plan.mesh.size(MeshAxis::kPp) + stage);
-    const LayerRange& range = plan.parts[part];
+    const LayerRange& range = plan.parts[plan.PartOf(stage, chunk)];
     ranges.push_back(
         absl::StrCat(range.begin, "-", range.begin + range.count - 1));
   }
@@ -43,19 +41,19 @@ std::string LayersOf(const ParallelPlan& plan, int stage) {
 
 void AppendStages(const ParallelPlan& plan, const LayoutCosts& costs,
                   std::string* text) {
-  absl::StrAppendFormat(text,
-                        "%-6s %-12s %14s %14s  sent by a rank in a step: "
-                        "%s\n",
+  absl::StrAppendFormat(text, "%-6s %-12s %12s %13s%12s%12s%12s%12s%12s\n",
                         "stage", "layers", "parameters", "FLOPs a step",
-                        "tp, cp, pp, gradients, weights");
+                        "sent by tp", "cp", "pp", "gradients", "weights");
   for (size_t stage = 0; stage < costs.stages.size(); ++stage) {
     const StageCosts& of = costs.stages[stage];
-    absl::StrAppendFormat(
-        text, "%-6d %-12s %14d %14.6g  %s, %s, %s, %s, %s\n", stage,
-        LayersOf(plan, static_cast<int>(stage)), of.num_parameters,
-        of.step_model_flops, HumanBytes(of.tp_bytes), HumanBytes(of.cp_bytes),
-        HumanBytes(of.pp_bytes), HumanBytes(of.gradient_bytes),
-        HumanBytes(of.weight_bytes));
+    absl::StrAppendFormat(text, "%-6d %-12s %12d %13.6g", stage,
+                          LayersOf(plan, static_cast<int>(stage)),
+                          of.num_parameters, of.step_model_flops);
+    for (const double bytes : {of.tp_bytes, of.cp_bytes, of.pp_bytes,
+                               of.gradient_bytes, of.weight_bytes}) {
+      absl::StrAppendFormat(text, "%12s", HumanBytes(bytes));
+    }
+    absl::StrAppend(text, "\n");
   }
 }
 
@@ -63,6 +61,7 @@ void AppendMemory(const std::vector<RankMemory>& memory, std::string* text) {
   if (memory.empty()) return;
   const RankMemory& largest = LargestRank(memory);
   std::vector<std::string> totals;
+  totals.reserve(memory.size());
   for (const RankMemory& rank : memory) {
     totals.push_back(
         absl::StrCat("rank ", rank.rank, " ",

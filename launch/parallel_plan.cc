@@ -270,11 +270,16 @@ ModelShard ParallelPlan::ShardOf(int rank) const {
   shard.cp_size = mesh.size(MeshAxis::kCp);
   shard.cp_method = cp_method;
   for (int chunk = 0; chunk < num_chunks; ++chunk) {
-    shard.chunks.push_back(parts[static_cast<size_t>(chunk * pp_size + at.pp)]);
+    shard.chunks.push_back(parts[PartOf(at.pp, chunk)]);
   }
   shard.embedding = at.pp == 0;
   shard.head = at.pp == pp_size - 1;
   return shard;
+}
+
+size_t ParallelPlan::PartOf(int stage, int chunk) const {
+  const auto pp_size = static_cast<size_t>(mesh.size(MeshAxis::kPp));
+  return static_cast<size_t>(chunk) * pp_size + static_cast<size_t>(stage);
 }
 
 PipelineShape ParallelPlan::pipeline_shape() const {

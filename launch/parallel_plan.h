@@ -7,6 +7,7 @@
 #ifndef CUBIT_LAUNCH_PARALLEL_PLAN_H_
 #define CUBIT_LAUNCH_PARALLEL_PLAN_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -43,6 +44,8 @@ struct ParallelPlan {
   // What rank `rank` of the mesh holds; its chunks are always listed. CHECK: it
   // is one of the mesh.
   ModelShard ShardOf(int rank) const;
+  // Which of `parts` is chunk `chunk` of stage `stage`.
+  size_t PartOf(int stage, int chunk) const;
   PipelineShape pipeline_shape() const;
   // The word of configurations for cp_method: "ulysses", "wavefront", "ring".
   std::string CpMethodName(const ModelConfig& model) const;

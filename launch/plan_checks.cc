@@ -27,8 +27,9 @@ std::vector<int64_t> Divisors(int64_t n) {
   return divisors;
 }
 
-// "1, 2, 3, 4, 6, 12": sizes that divide n, at most `most`.
-std::string DivisorList(int64_t n, int64_t most) {
+// "1, 2, 3, 4, 6, 12": sizes that divide n, up to twice `size`.
+std::string DivisorList(int64_t n, int64_t size) {
+  const int64_t most = 2 * size;
   std::vector<int64_t> divisors;
   for (const int64_t d : Divisors(n)) {
     if (d <= most) divisors.push_back(d);
@@ -81,7 +82,7 @@ class Rules {
   void CheckTpDivides(absl::string_view key, int64_t value) {
     if (value % r_.tp_size == 0) return;
     Fail("parallel.tp_size ", r_.tp_size, " does not divide ", key, " ", value,
-         "; these do: ", DivisorList(value, r_.world_size));
+         "; these do: ", DivisorList(value, r_.tp_size));
   }
 
   void CheckTp() {
@@ -95,7 +96,7 @@ class Rules {
          " rows of a micro-batch (batch.micro_batch_size ", r_.micro_batch_size,
          " x model.seq_len ", model_.seq_len, " / cp_size ", r_.cp_size,
          "), over which norms are spread; these do: ",
-         DivisorList(rows, r_.world_size));
+         DivisorList(rows, r_.tp_size));
   }
 
   void CheckCp() {
@@ -132,7 +133,7 @@ class Rules {
     Fail("ulysses gives every rank whole heads, and the ", heads,
          " heads of a tp rank (model.num_heads ", model_.num_heads, " / tp ",
          r_.tp_size, ") are no multiple of parallel.cp_size ", r_.cp_size,
-         "; these divide: ", DivisorList(heads, r_.world_size),
+         "; these divide: ", DivisorList(heads, r_.cp_size),
          r_.gpu && word == "auto" ? " (on GPUs this build has no other method)"
                                   : "");
   }
@@ -209,9 +210,13 @@ class Search {
 
   void Run() {
     const int64_t world = request_.world_size;
+    // Most sizes end here; what the rules are says LayoutFaults.
     for (const int64_t tp : Divisors(world)) {
+      if (model_.num_heads % tp != 0) continue;
       for (const int64_t cp : Divisors(world / tp)) {
+        if (cp > 1 && model_.seq_len % (2 * cp) != 0) continue;
         for (const int64_t pp : Divisors(world / tp / cp)) {
+          if (pp > model_.num_layers) continue;
           LayoutRequest candidate = request_;
           candidate.tp_size = tp;
           candidate.cp_size = cp;
@@ -229,7 +234,8 @@ class Search {
       candidate.micro_batch_size = micro;
       TryWords(candidate);
     }
-    const int64_t piece = request_.micro_batch_size * candidate.dp_size();
+    const int64_t piece =
+        std::max<int64_t>(1, request_.micro_batch_size * candidate.dp_size());
     const int64_t below = request_.global_batch_size / piece * piece;
     candidate.micro_batch_size = request_.micro_batch_size;
     for (const int64_t global : {below, below + piece}) {

@@ -115,8 +115,8 @@ double MixerBackwardSeconds(const SequenceCall& call,
 SequenceBytes BytesOf(CpMethod method, const SequenceCall& call) {
   if (call.cp_size == 1) return {};
   const double others = call.cp_size - 1;
-  const auto rows =
-      static_cast<double>(call.batch * (call.seq_len / call.cp_size));
+  const int64_t local_rows = call.batch * (call.seq_len / call.cp_size);
+  const auto rows = static_cast<double>(local_rows);
   if (method == CpMethod::kUlysses) {
     const auto columns = static_cast<double>(
         call.num_heads * (call.columns_per_head + call.head_dim));

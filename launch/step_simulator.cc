@@ -16,8 +16,8 @@
 namespace cubit {
 namespace {
 
-constexpr double kUpdateBytes = 30;    // AdamW with the bf16 copy
-constexpr double kBucketBytes = 64e6;  // of GradientReducer
+constexpr double kUpdateBytes = 30;        // AdamW with the bf16 copy
+constexpr double kBucketBytes = 64 << 20;  // of GradientReducer
 
 // One pass of one micro-batch through one part.
 struct PassSeconds {
@@ -82,7 +82,7 @@ class StepModel {
     for (size_t stage = 0; stage < costs_.stages.size(); ++stage) {
       const StageCosts& costs = costs_.stages[stage];
       flops += costs.step_model_flops / pp_;
-      const double bytes = costs.state_bytes + costs.activation_bytes;
+      const double bytes = costs.total_bytes();
       if (bytes <= estimate.largest_bytes) continue;
       estimate.largest_bytes = bytes;
       estimate.largest_stage = static_cast<int>(stage);
@@ -122,14 +122,11 @@ class StepModel {
     return seconds;
   }
 
-  size_t PartOf(int stage, int chunk) const {
-    return static_cast<size_t>(chunk * pp_ + stage);
-  }
   // Of one micro-batch through all chunks of a stage.
   PassSeconds OfStage(const std::vector<PassSeconds>& parts, int stage) const {
     PassSeconds sum;
     for (int chunk = 0; chunk < plan_.num_chunks; ++chunk) {
-      sum.Add(parts[PartOf(stage, chunk)]);
+      sum.Add(parts[plan_.PartOf(stage, chunk)]);
     }
     return sum;
   }

@@ -145,6 +145,16 @@ TEST(MakeLayoutCosts, CountsWhatIsKept) {
   thrifty.push_back("memory.recompute=full");
   EXPECT_EQ(Make(thrifty, 16).costs.stages[0].activation_bytes,
             2 * 2 * 32 * 4 * 32);
+  // Three norms, columns, a result, the MLP; 128 / 2 logits of 32 rows.
+  EXPECT_EQ(layout.costs.stages[0].workspace_bytes,
+            32 * 4 * (3 * 32 + 130 + 32 + 128));
+  EXPECT_EQ(layout.costs.stages[1].workspace_bytes,
+            32 * 4 * (3 * 32 + 130 + 32 + 128 + 64));
+  // On shards P X besides, 2 x 16.
+  std::vector<std::string> shards = kAllAxes;
+  shards.back() = "parallel.cp_method=wavefront";
+  EXPECT_EQ(Make(shards, 16).costs.stages[0].activation_bytes,
+            2 * 2 * (layer + 32 * 4 * 32));
   // Weights, gradients, and a quarter of two moments.
   EXPECT_EQ(layout.costs.stages[0].state_bytes,
             10 * static_cast<double>(layout.costs.stages[0].num_parameters));
@@ -168,7 +178,7 @@ TEST(LayoutReport, SaysWhatARunNeeds) {
                     HasSubstr("rank 0 3.0 MiB, rank 8 5.0 MiB"),
                     HasSubstr("5242880 bytes (5.0 MiB), rank 8"),
                     HasSubstr("  optimizer          1048576 bytes (1.0 MiB)"),
-                    HasSubstr("352.0 KiB, 162.0 KiB, 16.0 KiB"),
+                    HasSubstr("   352.0 KiB   162.0 KiB    16.0 KiB"),
                     HasSubstr("estimate for cpu, 16 ranks a node"),
                     HasSubstr("pipeline bubble"), Not(HasSubstr("warning"))));
 }

@@ -2,6 +2,7 @@
 
 #include "launch/parallel_plan.h"
 
+#include <chrono>
 #include <string>
 #include <vector>
 
@@ -198,7 +199,7 @@ TEST(MakeParallelPlan, CountsTheHeadInTheBalance) {
 TEST(MakeParallelPlan, NamesWhatTpDoesNotDivide) {
   EXPECT_THAT(Fixable({"parallel.tp_size=8"}, 8),
               AllOf(HasSubstr("tp_size 8 does not divide model.num_heads 12"),
-                    HasSubstr("these do: 1, 2, 3, 4, 6"),
+                    HasSubstr("these do: 1, 2, 3, 4, 6, 12"),
                     HasSubstr("nearest layout that works: --tp=4")));
   EXPECT_THAT(Fixable({"parallel.tp_size=3"}, 3),
               AllOf(HasSubstr("the 4096 rows of a micro-batch"),
@@ -312,6 +313,18 @@ TEST(MakeParallelPlan, ListsEveryFault) {
                              HasSubstr("model.num_heads 12"),
                              HasSubstr("evenly over 2 nodes"),
                              HasSubstr("//launch:evaluate --follow")));
+}
+
+// 5040 has 60 divisors.
+TEST(MakeParallelPlan, FindsTheNearestOfManyLayoutsAtOnce) {
+  const auto start = std::chrono::steady_clock::now();
+  EXPECT_THAT(Fixable({"parallel.tp_size=5", "parallel.cp_size=3",
+                       "batch.global_batch_size=4096"},
+                      5040),
+              HasSubstr("nearest layout that works: --tp=4 --cp=4"));
+  const std::chrono::duration<double> elapsed =
+      std::chrono::steady_clock::now() - start;
+  EXPECT_LT(elapsed.count(), 1.0);
 }
 
 TEST(MakeParallelPlan, WarnsOfWhatIsSlow) {
