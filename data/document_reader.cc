@@ -2,9 +2,9 @@
 
 #include "data/document_reader.h"
 
-#include <array>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -87,12 +87,16 @@ class PlainTextSource : public DocumentSource {
 // Lines of a stream, which keep their "\r".
 class LineReader {
  public:
+  // `input` in blocks that hold most lines whole: those are not copied.
   LineReader(std::unique_ptr<ByteReader> input, int64_t max_line_bytes)
-      : input_(std::move(input)), max_line_bytes_(max_line_bytes) {}
+      : input_(std::move(input)),
+        max_line_bytes_(max_line_bytes),
+        buffer_(kBufferBytes) {}
 
-  // Replaces *line with the next one; false at the end.
-  absl::StatusOr<bool> Next(std::string* line) {
-    line->clear();
+  // Replaces *line with the next one, good until the next call; false at the
+  // end.
+  absl::StatusOr<bool> Next(absl::string_view* line) {
+    pieces_.clear();
     while (true) {
       if (begin_ == end_) {
         CUBIT_ASSIGN_OR_RETURN(
@@ -100,6 +104,7 @@ class LineReader {
             input_->Read(buffer_.data(), static_cast<int64_t>(buffer_.size())));
         begin_ = 0;
         end_ = static_cast<size_t>(count);
+        *line = pieces_;
         if (count == 0) return !line->empty();
       }
       const char* begin = buffer_.data() + begin_;
@@ -108,21 +113,27 @@ class LineReader {
       const size_t length = newline == nullptr
                                 ? end_ - begin_
                                 : static_cast<size_t>(newline - begin);
-      if (static_cast<int64_t>(line->size() + length) > max_line_bytes_) {
+      if (static_cast<int64_t>(pieces_.size() + length) > max_line_bytes_) {
         return absl::InvalidArgumentError(
             absl::StrCat("has more than the ", max_line_bytes_,
                          " bytes that a document may have"));
       }
-      line->append(begin, length);
       begin_ += length + (newline == nullptr ? 0 : 1);
+      *line = absl::string_view(begin, length);
+      if (newline != nullptr && pieces_.empty()) return true;
+      pieces_.append(begin, length);
+      *line = pieces_;
       if (newline != nullptr) return true;
     }
   }
 
  private:
+  static constexpr size_t kBufferBytes = 256 << 10;
+
   const std::unique_ptr<ByteReader> input_;
   const int64_t max_line_bytes_;
-  std::array<char, 64 << 10> buffer_;
+  std::vector<char> buffer_;
+  std::string pieces_;  // of a line that is not whole in the buffer
   size_t begin_ = 0;
   size_t end_ = 0;
 };
@@ -158,7 +169,7 @@ class TextField : public JsonHandler {
       return absl::InvalidArgumentError(absl::StrCat(
           "field \"text\" is ", Describe(value.kind), ", a string is wanted"));
     }
-    *text_ = std::move(*value.string);
+    text_->swap(*value.string);
     found_ = true;
     return absl::OkStatus();
   }
@@ -200,13 +211,16 @@ class JsonLinesSource : public DocumentSource {
       text->clear();
       return absl::OkStatus();
     }
-    const int64_t valid = ValidUtf8Prefix(line);
+    TextField field(text);
+    const absl::Status status = ReadJson(line, /*unique_keys=*/false, &field);
+    // What is JSON is UTF-8; an error of the encoding goes before others.
+    const int64_t valid =
+        status.ok() ? static_cast<int64_t>(line.size()) : ValidUtf8Prefix(line);
     if (valid < static_cast<int64_t>(line.size())) {
       return absl::InvalidArgumentError(absl::StrCat(
           "is not UTF-8 at byte ", valid + 1, " of the line", Utf16Hint(line)));
     }
-    TextField field(text);
-    CUBIT_RETURN_IF_ERROR(ReadJson(line, /*unique_keys=*/false, &field));
+    CUBIT_RETURN_IF_ERROR(status);
     if (!field.found()) {
       return absl::InvalidArgumentError("the object has no field \"text\"");
     }
@@ -225,8 +239,8 @@ class JsonLinesSource : public DocumentSource {
 
   LineReader lines_;
   const std::string name_;
-  std::string line_;
-  int64_t number_ = 0;  // of the line last read, from 1
+  absl::string_view line_;  // in lines_
+  int64_t number_ = 0;      // of the line last read, from 1
   int64_t stated_tokens_ = -1;
 };
 

@@ -25,10 +25,12 @@ enum class Hdf5Type { kUint16, kUint32, kUint64 };
 int64_t SizeOf(Hdf5Type type);      // bytes
 const char* NameOf(Hdf5Type type);  // "uint16"
 
-// The bytes of a whole file.
+// The bytes of a whole file; none at first.
 class Hdf5Image {
  public:
-  Hdf5Image(void* data, int64_t bytes);  // takes over a malloc'ed block
+  Hdf5Image() = default;
+  // Takes over a malloc'ed block of `capacity` bytes.
+  Hdf5Image(void* data, int64_t bytes, int64_t capacity);
   Hdf5Image(Hdf5Image&& other) noexcept;
   Hdf5Image& operator=(Hdf5Image&& other) noexcept;
   ~Hdf5Image();
@@ -37,15 +39,19 @@ class Hdf5Image {
   int64_t bytes() const { return bytes_; }
 
  private:
-  void* data_;
-  int64_t bytes_;
+  friend class Hdf5Writer;
+  void* data_ = nullptr;
+  int64_t bytes_ = 0;
+  int64_t capacity_ = 0;
 };
 
 // A file being built in memory. The same calls give the same bytes: format
 // version 1.10 with checksums of all metadata, no time stamps.
 class Hdf5Writer {
  public:
-  static absl::StatusOr<Hdf5Writer> Create();
+  // The file is built in the memory of `old`, whose bytes are lost, and needs
+  // more only where it gets longer than that.
+  static absl::StatusOr<Hdf5Writer> Create(Hdf5Image old);
   Hdf5Writer(Hdf5Writer&&) noexcept;
   ~Hdf5Writer();
 

@@ -36,19 +36,23 @@ constexpr unsigned kMaxAttributes = 64;
 // The block of memory as the callbacks see it.
 struct Block {
   void* data = nullptr;
+  size_t capacity = 0;
   bool closed = false;
 };
 
+// HDF5 clears what it has not written, so old bytes do no harm.
 void* Allocate(size_t bytes, H5FD_file_image_op_t, void* udata) {
   auto* block = static_cast<Block*>(udata);
-  block->data = std::malloc(bytes);
-  return block->data;
+  if (bytes <= block->capacity) return block->data;
+  void* const grown = std::realloc(block->data, bytes);
+  if (grown == nullptr) return nullptr;
+  block->data = grown;
+  block->capacity = bytes;
+  return grown;
 }
 
-void* Reallocate(void* data, size_t bytes, H5FD_file_image_op_t, void* udata) {
-  void* const grown = std::realloc(data, bytes);
-  if (grown != nullptr) static_cast<Block*>(udata)->data = grown;
-  return grown;
+void* Reallocate(void*, size_t bytes, H5FD_file_image_op_t op, void* udata) {
+  return Allocate(bytes, op, udata);
 }
 
 void* Copy(void* to, const void* from, size_t bytes, H5FD_file_image_op_t,
@@ -87,13 +91,16 @@ absl::StatusOr<Handle> AccessProperties(Block* block) {
 
 }  // namespace
 
-Hdf5Image::Hdf5Image(void* data, int64_t bytes) : data_(data), bytes_(bytes) {}
+Hdf5Image::Hdf5Image(void* data, int64_t bytes, int64_t capacity)
+    : data_(data), bytes_(bytes), capacity_(capacity) {}
 Hdf5Image::Hdf5Image(Hdf5Image&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),
-      bytes_(std::exchange(other.bytes_, 0)) {}
+      bytes_(std::exchange(other.bytes_, 0)),
+      capacity_(std::exchange(other.capacity_, 0)) {}
 Hdf5Image& Hdf5Image::operator=(Hdf5Image&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(bytes_, other.bytes_);
+  std::swap(capacity_, other.capacity_);
   return *this;
 }
 Hdf5Image::~Hdf5Image() { std::free(data_); }
@@ -112,9 +119,11 @@ Hdf5Writer::Hdf5Writer(std::unique_ptr<State> state)
 Hdf5Writer::Hdf5Writer(Hdf5Writer&&) noexcept = default;
 Hdf5Writer::~Hdf5Writer() = default;
 
-absl::StatusOr<Hdf5Writer> Hdf5Writer::Create() {
+absl::StatusOr<Hdf5Writer> Hdf5Writer::Create(Hdf5Image old) {
   hdf5_internal::Prepare();
   auto state = std::make_unique<State>();
+  state->block.data = std::exchange(old.data_, nullptr);
+  state->block.capacity = static_cast<size_t>(std::exchange(old.capacity_, 0));
   CUBIT_ASSIGN_OR_RETURN(const Handle access, AccessProperties(&state->block));
   const Handle creation(H5Pcreate(H5P_FILE_CREATE), H5Pclose);
   if (!creation.ok() || H5Pset_obj_track_times(creation.get(), false) < 0 ||
@@ -202,7 +211,8 @@ absl::StatusOr<Hdf5Image> Hdf5Writer::Finish() {
   int64_t bytes = 0;
   std::memcpy(&bytes, static_cast<char*>(state_->block.data) + kEofOffset,
               sizeof(bytes));
-  return Hdf5Image(std::exchange(state_->block.data, nullptr), bytes);
+  return Hdf5Image(std::exchange(state_->block.data, nullptr), bytes,
+                   static_cast<int64_t>(state_->block.capacity));
 }
 
 }  // namespace cubit

@@ -230,7 +230,10 @@ size_t PlainBytes(absl::string_view text) {
     const uint64_t suspect = control | (word & kHighBits) |
                              zeros(word ^ ('"' * kOnes)) |
                              zeros(word ^ ('\\' * kOnes));
-    if (suspect != 0) break;
+    // The first byte is the lowest on the machines that we build for.
+    if (suspect != 0) {
+      return at + static_cast<size_t>(__builtin_ctzll(suspect)) / 8;
+    }
   }
   while (at < text.size() && text[at] != '"' && text[at] != '\\' &&
          static_cast<unsigned char>(text[at] - 0x20) < 0x60) {

@@ -4,13 +4,11 @@
 
 #include <algorithm>
 #include <chrono>
-#include <filesystem>
 #include <functional>
+#include <future>
 #include <memory>
-#include <system_error>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -22,7 +20,6 @@
 #include "data/prepare_request.h"
 #include "data/reader_process.h"
 #include "data/split_rule.h"
-#include "data/text_source.h"
 #include "data/token_shard.h"
 #include "data/tokenize_pipeline.h"
 #include "runtime/check.h"
@@ -34,62 +31,8 @@ namespace {
 
 constexpr char kWriter[] = "cubit 1";
 constexpr int64_t kMaxRequestBytes = int64_t{256} << 20;
-constexpr int64_t kMinShardTokens = 1;
-constexpr int64_t kMaxShardTokens = int64_t{1} << 30;
-constexpr size_t kMaxSourceBytes = 4096;
 // The tokenizer whose tokens FineWeb's token_count counts.
 constexpr char kCountedTokenizer[] = "gpt2";
-
-absl::Status CheckOptions(const PrepareOptions& options) {
-  const auto refuse = [](const auto&... words) {
-    return absl::InvalidArgumentError(absl::StrCat(words...));
-  };
-  if (options.out.empty()) {
-    return refuse("--out is missing: the folder for the shards");
-  }
-  if (options.threads < 1) {
-    return refuse("--threads=", options.threads, ": 1 or more wanted");
-  }
-  if (options.shard_tokens < kMinShardTokens ||
-      options.shard_tokens > kMaxShardTokens) {
-    return refuse("--shard_tokens=", options.shard_tokens, ": ",
-                  kMinShardTokens, " to ", kMaxShardTokens, " wanted");
-  }
-  if (!(options.validation_fraction >= 0 &&
-        options.validation_fraction <= 0.5)) {
-    return refuse("--validation_fraction=", options.validation_fraction,
-                  ": 0 (no validation split) to 0.5 wanted");
-  }
-  if (options.source.size() > kMaxSourceBytes ||
-      absl::StrContains(options.source, '\0')) {
-    return refuse("--source has ", options.source.size(), " bytes; at most ",
-                  kMaxSourceBytes, " without zero bytes wanted");
-  }
-  return absl::OkStatus();
-}
-
-// The inputs, without what an earlier call wrote: `out` may lie inside.
-absl::StatusOr<std::vector<std::string>> ListInputs(
-    const PrepareOptions& options) {
-  CUBIT_ASSIGN_OR_RETURN(const std::vector<std::string> found,
-                         ListTextFiles(options.inputs));
-  std::error_code error;
-  const std::string out =
-      std::filesystem::weakly_canonical(options.out, error).string() + "/";
-  std::vector<std::string> paths;
-  for (const std::string& path : found) {
-    const std::string real =
-        std::filesystem::weakly_canonical(path, error).string();
-    if (!absl::StartsWith(real, out)) paths.push_back(path);
-  }
-  if (paths.empty()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(options.out,
-                     ": all inputs lie in --out itself; choose "
-                     "another --out"));
-  }
-  return paths;
-}
 
 // One preparation, from the inputs to index.json.
 class Preparation {
@@ -111,8 +54,9 @@ class Preparation {
  private:
   // What is done and being collected for one split.
   struct Split {
-    explicit Split(TokenShardInfo info) : builder(std::move(info)) {}
+    explicit Split(const TokenShardInfo& info) : builder(info), full(info) {}
     TokenShardBuilder builder;
+    TokenShardBuilder full;          // being written, or empty
     int64_t finished_documents = 0;  // in shards of an earlier call
     int64_t seen_documents = 0;
   };
@@ -134,6 +78,7 @@ class Preparation {
   absl::Status AddDocument(Split& split, absl::Span<const int32_t> ids);
   absl::Status AddSingleDocument();
   absl::Status Flush(Split& split);
+  absl::Status FinishFlush();
   absl::Status Finish();
   void CleanUp();
   void RemoveNewFolder();
@@ -150,6 +95,10 @@ class Preparation {
   std::vector<int32_t> first_document_;
   int64_t documents_ = 0;
   std::vector<ShardEntry> shards_;
+  // Writes the shard after them, or invalid. Nothing else uses files_ and
+  // shard_memory_ then.
+  Hdf5Image shard_memory_;
+  std::future<absl::StatusOr<WrittenShard>> flushing_;
   FolderLock lock_;
   bool folder_was_there_ = false;
   bool owns_contents_ = false;  // whatever lies in the folder is this call's
@@ -297,12 +246,24 @@ absl::Status Preparation::AdoptShard(const std::string& name) {
   return absl::OkStatus();
 }
 
+// In a thread of its own, one at a time: documents go on being collected.
 absl::Status Preparation::Flush(Split& split) {
-  const int64_t number = static_cast<int64_t>(shards_.size());
-  CUBIT_ASSIGN_OR_RETURN(
-      const WrittenShard written,
-      split.builder.Write(files_, Path(TokenShardName(number))));
-  shards_.push_back(MakeShardEntry(number, written));
+  CUBIT_RETURN_IF_ERROR(FinishFlush());
+  std::swap(split.builder, split.full);
+  flushing_ = std::async(
+      std::launch::async,
+      [this, &split,
+       path = Path(TokenShardName(static_cast<int64_t>(shards_.size())))] {
+        return split.full.Write(files_, path, &shard_memory_);
+      });
+  return absl::OkStatus();
+}
+
+absl::Status Preparation::FinishFlush() {
+  if (!flushing_.valid()) return absl::OkStatus();
+  CUBIT_ASSIGN_OR_RETURN(const WrittenShard written, flushing_.get());
+  shards_.push_back(
+      MakeShardEntry(static_cast<int64_t>(shards_.size()), written));
   return absl::OkStatus();
 }
 
@@ -462,6 +423,7 @@ absl::StatusOr<PrepareReport> Preparation::Run() {
   absl::Status status = Begin();
   if (status.ok() && !report_.was_complete) {
     status = WriteShards();
+    status.Update(FinishFlush());
     if (status.ok()) status = Finish();
   }
   if (!status.ok()) {
@@ -486,8 +448,9 @@ absl::StatusOr<PrepareReport> Preparation::Run() {
 absl::StatusOr<PrepareReport> Prepare(const PrepareOptions& options,
                                       const Tokenizer& tokenizer,
                                       FileSystem& files) {
-  CUBIT_RETURN_IF_ERROR(CheckOptions(options));
-  CUBIT_ASSIGN_OR_RETURN(std::vector<std::string> paths, ListInputs(options));
+  CUBIT_RETURN_IF_ERROR(CheckPrepareOptions(options));
+  CUBIT_ASSIGN_OR_RETURN(std::vector<std::string> paths,
+                         ListPrepareInputs(options));
   CUBIT_ASSIGN_OR_RETURN(PrepareRequest request,
                          MakePrepareRequest(options, tokenizer, paths));
   return Preparation(options, tokenizer, files, std::move(paths),
@@ -497,7 +460,7 @@ absl::StatusOr<PrepareReport> Prepare(const PrepareOptions& options,
 
 absl::StatusOr<PrepareReport> Prepare(const PrepareOptions& options,
                                       const std::string& tokenizer_spec) {
-  CUBIT_RETURN_IF_ERROR(CheckOptions(options));
+  CUBIT_RETURN_IF_ERROR(CheckPrepareOptions(options));
   if (options.isolate && tokenizer_spec != "byte") {
     CUBIT_RETURN_IF_ERROR(TryTokenizer(tokenizer_spec, ReaderLimits()));
   }

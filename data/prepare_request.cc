@@ -6,12 +6,16 @@
 
 #include <cerrno>
 #include <cstring>
+#include <filesystem>
+#include <system_error>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "nlohmann/json.hpp"
 
 #include "data/dataset_index.h"
+#include "data/text_source.h"
 #include "data/token_shard.h"
 #include "runtime/status_macros.h"
 
@@ -23,6 +27,9 @@ using Json = nlohmann::ordered_json;
 constexpr char kFormat[] = "cubit preparation";
 constexpr int kVersion = 1;
 constexpr int kMaxDepth = 8;
+constexpr int64_t kMinShardTokens = 1;
+constexpr int64_t kMaxShardTokens = int64_t{1} << 30;
+constexpr size_t kMaxSourceBytes = 4096;
 
 std::string NameOf(const std::string& path) {
   return path.substr(path.rfind('/') + 1);
@@ -103,6 +110,56 @@ void Compare(absl::string_view what, const T& found, const T& wanted,
 }
 
 }  // namespace
+
+absl::Status CheckPrepareOptions(const PrepareOptions& options) {
+  const auto refuse = [](const auto&... words) {
+    return absl::InvalidArgumentError(absl::StrCat(words...));
+  };
+  if (options.out.empty()) {
+    return refuse("--out is missing: the folder for the shards");
+  }
+  if (options.threads < 1) {
+    return refuse("--threads=", options.threads, ": 1 or more wanted");
+  }
+  if (options.shard_tokens < kMinShardTokens ||
+      options.shard_tokens > kMaxShardTokens) {
+    return refuse("--shard_tokens=", options.shard_tokens, ": ",
+                  kMinShardTokens, " to ", kMaxShardTokens, " wanted");
+  }
+  if (!(options.validation_fraction >= 0 &&
+        options.validation_fraction <= 0.5)) {
+    return refuse("--validation_fraction=", options.validation_fraction,
+                  ": 0 (no validation split) to 0.5 wanted");
+  }
+  if (options.source.size() > kMaxSourceBytes ||
+      absl::StrContains(options.source, '\0')) {
+    return refuse("--source has ", options.source.size(), " bytes; at most ",
+                  kMaxSourceBytes, " without zero bytes wanted");
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<std::string>> ListPrepareInputs(
+    const PrepareOptions& options) {
+  CUBIT_ASSIGN_OR_RETURN(const std::vector<std::string> found,
+                         ListTextFiles(options.inputs));
+  std::error_code error;
+  const std::string out =
+      std::filesystem::weakly_canonical(options.out, error).string() + "/";
+  std::vector<std::string> paths;
+  for (const std::string& path : found) {
+    const std::string real =
+        std::filesystem::weakly_canonical(path, error).string();
+    if (!absl::StartsWith(real, out)) paths.push_back(path);
+  }
+  if (paths.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(options.out,
+                     ": all inputs lie in --out itself; choose "
+                     "another --out"));
+  }
+  return paths;
+}
 
 absl::StatusOr<PrepareRequest> MakePrepareRequest(
     const PrepareOptions& options, const Tokenizer& tokenizer,

@@ -40,6 +40,13 @@ struct PrepareRequest {
   std::vector<PrepareInput> inputs;
 };
 
+// InvalidArgumentError that names the first flag with a wrong value.
+absl::Status CheckPrepareOptions(const PrepareOptions& options);
+
+// The inputs, without what an earlier call wrote: options.out may lie inside.
+absl::StatusOr<std::vector<std::string>> ListPrepareInputs(
+    const PrepareOptions& options);
+
 // The request of `options` for input files `paths`, without digests.
 absl::StatusOr<PrepareRequest> MakePrepareRequest(
     const PrepareOptions& options, const Tokenizer& tokenizer,

@@ -180,16 +180,20 @@ absl::optional<int> RunReaderProcess(int argc, char** argv) {
   // What the parent had open without meaning to pass it on.
   close_range(kReaderProcessSocket + 1, ~0u, 0);
   MessageSocket socket(kReaderProcessSocket);
-  ReaderRequest request;
-  if (!GetRequest(&socket, &request).ok()) return 1;
-  ApplyLimits(request.limits);
-  const absl::Status status = Answer(request, &socket);
-  Say(status.ok() ? ReaderAnswer::kEnd : ReaderAnswer::kError, &socket);
-  if (!status.ok()) {
-    socket.PutInteger(static_cast<int64_t>(status.code()));
-    socket.PutBytes(status.message());
+  for (bool first = true;; first = false) {
+    ReaderRequest request;
+    // Who asks for no more is gone.
+    if (!GetRequest(&socket, &request).ok()) return first ? 1 : 0;
+    if (first) ApplyLimits(request.limits);
+    const absl::Status status = Answer(request, &socket);
+    Say(status.ok() ? ReaderAnswer::kEnd : ReaderAnswer::kError, &socket);
+    if (!status.ok()) {
+      socket.PutInteger(static_cast<int64_t>(status.code()));
+      socket.PutBytes(status.message());
+    }
+    if (!socket.Flush()) return 1;
+    if (!status.ok()) return 0;
   }
-  return socket.Flush() ? 0 : 1;
 }
 
 }  // namespace cubit

@@ -2,17 +2,19 @@
 
 #include "data/reader_messages.h"
 
-#include <poll.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cmath>
 #include <cstring>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 
+#include "runtime/check.h"
 #include "runtime/status_macros.h"
 
 namespace cubit {
@@ -24,17 +26,17 @@ constexpr size_t kBufferBytes = 256 << 10;
 
 MessageSocket::MessageSocket(MessageSocket&& other) noexcept
     : fd_(std::exchange(other.fd_, -1)),
-      seconds_(other.seconds_),
       out_(std::move(other.out_)),
       in_(std::move(other.in_)),
-      in_begin_(other.in_begin_) {}
+      in_begin_(std::exchange(other.in_begin_, 0)),
+      in_end_(std::exchange(other.in_end_, 0)) {}
 
 MessageSocket& MessageSocket::operator=(MessageSocket&& other) noexcept {
   std::swap(fd_, other.fd_);
-  std::swap(seconds_, other.seconds_);
   std::swap(out_, other.out_);
   std::swap(in_, other.in_);
   std::swap(in_begin_, other.in_begin_);
+  std::swap(in_end_, other.in_end_);
   return *this;
 }
 
@@ -68,34 +70,46 @@ bool MessageSocket::FlushIfFull() {
   return out_.size() < kBufferBytes || Flush();
 }
 
+void MessageSocket::SetTimeout(double seconds) {
+  // Rounded up: a timeout of zero would mean none.
+  const auto microseconds = static_cast<int64_t>(std::ceil(1e6 * seconds));
+  const timeval timeout = {microseconds / 1000000, microseconds % 1000000};
+  CUBIT_CHECK_GT(microseconds, 0);
+  CUBIT_CHECK_EQ(
+      setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout)), 0);
+}
+
 absl::Status MessageSocket::Fill() {
-  pollfd waiting = {fd_, POLLIN, 0};
-  const int milliseconds =
-      seconds_ < 0 ? -1 : static_cast<int>(1000 * seconds_);
-  int ready = 0;
-  do {
-    ready = poll(&waiting, 1, milliseconds);
-  } while (ready < 0 && errno == EINTR);
-  if (ready == 0) return absl::DeadlineExceededError("silent");
   in_.resize(kBufferBytes);
   in_begin_ = 0;
+  in_end_ = 0;
   ssize_t got = 0;
   do {
     got = recv(fd_, in_.data(), in_.size(), 0);
   } while (got < 0 && errno == EINTR);
-  in_.resize(got < 0 ? 0 : static_cast<size_t>(got));
-  return got > 0 ? absl::OkStatus() : absl::UnavailableError("gone");
+  if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+    return absl::DeadlineExceededError("silent");
+  }
+  if (got <= 0) return absl::UnavailableError("gone");
+  in_end_ = static_cast<size_t>(got);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<absl::string_view> MessageSocket::Take(int64_t bytes) {
+  if (in_begin_ == in_end_) CUBIT_RETURN_IF_ERROR(Fill());
+  const size_t count =
+      std::min(in_end_ - in_begin_, static_cast<size_t>(bytes));
+  const absl::string_view taken(in_.data() + in_begin_, count);
+  in_begin_ += count;
+  return taken;
 }
 
 absl::Status MessageSocket::Get(int64_t bytes, char* data) {
   while (bytes > 0) {
-    if (in_begin_ == in_.size()) CUBIT_RETURN_IF_ERROR(Fill());
-    const size_t count =
-        std::min(in_.size() - in_begin_, static_cast<size_t>(bytes));
-    std::memcpy(data, in_.data() + in_begin_, count);
-    in_begin_ += count;
-    data += count;
-    bytes -= static_cast<int64_t>(count);
+    CUBIT_ASSIGN_OR_RETURN(const absl::string_view taken, Take(bytes));
+    std::memcpy(data, taken.data(), taken.size());
+    data += taken.size();
+    bytes -= static_cast<int64_t>(taken.size());
   }
   return absl::OkStatus();
 }
@@ -112,8 +126,14 @@ absl::Status MessageSocket::GetBytes(int64_t max, std::string* bytes) {
   if (size < 0 || size > max) {
     return absl::DataLossError(absl::StrCat("a message of ", size, " bytes"));
   }
-  bytes->resize(static_cast<size_t>(size));
-  return Get(size, bytes->data());
+  bytes->clear();
+  bytes->reserve(static_cast<size_t>(size));
+  while (size > 0) {
+    CUBIT_ASSIGN_OR_RETURN(const absl::string_view taken, Take(size));
+    bytes->append(taken.data(), taken.size());
+    size -= static_cast<int64_t>(taken.size());
+  }
+  return absl::OkStatus();
 }
 
 absl::Status MessageSocket::GetIds(int64_t max, std::vector<int32_t>* ids) {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What a program and the process that reads for it say to each other over a
-// socket: one request, then answers. A message is a byte that says its kind and
-// fields; integers are 8 bytes, strings and lists have their length first.
+// socket: a request, then answers, and so on. A message is a byte that says its
+// kind and fields; integers are 8 bytes, strings and lists have their length
+// first.
 
 #ifndef CUBIT_DATA_READER_MESSAGES_H_
 #define CUBIT_DATA_READER_MESSAGES_H_
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
 namespace cubit {
@@ -29,8 +31,8 @@ enum class ReaderAnswer : char {
   kTokens = 'i',  // path, ids
   kGroup = 'g',   // rows, bytes of text
   kPath = 'f',    // number of the file that is opened next
-  kError = 'e',   // code, message; the last
-  kEnd = 'z',     // the last
+  kError = 'e',   // code, message; then the process ends
+  kEnd = 'z',     // the last; another request may follow
 };
 
 // One end of the socket, buffered. Move-only.
@@ -50,22 +52,24 @@ class MessageSocket {
   bool FlushIfFull();
 
   // Reading. Unavailable when the other end is gone, DeadlineExceeded after
-  // `seconds` of silence, DataLoss for a length beyond `max`.
-  void set_timeout(double seconds) { seconds_ = seconds; }
+  // the timeout's silence, DataLoss for a length beyond `max`.
+  void SetTimeout(double seconds);
   absl::Status GetKind(char* kind);
   absl::Status GetInteger(int64_t* value);
   absl::Status GetBytes(int64_t max, std::string* bytes);
   absl::Status GetIds(int64_t max, std::vector<int32_t>* ids);
 
  private:
+  // Up to `bytes` of what was received, at least 1; good until the next call.
+  absl::StatusOr<absl::string_view> Take(int64_t bytes);
   absl::Status Get(int64_t bytes, char* data);
   absl::Status Fill();
 
   int fd_ = -1;
-  double seconds_ = -1;  // negative: wait for ever
   std::string out_;
   std::string in_;
-  size_t in_begin_ = 0;
+  size_t in_begin_ = 0;  // of in_, what is not taken yet
+  size_t in_end_ = 0;
 };
 
 }  // namespace cubit

@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -71,7 +72,7 @@ absl::StatusOr<pid_t> StartProcess(int fd) {
       "cannot start a process that reads files: ", std::strerror(error)));
 }
 
-// A process that reads, from its request to its end.
+// A process that reads, from its first request to its end.
 class ReaderChild {
  public:
   explicit ReaderChild(std::vector<std::string> paths)
@@ -81,6 +82,7 @@ class ReaderChild {
   ReaderChild& operator=(const ReaderChild&) = delete;
 
   absl::Status Start(const ReaderRequest& request) {
+    limits_ = request.limits;
     int fds[2];
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds) != 0) {
       return absl::UnavailableError(
@@ -91,12 +93,17 @@ class ReaderChild {
     close(fds[1]);
     if (!pid.ok()) return pid.status();
     pid_ = *pid;
-    limits_ = request.limits;
-    socket_.set_timeout(limits_.silent_seconds);
+    socket_.SetTimeout(limits_.silent_seconds);
+    Ask(request);
+    return absl::OkStatus();
+  }
+
+  // The first request, or one after kEnd, of the same paths.
+  void Ask(const ReaderRequest& request) {
+    path_ = 0;
     PutRequest(request, &socket_);
     // If it is gone already, the first answer says why.
     socket_.Flush();
-    return absl::OkStatus();
   }
 
   MessageSocket& socket() { return socket_; }
@@ -136,6 +143,7 @@ class ReaderChild {
   }
 
   const std::string& path() const { return paths_[path_]; }
+  const std::vector<std::string>& paths() const { return paths_; }
 
  private:
   absl::Status Error(absl::string_view what) const {
@@ -196,47 +204,6 @@ class ReaderChild {
   pid_t pid_ = -1;
 };
 
-class ProcessStream : public InputStream {
- public:
-  ProcessStream(const std::vector<std::string>& paths,
-                const TokenVocabulary& vocabulary)
-      : child_(paths), vocabulary_(vocabulary) {}
-
-  ReaderChild& child() { return child_; }
-
-  absl::StatusOr<bool> Next(InputDocument* document) override {
-    CUBIT_ASSIGN_OR_RETURN(const ReaderAnswer answer, child_.Next());
-    if (answer == ReaderAnswer::kEnd) return false;
-    MessageSocket& socket = child_.socket();
-    CUBIT_RETURN_IF_ERROR(child_.Check(socket.GetInteger(&document->path)));
-    document->is_tokens = answer == ReaderAnswer::kTokens;
-    document->stated_tokens = -1;
-    document->text.clear();
-    document->ids.clear();
-    if (document->is_tokens) {
-      CUBIT_RETURN_IF_ERROR(
-          child_.Check(socket.GetIds(kMaxDocumentTokens, &document->ids)));
-      for (const int32_t id : document->ids) {
-        if (id < 0 || id >= vocabulary_.size || id == vocabulary_.eot_id) {
-          return child_.Nonsense("an id beyond the vocabulary");
-        }
-      }
-      return true;
-    }
-    if (answer != ReaderAnswer::kText) return child_.Nonsense("an answer");
-    CUBIT_RETURN_IF_ERROR(
-        child_.Check(socket.GetInteger(&document->stated_tokens)));
-    CUBIT_RETURN_IF_ERROR(
-        child_.Check(socket.GetBytes(kMaxDocumentBytes, &document->text)));
-    if (document->text.empty()) return child_.Nonsense("an empty text");
-    return true;
-  }
-
- private:
-  ReaderChild child_;
-  const TokenVocabulary vocabulary_;
-};
-
 // A request that is answered with an error or nothing.
 absl::Status Try(ReaderTask task, const std::vector<std::string>& paths,
                  const ReaderLimits& limits) {
@@ -253,6 +220,83 @@ absl::Status Try(ReaderTask task, const std::vector<std::string>& paths,
 }
 
 }  // namespace
+
+// Processes that have read a piece of a file and may be asked for another.
+class ProcessReader::Waiting {
+ public:
+  void Put(std::unique_ptr<ReaderChild> child) {
+    if (child->paths().size() != 1) return;  // the only piece of its files
+    const std::lock_guard<std::mutex> lock(mutex_);
+    children_.push_back(std::move(child));
+  }
+
+  // One that has read `paths`, or null. Pieces are asked for in the order of
+  // files, so those of other files are wanted no more, and end.
+  std::unique_ptr<ReaderChild> Take(const std::vector<std::string>& paths) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    children_.erase(std::remove_if(children_.begin(), children_.end(),
+                                   [&paths](const auto& child) {
+                                     return child->paths() != paths;
+                                   }),
+                    children_.end());
+    if (children_.empty()) return nullptr;
+    std::unique_ptr<ReaderChild> child = std::move(children_.back());
+    children_.pop_back();
+    return child;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<ReaderChild>> children_;
+};
+
+class ProcessReader::Stream : public InputStream {
+ public:
+  Stream(std::unique_ptr<ReaderChild> child, Waiting* waiting,
+         const TokenVocabulary& vocabulary)
+      : child_(std::move(child)), waiting_(waiting), vocabulary_(vocabulary) {}
+
+  absl::StatusOr<bool> Next(InputDocument* document) override {
+    if (child_ == nullptr) return false;
+    CUBIT_ASSIGN_OR_RETURN(const ReaderAnswer answer, child_->Next());
+    if (answer == ReaderAnswer::kEnd) {
+      waiting_->Put(std::move(child_));
+      return false;
+    }
+    MessageSocket& socket = child_->socket();
+    CUBIT_RETURN_IF_ERROR(child_->Check(socket.GetInteger(&document->path)));
+    document->is_tokens = answer == ReaderAnswer::kTokens;
+    document->stated_tokens = -1;
+    document->text.clear();
+    document->ids.clear();
+    if (document->is_tokens) {
+      CUBIT_RETURN_IF_ERROR(
+          child_->Check(socket.GetIds(kMaxDocumentTokens, &document->ids)));
+      for (const int32_t id : document->ids) {
+        if (id < 0 || id >= vocabulary_.size || id == vocabulary_.eot_id) {
+          return child_->Nonsense("an id beyond the vocabulary");
+        }
+      }
+      return true;
+    }
+    if (answer != ReaderAnswer::kText) return child_->Nonsense("an answer");
+    CUBIT_RETURN_IF_ERROR(
+        child_->Check(socket.GetInteger(&document->stated_tokens)));
+    CUBIT_RETURN_IF_ERROR(
+        child_->Check(socket.GetBytes(kMaxDocumentBytes, &document->text)));
+    if (document->text.empty()) return child_->Nonsense("an empty text");
+    return true;
+  }
+
+ private:
+  std::unique_ptr<ReaderChild> child_;  // null after the end
+  Waiting* const waiting_;
+  const TokenVocabulary vocabulary_;
+};
+
+ProcessReader::ProcessReader(const ReaderLimits& limits)
+    : limits_(limits), waiting_(std::make_unique<Waiting>()) {}
+ProcessReader::~ProcessReader() = default;
 
 absl::StatusOr<std::vector<ParquetGroup>> ProcessReader::ParquetGroups(
     const std::string& path) {
@@ -286,9 +330,14 @@ absl::StatusOr<std::unique_ptr<InputStream>> ProcessReader::Open(
   request.limits = limits_;
   request.piece = piece;
   request.vocabulary = vocabulary;
-  auto stream = std::make_unique<ProcessStream>(piece.paths, vocabulary);
-  CUBIT_RETURN_IF_ERROR(stream->child().Start(request));
-  return stream;
+  std::unique_ptr<ReaderChild> child = waiting_->Take(piece.paths);
+  if (child != nullptr) {
+    child->Ask(request);
+  } else {
+    child = std::make_unique<ReaderChild>(piece.paths);
+    CUBIT_RETURN_IF_ERROR(child->Start(request));
+  }
+  return std::make_unique<Stream>(std::move(child), waiting_.get(), vocabulary);
 }
 
 absl::Status TryTokenizer(const std::string& spec, const ReaderLimits& limits) {

@@ -9,6 +9,7 @@
 #define CUBIT_DATA_READER_PROCESS_H_
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -26,7 +27,7 @@ struct ReaderLimits {
   int64_t open_files = 32;
   // Without a word while it is asked; then it is ended.
   double silent_seconds = 120;
-  // Of processor, for one piece; also ends what is never silent.
+  // Of processor, for one process; also ends what is never silent.
   int64_t cpu_seconds = 24 * 3600;
 };
 
@@ -34,11 +35,15 @@ struct ReaderLimits {
 // process was started to read files, does so and returns its exit status.
 absl::optional<int> RunReaderProcess(int argc, char** argv);
 
-// Opens each piece in a process of its own. CHECK-fails in a program whose main
-// does not call RunReaderProcess.
+// Opens each piece in a process of its own, or in one that has read another
+// piece of the same file to its end: no file meets what another may have made
+// of a process. CHECK-fails in a program whose main does not call
+// RunReaderProcess.
 class ProcessReader : public InputReader {
  public:
-  explicit ProcessReader(const ReaderLimits& limits) : limits_(limits) {}
+  explicit ProcessReader(const ReaderLimits& limits);
+  // Ends the processes that wait for more. Streams must be gone.
+  ~ProcessReader() override;
 
   absl::StatusOr<std::vector<ParquetGroup>> ParquetGroups(
       const std::string& path) override;
@@ -46,7 +51,10 @@ class ProcessReader : public InputReader {
       const InputPiece& piece, const TokenVocabulary& vocabulary) override;
 
  private:
+  class Stream;
+  class Waiting;
   const ReaderLimits limits_;
+  const std::unique_ptr<Waiting> waiting_;
 };
 
 // LoadTokenizer(spec) in a process of its own, for its errors alone: what

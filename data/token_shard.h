@@ -72,12 +72,14 @@ class TokenShardBuilder {
   // Writes what was collected (at least one document) to `path` and forgets it.
   // A reader finds the old file or the new one, whole: the new one is written
   // aside, synced, read back against its digest and renamed. On an error the
-  // temporary file is removed and the documents are kept.
-  absl::StatusOr<WrittenShard> Write(FileSystem& files,
-                                     const std::string& path);
+  // temporary file is removed and the documents are kept. The file is made in
+  // memory, that of `memory` where it is not null, which keeps it for the next.
+  absl::StatusOr<WrittenShard> Write(FileSystem& files, const std::string& path,
+                                     Hdf5Image* memory = nullptr);
 
  private:
-  absl::StatusOr<Hdf5Image> MakeImage(const TokenShardInfo& info) const;
+  absl::StatusOr<Hdf5Image> MakeImage(const TokenShardInfo& info,
+                                      Hdf5Image memory) const;
 
   TokenShardInfo info_;
   // One of the two, by the vocabulary: as in the file.

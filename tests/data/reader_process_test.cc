@@ -205,6 +205,25 @@ TEST_F(ReaderProcessTest, LeavesNoProcessBehind) {
   EXPECT_EQ(TheChild(), -1);
 }
 
+TEST_F(ReaderProcessTest, OnlyPiecesOfOneFileShareAProcess) {
+  const std::string one = Write("a.txt", "one");
+  const std::string other = Write("b.txt", "other");
+  const auto process_of = [](ProcessReader& reader, const std::string& path) {
+    const Found found = ReadAll(reader, {path});
+    EXPECT_TRUE(found.status.ok()) << found.status;
+    EXPECT_EQ(found.documents.size(), 1u);
+    return TheChild();
+  };
+  {
+    ProcessReader reader{ReaderLimits()};
+    const pid_t first = process_of(reader, one);
+    EXPECT_GT(first, 0);
+    EXPECT_EQ(process_of(reader, one), first);
+    EXPECT_NE(process_of(reader, other), first);
+  }
+  EXPECT_EQ(TheChild(), -1);
+}
+
 TEST_F(ReaderProcessTest, TriesTokenizersAndShards) {
   EXPECT_TRUE(TryTokenizer("byte", ReaderLimits()).ok());
   const std::string bad = Write("t.json", "{\"model\": 3}");

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 
 #include "runtime/digest.h"
@@ -108,6 +109,21 @@ TEST(TokenShard, IsTheSameBytesEveryTime) {
   WriteShard(folder + "/x.h5", info, RandomDocuments(4, 200, 3000, 50257));
   WriteShard(folder + "/b.h5", info, documents);
   EXPECT_EQ(FileContents(folder + "/a.h5"), FileContents(folder + "/b.h5"));
+  // Memory of a larger and of a smaller file, used again.
+  Hdf5Image memory;
+  for (const char* name : {"x.h5", "d.h5", "y.h5", "e.h5"}) {
+    TokenShardBuilder builder(info);
+    for (const auto& ids : *name == 'x'   ? RandomDocuments(5, 200, 3000, 50257)
+                           : *name == 'y' ? RandomDocuments(6, 2, 30, 50257)
+                                          : documents) {
+      builder.AddDocument(ids);
+    }
+    const std::string path = absl::StrCat(folder, "/", name);
+    ASSERT_TRUE(builder.Write(FileSystem::Posix(), path, &memory).ok());
+  }
+  EXPECT_GT(memory.bytes(), 0);
+  EXPECT_EQ(FileContents(folder + "/a.h5"), FileContents(folder + "/d.h5"));
+  EXPECT_EQ(FileContents(folder + "/a.h5"), FileContents(folder + "/e.h5"));
   info.created = "2026-01-31T12:00:00Z";
   WriteShard(folder + "/c.h5", info, documents);
   EXPECT_NE(FileContents(folder + "/a.h5"), FileContents(folder + "/c.h5"));
