@@ -75,6 +75,12 @@ ABSL_FLAG(std::string, device_memory, "",
           "such as 80GiB or 141GB; empty: that of the device here");
 ABSL_FLAG(std::string, profile_steps, "",
           "A-B: log the device time of these steps by kind of work");
+ABSL_FLAG(double, operation_limit, 600,
+          "seconds that a rank may wait in an operation of several ranks "
+          "before the job ends with status 3");
+ABSL_FLAG(double, silence_limit, 30,
+          "seconds that a rank may be silent before the job ends with status "
+          "3");
 ABSL_FLAG(int32_t, nodes, 0, "parallel.nodes");
 ABSL_FLAG(int32_t, gpus_per_node, 0, "parallel.gpus_per_node");
 ABSL_FLAG(int32_t, tp, 0, "parallel.tp_size");
@@ -304,11 +310,14 @@ absl::StatusOr<int> Train(const std::vector<std::string>& overrides) {
   CUBIT_ASSIGN_OR_RETURN(request.config, ConfigFromFlags(overrides, &name));
   if (absl::GetFlag(FLAGS_dry_run)) {
     CUBIT_ASSIGN_OR_RETURN(const int64_t memory, PlannedMemory());
-    CUBIT_RETURN_IF_ERROR(
-        PrintDryRun(request.config, RanksInAll(request.config), memory));
+    CUBIT_RETURN_IF_ERROR(PrintDryRun(request.config,
+                                      RanksInAll(request.config), memory,
+                                      QueryDevice().name));
     return kExitDone;
   }
   CUBIT_ASSIGN_OR_RETURN(request.options, OptionsFromFlags());
+  request.operation_limit_seconds = absl::GetFlag(FLAGS_operation_limit);
+  request.silence_limit_seconds = absl::GetFlag(FLAGS_silence_limit);
   CUBIT_ASSIGN_OR_RETURN(Bootstrap bootstrap, StartRanks());
   const RunConfig::Parallel& parallel = request.config.parallel();
   CUBIT_RETURN_IF_ERROR(CheckAgreement(bootstrap, ResolvedText(request.config),

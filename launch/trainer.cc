@@ -300,7 +300,7 @@ absl::StatusOr<int64_t> Trainer::CountTokens(
 
 void Trainer::Watch(const std::string& activity) {
   if (options_.watch == nullptr) return;
-  options_.watch(absl::StrCat("step ", step_ + 1, ", ", activity));
+  options_.watch(step_ + 1, activity);
 }
 
 absl::Status Trainer::CheckFinite(const StepResult& result) {

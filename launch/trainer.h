@@ -49,8 +49,8 @@ struct TrainerOptions {
   int metrics_port = 0;
   // What a user types to go on; printed when the run stops early.
   std::string resume_command;
-  // Told what this rank does, for a watchdog; may be empty.
-  std::function<void(const std::string& activity)> watch;
+  // Told what this rank does in which step, for a watchdog; may be empty.
+  std::function<void(int64_t step, const std::string& activity)> watch;
 };
 
 class Trainer {

@@ -9,9 +9,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/time/time.h"
 
 #include "launch/data_setup.h"
 #include "launch/interrupt.h"
+#include "launch/layout_report.h"
+#include "launch/machine_model.h"
 #include "launch/model_setup.h"
 #include "launch/parallel_plan.h"
 #include "launch/run_directory.h"
@@ -23,6 +26,7 @@
 #include "runtime/file_system.h"
 #include "runtime/logging.h"
 #include "runtime/status_macros.h"
+#include "runtime/watchdog.h"
 
 namespace cubit {
 namespace {
@@ -84,6 +88,22 @@ absl::StatusOr<T> Together(Communicator* control, const Work& work) {
   return result;
 }
 
+// Null for one rank, which waits for nobody. A collective.
+absl::StatusOr<std::unique_ptr<Watchdog>> StartWatchdog(
+    const TrainingRequest& request, const MeshCommunicators& mesh,
+    Communicator& control) {
+  std::unique_ptr<Watchdog> watchdog;
+  if (control.size() == 1) return watchdog;
+  WatchdogOptions options;
+  options.operation_limit = absl::Seconds(request.operation_limit_seconds);
+  options.silence_limit = absl::Seconds(request.silence_limit_seconds);
+  CUBIT_ASSIGN_OR_RETURN(watchdog, Watchdog::Start(control, options));
+  for (const auto& recorder : mesh.FlightRecorders()) {
+    watchdog->Watch(recorder);
+  }
+  return watchdog;
+}
+
 void LogLayout(const PlannedJob& job, const Bootstrap& bootstrap) {
   for (const std::string& warning : job.layout.warnings) LogWarning(warning);
   if (bootstrap.world_size == 1) return;
@@ -116,8 +136,7 @@ absl::StatusOr<int> RunTrainingJob(const TrainingRequest& request,
                          Together<RunDirectory>(control, [&] {
                            return OpenDirectory(request, bootstrap);
                          }));
-  CUBIT_RETURN_IF_ERROR(
-      Agree(control, LogToFile(directory.log_path())));
+  CUBIT_RETURN_IF_ERROR(Agree(control, LogToFile(directory.log_path())));
   InstallInterruptHandlers();
   LogInfo(absl::StrCat("device: ", QueryDevice().name,
                        "\noutput: ", directory.path()));
@@ -126,60 +145,70 @@ absl::StatusOr<int> RunTrainingJob(const TrainingRequest& request,
       const auto mesh,
       MeshCommunicators::Create(planned.layout.mesh, std::move(bootstrap.world),
                                 std::move(bootstrap.control)));
+  CUBIT_ASSIGN_OR_RETURN(const auto watchdog,
+                         StartWatchdog(request, *mesh, mesh->control()));
+  TrainerOptions options = request.options;
+  if (watchdog != nullptr) {
+    options.watch = [&watchdog](int64_t step, const std::string& activity) {
+      watchdog->SetStep(step);
+      watchdog->SetActivity(activity);
+    };
+  }
   const absl::StatusOr<std::unique_ptr<Trainer>> trainer =
       Together<std::unique_ptr<Trainer>>(&mesh->control(), [&] {
-        return Trainer::Create(config, request.options, std::move(data),
+        return Trainer::Create(config, options, std::move(data),
                                std::move(directory), planned.layout,
                                mesh.get());
       });
   if (!trainer.ok()) return trainer.status();
   const absl::StatusOr<int> status = (*trainer)->Run();
-  // Peers that wait for this rank learn why it does not come.
-  if (!status.ok()) mesh->Abort(status.status());
+  if (!status.ok()) {
+    // Peers that wait for this rank learn why it does not come.
+    if (watchdog != nullptr) {
+      watchdog->ReportFailure(status.status().message());
+    }
+    mesh->Abort(status.status());
+  }
   return status;
 }
 
 absl::Status PrintDryRun(const RunConfig& config, int world_size,
-                         int64_t device_memory) {
+                         int64_t device_memory, absl::string_view device_name) {
   CUBIT_ASSIGN_OR_RETURN(const auto tokenizer, LoadRunTokenizer(config));
   CUBIT_ASSIGN_OR_RETURN(const PlannedJob job,
                          PlanJob(config, tokenizer->vocab_size(), world_size));
-  // Ranks of one stage and tp coordinate hold the same.
-  int largest_rank = 0;
-  RunPlan largest;
-  std::unique_ptr<LanguageModel> largest_model;
-  for (int rank = 0; rank < world_size; ++rank) {
-    const MeshCoordinate at = job.layout.mesh.CoordinateOf(rank);
-    if (at.dp != 0 || at.cp != 0 || at.tp != 0) continue;
-    CUBIT_ASSIGN_OR_RETURN(auto model, DeclareShard(config, job, rank));
-    RunPlan plan = MakePlan(config, job.layout, rank, *model);
-    if (largest_model != nullptr &&
-        plan.total_bytes() <= largest.total_bytes()) {
-      continue;
-    }
-    largest_rank = rank;
-    largest = plan;
-    largest_model = std::move(model);
+  std::vector<RankMemory> memory;
+  std::vector<RunPlan> plans;
+  for (const int rank : DistinctRanks(job.layout)) {
+    CUBIT_ASSIGN_OR_RETURN(const auto model, DeclareShard(config, job, rank));
+    plans.push_back(MakePlan(config, job.layout, rank, *model));
+    memory.push_back({rank, plans.back().memory, plans.back().process_bytes});
   }
-  std::string text = largest.ToString();
+  const int rank = LargestRank(memory).rank;
+  const auto largest = static_cast<size_t>(
+      std::find_if(memory.begin(), memory.end(),
+                   [rank](const RankMemory& m) { return m.rank == rank; }) -
+      memory.begin());
   if (world_size > 1) {
-    text = absl::StrCat(job.layout.ToString(), "\n", job.layout.cp_reason,
-                        job.layout.cp_reason.empty() ? "" : "\n",
-                        absl::StrFormat("%-16s %d, which needs most memory\n",
-                                        "rank", largest_rank),
-                        text);
+    CUBIT_ASSIGN_OR_RETURN(const std::string page,
+                           LayoutReport(job.layout, config, job.model, memory,
+                                        MachineModelOf(device_name)));
+    std::fputs(
+        absl::StrCat(page, "\nrank ", rank, ", which needs most:\n").c_str(),
+        stdout);
   }
-  std::fputs(text.c_str(), stdout);
+  std::fputs(plans[largest].ToString().c_str(), stdout);
   if (device_memory == 0) return absl::OkStatus();
-  const int64_t fitting = LargestMicroBatch(config, job.layout, largest_rank,
-                                            *largest_model, device_memory);
+  CUBIT_ASSIGN_OR_RETURN(const auto model, DeclareShard(config, job, rank));
+  const int64_t fitting =
+      LargestMicroBatch(config, job.layout, rank, *model, device_memory);
   std::fputs(absl::StrFormat("%-16s %d bytes; largest "
                              "batch.micro_batch_size that fits: %s\n",
                              "device memory", device_memory,
                              fitting == 0 ? "none" : absl::StrCat(fitting))
                  .c_str(),
              stdout);
-  return CheckFits(config, job.layout, largest_rank, *largest_model, largest,
+  return CheckFits(config, job.layout, rank, *model, plans[largest],
                    device_memory);
 }
 

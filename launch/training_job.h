@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 
 #include "launch/bootstrap.h"
 #include "launch/run.pb.h"
@@ -24,9 +25,10 @@ struct TrainingRequest {
   RunConfig config;  // complete, valid by itself
   TrainerOptions options;
   std::string output_dir;
-  // Time after which a hung collective, or a silent rank, ends the job.
-  double collective_limit_seconds = 600;
-  double silence_limit_seconds = 60;
+  // Time after which an operation that ranks wait in, or a silent rank, ends
+  // the job (runtime/watchdog.h).
+  double operation_limit_seconds = 600;
+  double silence_limit_seconds = 30;
 };
 
 // The exit status of the program. Destroys the communicators of `bootstrap`.
@@ -35,9 +37,10 @@ absl::StatusOr<int> RunTrainingJob(const TrainingRequest& request,
 
 // Prints what RunTrainingJob would do with `world_size` ranks: layout, memory
 // and FLOPs of the rank that needs most, communication, time. `device_memory`
-// of a rank's device in bytes, 0: unknown. An error if it does not fit.
+// of a rank's device in bytes, 0: unknown; `device_name` for the estimate of
+// time. An error if it does not fit.
 absl::Status PrintDryRun(const RunConfig& config, int world_size,
-                         int64_t device_memory);
+                         int64_t device_memory, absl::string_view device_name);
 
 }  // namespace cubit
 

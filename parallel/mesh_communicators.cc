@@ -48,15 +48,14 @@ absl::StatusOr<std::unique_ptr<MeshCommunicators>> MeshCommunicators::Create(
   const std::vector<int> dp_cp = mesh.DpCpGroup(all.rank());
   CUBIT_ASSIGN_OR_RETURN(result->dp_cp_, SplitGroup(all, dp_cp, "dp x cp"));
   const std::vector<int> pp = mesh.Group(MeshAxis::kPp, all.rank());
-  const bool at_an_end = pp.size() > 1 && (all.rank() == pp.front() ||
-                                           all.rank() == pp.back());
+  const bool at_an_end =
+      pp.size() > 1 && (all.rank() == pp.front() || all.rank() == pp.back());
   CUBIT_ASSIGN_OR_RETURN(
       result->embedding_,
       all.Split(at_an_end ? pp.front() : -1, all.rank(),
                 at_an_end ? absl::StrCat("ends of rank ", pp.front())
                           : "between ends"));
-  CUBIT_ASSIGN_OR_RETURN(auto gradients,
-                         SplitGroup(all, dp_cp, "gradients"));
+  CUBIT_ASSIGN_OR_RETURN(auto gradients, SplitGroup(all, dp_cp, "gradients"));
   result->gradient_lane_ =
       std::make_unique<CommunicationLane>(std::move(gradients));
   CUBIT_ASSIGN_OR_RETURN(
@@ -74,6 +73,17 @@ std::unique_ptr<MeshCommunicators> MeshCommunicators::Single() {
                        MakeSingleCommunicator("control"));
   CUBIT_CHECK(result.ok()) << result.status();
   return *std::move(result);
+}
+
+std::vector<std::shared_ptr<const FlightRecorder>>
+MeshCommunicators::FlightRecorders() const {
+  std::vector<std::shared_ptr<const FlightRecorder>> recorders = {
+      control_->flight_recorder(), world_->flight_recorder(),
+      dp_cp_->flight_recorder(), gradient_lane_->flight_recorder(),
+      sequence_lane_->flight_recorder()};
+  for (const auto& axis : axes_) recorders.push_back(axis->flight_recorder());
+  if (embedding_ != nullptr) recorders.push_back(embedding_->flight_recorder());
+  return recorders;
 }
 
 absl::Status MeshCommunicators::Health() {

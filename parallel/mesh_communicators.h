@@ -8,6 +8,7 @@
 
 #include <array>
 #include <memory>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -48,6 +49,9 @@ class MeshCommunicators {
   // for the sequence-parallel solve. Each has communicators of its own.
   CommunicationLane& gradient_lane() { return *gradient_lane_; }
   CommunicationLane& sequence_lane() { return *sequence_lane_; }
+
+  // The records of every group, for a watchdog.
+  std::vector<std::shared_ptr<const FlightRecorder>> FlightRecorders() const;
 
   // The first error of any group that this process knows of.
   absl::Status Health();
