@@ -62,6 +62,7 @@ class MpiCommunicator : public Communicator {
 
   ~MpiCommunicator() override {
     std::vector<MpiFarewell> farewells;
+    farewells.reserve(static_cast<size_t>(size()));
     for (int q = 0; q < size(); ++q) {
       farewells.push_back({num_collectives(), num_sent(q), num_received(q)});
     }

@@ -69,6 +69,7 @@ class PartMover {
 // A block of a tensor that is dealt out to the ranks.
 Ranges PartMover::Deal(ElementRange block) const {
   Ranges parts;
+  parts.reserve(Index(size()));
   for (int q = 0; q < size(); ++q) {
     const ElementRange part = PartOf(block.count, size(), q);
     parts.push_back({block.begin + part.begin, part.count});
@@ -100,6 +101,7 @@ absl::Status PartMover::Run() {
 
 absl::Status PartMover::RunBlock(ElementRange block, int64_t total) {
   Ranges parts;
+  parts.reserve(Index(size()));
   for (int q = 0; q < size(); ++q) {
     parts.push_back({q * total + block.begin, block.count});
   }

@@ -56,7 +56,7 @@ void RunLarge(int size, const CommunicatorBody& body) {
 
 // Blocks of a few elements: every larger operation takes several.
 void RunSmall(int size, const CommunicatorBody& body) {
-  RunWorlds(size, 200, body);
+  RunWorlds(size, 500, body);
 }
 
 Tensor View(std::vector<float>& values) {
@@ -297,7 +297,7 @@ TEST(MpiCommunicator, ThreadsUseTheirGroupsAtTheSameTime) {
   for (auto& group : groups) {
     threads.emplace_back([&group = *group] {
       Stream stream;
-      for (int i = 0; i < 30; ++i) {
+      for (int i = 0; i < 10; ++i) {
         std::vector<float> x(2000, static_cast<float>(group.rank() + i));
         ASSERT_TRUE(
             group.AllReduce(View(x), View(x), ReduceOp::kSum, stream).ok());
