@@ -2,6 +2,7 @@
 
 #include "launch/parallel_plan.h"
 
+#include <algorithm>
 #include <chrono>
 #include <string>
 #include <vector>
