@@ -2,6 +2,7 @@
 
 #include "launch/parallel_plan.h"
 
+#include <algorithm>
 #include <chrono>
 #include <string>
 #include <vector>
@@ -85,7 +86,7 @@ std::vector<std::string> Suggested(const std::string& message) {
 // The error, after its suggestion has been found to work.
 std::string Fixable(std::vector<std::string> assignments, int world_size,
                     const std::string& device = "cpu") {
-  const std::string message = Problem(assignments, world_size, device);
+  std::string message = Problem(assignments, world_size, device);
   for (const std::string& change : Suggested(message)) {
     assignments.push_back(change);
   }
@@ -118,23 +119,30 @@ TEST(BalanceLayers, GivesTheHeadsStageFewerLayers) {
   EXPECT_EQ(Sizes(BalanceLayers(4, 4, 50)), "1 1 1 1");
 }
 
-// No other cut has a smaller largest cost.
+double Largest(int64_t a, int64_t b, int64_t c, double head) {
+  return std::max(static_cast<double>(std::max(a, b)),
+                  static_cast<double>(c) + head);
+}
+
+// The smallest largest cost of three runs, by trying all of them.
+double BestOfThree(int64_t layers, double head) {
+  double best = 1e9;
+  for (int64_t a = 1; a < layers - 1; ++a) {
+    for (int64_t b = 1; a + b < layers; ++b) {
+      best = std::min(best, Largest(a, b, layers - a - b, head));
+    }
+  }
+  return best;
+}
+
 TEST(BalanceLayers, IsOptimal) {
   for (int64_t layers = 3; layers <= 9; ++layers) {
     for (const double head : {0.0, 0.4, 1.5, 3.0}) {
-      double best = 1e9;
-      for (int64_t a = 1; a < layers - 1; ++a) {
-        for (int64_t b = 1; a + b < layers; ++b) {
-          const auto last = static_cast<double>(layers - a - b) + head;
-          best = std::min(best,
-                          std::max(static_cast<double>(std::max(a, b)), last));
-        }
-      }
       const std::vector<LayerRange> parts = BalanceLayers(layers, 3, head);
-      const auto largest = std::max(
-          static_cast<double>(std::max(parts[0].count, parts[1].count)),
-          static_cast<double>(parts[2].count) + head);
-      EXPECT_DOUBLE_EQ(largest, best) << layers << " layers, head " << head;
+      EXPECT_DOUBLE_EQ(
+          Largest(parts[0].count, parts[1].count, parts[2].count, head),
+          BestOfThree(layers, head))
+          << layers << " layers, head " << head;
     }
   }
 }
@@ -151,6 +159,15 @@ TEST(MakeParallelPlan, OneRankHoldsEverything) {
   EXPECT_EQ(plan.ToString(),
             "1 ranks = pp 1 x dp 1 x cp 1 x tp 1; layers 0-11; 1f1b of 8 "
             "micro-batches");
+}
+
+// Adds one to every layer that the shard holds.
+void Count(const ModelShard& shard, std::vector<int>* holders) {
+  for (const LayerRange& range : shard.chunks) {
+    for (int64_t i = 0; i < range.count; ++i) {
+      ++(*holders)[static_cast<size_t>(range.begin + i)];
+    }
+  }
 }
 
 // Over the ranks of one tp x cp slice, every layer is held once.
@@ -170,11 +187,7 @@ TEST(MakeParallelPlan, StagesHoldEveryLayerOnce) {
       if (rank % 4 != 0) continue;  // tp 0, dp 0
       heads += shard.head;
       EXPECT_EQ(shard.embedding, rank == 0);
-      for (const LayerRange& range : shard.chunks) {
-        for (int64_t i = 0; i < range.count; ++i) {
-          ++holders[static_cast<size_t>(range.begin + i)];
-        }
-      }
+      Count(shard, &holders);
     }
     EXPECT_EQ(heads, 1);
     EXPECT_EQ(holders, std::vector<int>(12, 1)) << schedule;

@@ -3,6 +3,7 @@
 #include "launch/step_simulator.h"
 
 #include <chrono>
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -126,7 +127,8 @@ TEST(SimulateStep, FasterLinksNeverCostTime) {
     assignments.push_back(absl::StrCat("parallel.cp_method=", method));
     const Layout layout = Make("cubit_125m", assignments, 16);
     double before = 1e30;
-    for (double bandwidth = 1e7; bandwidth < 1e13; bandwidth *= 4) {
+    for (int exponent = 7; exponent < 14; ++exponent) {
+      const double bandwidth = std::pow(10.0, exponent);
       const double step = Simulate(layout, WithLinks(bandwidth, 1e-5)).step;
       EXPECT_LT(step, before) << method << " at " << bandwidth;
       before = step;
