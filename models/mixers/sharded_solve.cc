@@ -6,9 +6,24 @@
 
 #include "ops/rotary.h"
 #include "runtime/check.h"
+#include "runtime/profile_range.h"
 #include "runtime/status_macros.h"
 
 namespace cubit {
+namespace {
+
+// Where the time goes; messages: waits, and what lies between two actions.
+constexpr char kRotary[] = "rotary";
+constexpr char kSolve[] = "solve";
+constexpr char kAttention[] = "attention";
+constexpr char kMessages[] = "messages";
+
+bool IsAttention(WavefrontActionKind kind) {
+  return kind == WavefrontActionKind::kAttend ||
+         kind == WavefrontActionKind::kAttendBackward;
+}
+
+}  // namespace
 
 ShardedSolveScratch::ShardedSolveScratch(const MixerShape& shape,
                                          const SequenceLayout& layout,
@@ -50,6 +65,8 @@ ShardedSolve::ShardedSolve(const MixerContext& context,
 void ShardedSolve::Compute(const WavefrontAction& action) {
   const Block rows = {action.group, action.rows};
   const Block columns = {action.group, action.columns};
+  const ProfileRange range(IsAttention(action.kind) ? kAttention : kSolve,
+                           stream_);
   switch (action.kind) {
     case WavefrontActionKind::kSolve:
       return Solve(rows);
@@ -128,6 +145,7 @@ void ShardedSolve::RunBackward(ConstHeadTensor out,
 }
 
 void ShardedSolve::Run(const WavefrontSchedule& schedule) {
+  const ProfileRange range(kMessages, stream_);
   ParallelContext& parallel = *sequence_.parallel;
   parallel.Note(RunWavefront(schedule, lane_, parallel.trace, stream_, this));
   // A schedule without messages has waited for nothing.
@@ -194,6 +212,7 @@ CommunicationLane& LaneOf(const SequenceShard& sequence) {
 void RotateShard(const ConstTensor& table, const SequenceShard& sequence,
                  HeadTensor x, Stream& stream) {
   if (table.empty()) return;
+  const ProfileRange range(kRotary, stream);
   const SequenceLayout& layout = sequence.layout;
   for (const int chunk : layout.ChunksOf(sequence.cp_rank)) {
     RotaryForward(
@@ -206,6 +225,7 @@ void RotateShardBackward(const ConstTensor& table,
                          const SequenceShard& sequence, HeadTensor d_x,
                          Stream& stream) {
   if (table.empty()) return;
+  const ProfileRange range(kRotary, stream);
   const SequenceLayout& layout = sequence.layout;
   for (const int chunk : layout.ChunksOf(sequence.cp_rank)) {
     RotaryBackward(

@@ -122,7 +122,7 @@ class Rank {
     Layout();
   }
 
-  const std::vector<Tensor> d_scalars() {
+  std::vector<Tensor> d_scalars() {
     std::vector<Tensor> views;
     for (auto& scalar : d_scalars_) views.push_back(scalar.view());
     return views;

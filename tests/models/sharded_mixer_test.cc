@@ -339,7 +339,7 @@ struct Extent {
   int64_t batch;
   int64_t seq_len;
 };
-constexpr Extent kExtents[] = {{2, 2, 4 * 68}, {4, 1, 8 * 17}, {3, 3, 6 * 7}};
+constexpr Extent kExtents[] = {{2, 1, 4 * 68}, {4, 2, 8 * 9}, {3, 3, 6 * 7}};
 
 TEST_P(ShardedMixer, EqualsTheWholeSequence) {
   for (const Extent& extent : kExtents) {

@@ -32,7 +32,7 @@ class Numbers : public WavefrontWork {
   Numbers(const WavefrontShape& shape, int rank)
       : shape_(shape),
         rank_(rank),
-        solution_(static_cast<size_t>(shape.num_groups * shape.num_chunks())),
+        solution_(static_cast<size_t>(shape.num_groups) * shape.owners.size()),
         sums_(solution_.size()),
         keys_(solution_.size()) {}
 
@@ -90,7 +90,9 @@ class Numbers : public WavefrontWork {
 
  private:
   double& At(std::vector<double>& values, int group, int chunk) {
-    return values[static_cast<size_t>(group * shape_.num_chunks() + chunk)];
+    return values[static_cast<size_t>(group) *
+                      static_cast<size_t>(shape_.num_chunks()) +
+                  static_cast<size_t>(chunk)];
   }
 
   const WavefrontShape shape_;
@@ -126,26 +128,44 @@ void RunRanks(const WavefrontSchedule& schedule, WavefrontTrace* trace,
   }
 }
 
+void CheckForward(const WavefrontShape& shape, Numbers& work) {
+  const int last = shape.num_chunks() - 1;
+  double attended = 0;
+  for (int g = 0; g < shape.num_groups; ++g) {
+    for (int c = 0; c <= last; ++c) {
+      const double x = (g + 1.0) * (1 << c);
+      const bool own = shape.owner(c) == work.rank();
+      if (own) attended += 2 * x - g - 1;
+      // Nobody else needs the last chunk.
+      if (c < last || own) {
+        EXPECT_EQ(work.solution(g, c), x) << "chunk " << c;
+      }
+    }
+  }
+  EXPECT_EQ(work.attended(), attended);
+}
+
 TEST(WavefrontRunner, ForwardSolvesOnEveryRank) {
   for (const int ranks : {1, 2, 3, 4}) {
     for (const int chunks : {1, 2, 4}) {
       const auto shape = WavefrontShape::Zigzag(ranks, chunks, 3);
-      const int last = shape.num_chunks() - 1;
       RunRanks(MakeWavefront(WavefrontPass::kForward, true, shape, {}), nullptr,
-               [&](Numbers& work) {
-                 double attended = 0;
-                 for (int g = 0; g < shape.num_groups; ++g) {
-                   for (int c = 0; c <= last; ++c) {
-                     const double x = (g + 1) * double{1} * (1 << c);
-                     if (shape.owner(c) == work.rank())
-                       attended += 2 * x - g - 1;
-                     // Nobody else needs the last chunk.
-                     if (c == last && shape.owner(c) != work.rank()) continue;
-                     EXPECT_EQ(work.solution(g, c), x) << "chunk " << c;
-                   }
-                 }
-                 EXPECT_EQ(work.attended(), attended);
-               });
+               [&](Numbers& work) { CheckForward(shape, work); });
+    }
+  }
+}
+
+void CheckBackward(const WavefrontShape& shape, Numbers& work) {
+  for (int g = 0; g < shape.num_groups; ++g) {
+    // Sums of y from the chunk on, which are what its keys get.
+    double sum = 0;
+    for (int c = shape.num_chunks() - 1; c >= 0; --c) {
+      const double y = shape.num_chunks() - c + sum;
+      sum += y;
+      EXPECT_EQ(work.keys(g, c), sum) << "chunk " << c;
+      if (c > 0 || shape.owner(0) == work.rank()) {
+        EXPECT_EQ(work.solution(g, c), y) << "chunk " << c;
+      }
     }
   }
 }
@@ -153,25 +173,8 @@ TEST(WavefrontRunner, ForwardSolvesOnEveryRank) {
 TEST(WavefrontRunner, BackwardSumsSolvesAndSumsAgain) {
   for (const int ranks : {1, 2, 4}) {
     const auto shape = WavefrontShape::Zigzag(ranks, 2, 3);
-    const int chunks = shape.num_chunks();
-    std::vector<double> y(static_cast<size_t>(chunks));
-    double after = 0;
-    for (int c = chunks - 1; c >= 0; --c) {
-      y[static_cast<size_t>(c)] = chunks - c + after;
-      after += y[static_cast<size_t>(c)];
-    }
     RunRanks(MakeWavefront(WavefrontPass::kBackward, true, shape, {}), nullptr,
-             [&](Numbers& work) {
-               for (int g = 0; g < shape.num_groups; ++g) {
-                 double keys = 0;
-                 for (int c = chunks - 1; c >= 0; --c) {
-                   keys += y[static_cast<size_t>(c)];
-                   EXPECT_EQ(work.keys(g, c), keys) << "chunk " << c;
-                   if (c == 0 && shape.owner(0) != work.rank()) continue;
-                   EXPECT_EQ(work.solution(g, c), y[static_cast<size_t>(c)]);
-                 }
-               }
-             });
+             [&](Numbers& work) { CheckBackward(shape, work); });
   }
 }
 

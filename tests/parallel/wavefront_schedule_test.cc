@@ -41,24 +41,20 @@ struct Case {
 };
 
 int ForEachCase(const std::function<void(const Case&)>& check) {
-  int cases = 0;
-  for (const int ranks : {1, 2, 3, 4, 8}) {
-    for (const int chunks : {1, 2, 4}) {
-      for (const int groups : {1, 3, 6}) {
-        for (const WavefrontPass pass : kPasses) {
-          for (const bool attention : {false, true}) {
-            Case c;
-            c.shape = WavefrontShape::Zigzag(ranks, chunks, groups);
-            c.chunks_per_rank = chunks;
-            c.schedule = MakeWavefront(pass, attention, c.shape, {});
-            check(c);
-            ++cases;
-          }
-        }
-      }
-    }
+  constexpr int kRanks[] = {1, 2, 3, 4, 8};
+  constexpr int kChunks[] = {1, 2, 4};
+  constexpr int kGroups[] = {1, 3, 6};
+  constexpr int kCases = 5 * 3 * 3 * 2 * 2;
+  for (int i = 0; i < kCases; ++i) {
+    Case c;
+    c.chunks_per_rank = kChunks[i / 5 % 3];
+    c.shape = WavefrontShape::Zigzag(kRanks[i % 5], c.chunks_per_rank,
+                                     kGroups[i / 15 % 3]);
+    c.schedule = MakeWavefront(kPasses[i / 45 % 2], /*attention=*/i / 90 == 1,
+                               c.shape, {});
+    check(c);
   }
-  return cases;
+  return kCases;
 }
 
 bool SamePrograms(const WavefrontSchedule& a, const WavefrontSchedule& b) {

@@ -50,7 +50,8 @@ TEST(WavefrontTrace, KeepsWhatThreadsRecordByStart) {
   const std::vector<WavefrontSpan> spans = trace.Spans();
   ASSERT_EQ(spans.size(), 200u);
   for (size_t i = 0; i < spans.size(); ++i) {
-    EXPECT_EQ(spans[i].start, static_cast<double>(i / 4));
+    const size_t start = i / 4;
+    EXPECT_EQ(spans[i].start, static_cast<double>(start));
     EXPECT_EQ(spans[i].rank, static_cast<int>(i % 4));
   }
 }

@@ -12,6 +12,7 @@
 #include "models/mixers/softmax/softmax_mixer.h"
 #include "ops/chunked_attention.h"
 #include "runtime/check.h"
+#include "runtime/profile_range.h"
 #include "runtime/status_macros.h"
 
 namespace cubit {
@@ -20,6 +21,9 @@ namespace {
 constexpr int64_t kQuery = 0;
 constexpr int64_t kKey = 1;
 constexpr int64_t kValue = 2;
+
+// Where the time goes, waits for keys included.
+constexpr char kAttention[] = "attention";
 
 using Tickets = std::vector<CommunicationLane::Ticket>;
 
@@ -113,6 +117,7 @@ void SoftmaxMixer::ForwardSharded(const MixerContext& context,
   groups.Pack(k, work.k, sequence.cp_rank, stream);
   groups.Pack(Projection<HeadTensor>(columns, kValue), work.v, sequence.cp_rank,
               stream);
+  const ProfileRange range(kAttention, stream);
   const Tickets gathered = PostGathers(work, lane, stream);
   for (const Block rows : groups.OwnBlocks(sequence.cp_rank)) {
     const RowSums sums = SumsOf(work, out_heads, rows);
@@ -160,23 +165,26 @@ void SoftmaxMixer::BackwardSharded(const MixerContext& context,
   for (const Tensor& sums : {d_columns, work.d_k, work.d_v}) {
     SetZero(sums.raw(), sums.size_bytes(), stream);
   }
-  CommunicationLane::Ticket reduced = gathered.back();
-  const std::vector<Block> own = groups.OwnBlocks(rank);
-  for (size_t i = 0; i < own.size(); ++i) {
-    const Block rows = own[i];
-    lane.Wait(gathered[static_cast<size_t>(rows.group)], stream);
-    AttentionChunkRows queries = {
-        groups.Part(q, rows), groups.Part(heads_of(d_out), rows),
-        groups.Scalars(work.lse, rows), groups.Scalars(work.delta, rows)};
-    AttentionChunkDelta(groups.Part(heads_of(out), rows), queries.d_out,
-                        groups.Scalars(work.delta, rows), stream);
-    RowsBackward(work, rows, queries, attention_scale_, context,
-                 groups.Part(d_q, rows));
-    if (i + 1 == own.size() || own[i + 1].group != rows.group) {
-      reduced = PostReduce(work, rows.group, lane, stream);
+  {
+    const ProfileRange range(kAttention, stream);
+    CommunicationLane::Ticket reduced = gathered.back();
+    const std::vector<Block> own = groups.OwnBlocks(rank);
+    for (size_t i = 0; i < own.size(); ++i) {
+      const Block rows = own[i];
+      lane.Wait(gathered[static_cast<size_t>(rows.group)], stream);
+      AttentionChunkRows queries = {
+          groups.Part(q, rows), groups.Part(heads_of(d_out), rows),
+          groups.Scalars(work.lse, rows), groups.Scalars(work.delta, rows)};
+      AttentionChunkDelta(groups.Part(heads_of(out), rows), queries.d_out,
+                          groups.Scalars(work.delta, rows), stream);
+      RowsBackward(work, rows, queries, attention_scale_, context,
+                   groups.Part(d_q, rows));
+      if (i + 1 == own.size() || own[i + 1].group != rows.group) {
+        reduced = PostReduce(work, rows.group, lane, stream);
+      }
     }
+    lane.Wait(reduced, stream);
   }
-  lane.Wait(reduced, stream);
   groups.Unpack(work.d_k, d_k, rank, stream);
   groups.Unpack(work.d_v, Projection<HeadTensor>(d_columns, kValue), rank,
                 stream);
