@@ -16,6 +16,7 @@
 #include "runtime/communicator_nccl.h"
 #include "runtime/communicator_single.h"
 #include "runtime/device.h"
+#include "runtime/host_name.h"
 #include "runtime/logging.h"
 #include "runtime/status_macros.h"
 

@@ -13,6 +13,8 @@
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 
+#include "runtime/host_name.h"
+
 namespace cubit {
 namespace {
 
@@ -61,12 +63,6 @@ Environment ReadEnvironment() {
     result.insert(variable);
   }
   return result;
-}
-
-std::string HostName() {
-  char name[256] = "";
-  gethostname(name, sizeof(name) - 1);
-  return name;
 }
 
 std::optional<int> NumberOf(const Environment& environment,

@@ -19,9 +19,6 @@ using Environment = std::map<std::string, std::string>;
 // Of this process.
 Environment ReadEnvironment();
 
-// The name of this host.
-std::string HostName();
-
 // The number that a variable holds; nullopt if there is none.
 std::optional<int> NumberOf(const Environment& environment,
                             const std::string& name);

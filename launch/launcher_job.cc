@@ -27,6 +27,7 @@
 #include "launch/worker_choice.h"
 #include "runtime/check.h"
 #include "runtime/command_line.h"
+#include "runtime/host_name.h"
 #include "runtime/logging.h"
 
 namespace cubit {

@@ -18,6 +18,7 @@
 #include "launch/gpu_probe.h"
 #include "launch/launcher_report.h"
 #include "runtime/command_line.h"
+#include "runtime/host_name.h"
 #include "runtime/status_macros.h"
 
 namespace cubit {

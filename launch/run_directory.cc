@@ -20,6 +20,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 
+#include "runtime/host_name.h"
 #include "runtime/logging.h"
 #include "runtime/status_macros.h"
 
@@ -60,12 +61,6 @@ int64_t StartTicks(int64_t pid) {
   int64_t ticks = -1;
   if (fields.size() < 20 || !absl::SimpleAtoi(fields[19], &ticks)) return -1;
   return ticks;
-}
-
-std::string HostName() {
-  char name[256] = {};
-  if (gethostname(name, sizeof(name) - 1) != 0) return "unknown";
-  return name;
 }
 
 Holder Myself() {

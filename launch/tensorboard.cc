@@ -17,6 +17,7 @@
 
 #include "launch/tensorboard.pb.h"
 #include "runtime/file_system.h"
+#include "runtime/host_name.h"
 #include "runtime/logging.h"
 #include "runtime/status_macros.h"
 
@@ -53,12 +54,6 @@ tensorboard::Event EventAt(int64_t step) {
   event.set_wall_time(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()));
   event.set_step(step);
   return event;
-}
-
-std::string HostName() {
-  char name[256] = {};
-  if (gethostname(name, sizeof(name) - 1) != 0) return "host";
-  return name;
 }
 
 }  // namespace

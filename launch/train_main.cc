@@ -307,18 +307,18 @@ absl::StatusOr<int> Train(const std::vector<std::string>& overrides) {
   std::string name;
   CUBIT_RETURN_IF_ERROR(CheckDeviceFlag());
   TrainingRequest request;
-  CUBIT_ASSIGN_OR_RETURN(request.config, ConfigFromFlags(overrides, &name));
   if (absl::GetFlag(FLAGS_dry_run)) {
+    CUBIT_ASSIGN_OR_RETURN(request.config, ConfigFromFlags(overrides, &name));
     CUBIT_ASSIGN_OR_RETURN(const int64_t memory, PlannedMemory());
-    CUBIT_RETURN_IF_ERROR(PrintDryRun(request.config,
-                                      RanksInAll(request.config), memory,
-                                      QueryDevice().name));
+    CUBIT_RETURN_IF_ERROR(
+        PrintDryRun(request.config, RanksInAll(request.config), memory));
     return kExitDone;
   }
+  CUBIT_ASSIGN_OR_RETURN(Bootstrap bootstrap, StartRanks());
+  CUBIT_ASSIGN_OR_RETURN(request.config, ConfigFromFlags(overrides, &name));
   CUBIT_ASSIGN_OR_RETURN(request.options, OptionsFromFlags());
   request.operation_limit_seconds = absl::GetFlag(FLAGS_operation_limit);
   request.silence_limit_seconds = absl::GetFlag(FLAGS_silence_limit);
-  CUBIT_ASSIGN_OR_RETURN(Bootstrap bootstrap, StartRanks());
   const RunConfig::Parallel& parallel = request.config.parallel();
   CUBIT_RETURN_IF_ERROR(CheckAgreement(bootstrap, ResolvedText(request.config),
                                        parallel.nodes(),

@@ -7,6 +7,7 @@
 #include <memory>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/time.h"
@@ -78,6 +79,14 @@ absl::StatusOr<RunDirectory> OpenDirectory(const TrainingRequest& request,
   if (bootstrap.rank != 0) return RunDirectory::OfAnother(request.output_dir);
   return RunDirectory::Open(FileSystem::Posix(), request.output_dir,
                             request.options.resume);
+}
+
+// What the estimate of time is for. A GPU that the model does not know is taken
+// for the H200 that its figures were measured on.
+absl::string_view MachineName() {
+  const DeviceInfo device = QueryDevice();
+  if (device.kind == "cpu") return "cpu";
+  return absl::StrContains(device.name, "H100") ? "h100" : "h200";
 }
 
 // Runs `work` on every rank; all go on, or all stop with the first error.
@@ -173,7 +182,7 @@ absl::StatusOr<int> RunTrainingJob(const TrainingRequest& request,
 }
 
 absl::Status PrintDryRun(const RunConfig& config, int world_size,
-                         int64_t device_memory, absl::string_view device_name) {
+                         int64_t device_memory) {
   CUBIT_ASSIGN_OR_RETURN(const auto tokenizer, LoadRunTokenizer(config));
   CUBIT_ASSIGN_OR_RETURN(const PlannedJob job,
                          PlanJob(config, tokenizer->vocab_size(), world_size));
@@ -192,7 +201,7 @@ absl::Status PrintDryRun(const RunConfig& config, int world_size,
   if (world_size > 1) {
     CUBIT_ASSIGN_OR_RETURN(const std::string page,
                            LayoutReport(job.layout, config, job.model, memory,
-                                        MachineModelOf(device_name)));
+                                        MachineModelOf(MachineName())));
     std::fputs(
         absl::StrCat(page, "\nrank ", rank, ", which needs most:\n").c_str(),
         stdout);

@@ -13,7 +13,6 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/string_view.h"
 
 #include "launch/bootstrap.h"
 #include "launch/run.pb.h"
@@ -37,10 +36,9 @@ absl::StatusOr<int> RunTrainingJob(const TrainingRequest& request,
 
 // Prints what RunTrainingJob would do with `world_size` ranks: layout, memory
 // and FLOPs of the rank that needs most, communication, time. `device_memory`
-// of a rank's device in bytes, 0: unknown; `device_name` for the estimate of
-// time. An error if it does not fit.
+// of a rank's device in bytes, 0: unknown. An error if it does not fit.
 absl::Status PrintDryRun(const RunConfig& config, int world_size,
-                         int64_t device_memory, absl::string_view device_name);
+                         int64_t device_memory);
 
 }  // namespace cubit
 

@@ -24,6 +24,8 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 
+#include "runtime/host_name.h"
+
 namespace cubit {
 namespace {
 
@@ -235,12 +237,6 @@ absl::StatusOr<FrameSocket> ConnectToAny(
     last = connection.status();
   }
   return last;
-}
-
-std::string HostName() {
-  std::array<char, 256> name = {};
-  gethostname(name.data(), name.size() - 1);
-  return name[0] == '\0' ? "?" : name.data();
 }
 
 }  // namespace cubit

@@ -76,8 +76,6 @@ absl::StatusOr<FrameSocket> ConnectToAny(
     const std::vector<std::string>& addresses, int port,
     absl::Duration timeout);
 
-std::string HostName();
-
 }  // namespace cubit
 
 #endif  // CUBIT_RUNTIME_FRAME_SOCKET_H_

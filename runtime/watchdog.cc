@@ -30,6 +30,7 @@
 
 #include "runtime/check.h"
 #include "runtime/frame_socket.h"
+#include "runtime/host_name.h"
 #include "runtime/logging.h"
 #include "runtime/status_macros.h"
 #include "runtime/watchdog.pb.h"

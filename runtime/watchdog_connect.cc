@@ -23,6 +23,7 @@
 #include "runtime/collective_phases.h"
 #include "runtime/device.h"
 #include "runtime/dtype.h"
+#include "runtime/host_name.h"
 #include "runtime/status_macros.h"
 #include "runtime/tensor.h"
 #include "runtime/watchdog.pb.h"
