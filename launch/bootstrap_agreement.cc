@@ -137,6 +137,7 @@ absl::StatusOr<std::vector<std::string>> GatherTexts(Communicator& control,
       ConstTensor(own.data(), DType::kUInt8, Shape({longest})),
       Tensor(all.data(), DType::kUInt8, Shape({ranks * longest})), stream));
   std::vector<std::string> texts;
+  texts.reserve(sizes.size());
   for (size_t rank = 0; rank < sizes.size(); ++rank) {
     texts.push_back(all.substr(rank * static_cast<size_t>(longest),
                                static_cast<size_t>(sizes[rank])));
@@ -149,6 +150,7 @@ absl::Status CheckFacts(Communicator& control, const RankFacts& own,
   CUBIT_ASSIGN_OR_RETURN(const std::vector<std::string> texts,
                          GatherTexts(control, Encode(own), stream));
   std::vector<RankFacts> all;
+  all.reserve(texts.size());
   for (const std::string& text : texts) {
     CUBIT_ASSIGN_OR_RETURN(RankFacts facts, Decode(text));
     all.push_back(std::move(facts));

@@ -152,6 +152,7 @@ void Starter::Become(const std::vector<std::string>& command,
     setenv(name.c_str(), value.c_str(), /*replace=*/1);
   }
   std::vector<char*> words;
+  words.reserve(command.size() + 1);
   for (const std::string& word : command) {
     words.push_back(const_cast<char*>(word.c_str()));
   }
