@@ -441,10 +441,14 @@ class CubitModel(CubitPreTrainedModel):
         inputs_embeds=None,
         use_cache=None,
         return_dict=None,
+        cache=None,
         **kwargs,
     ):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give one of input_ids and inputs_embeds")
+        # transformers 5.24 and later call it cache.
+        if past_key_values is None:
+            past_key_values = cache
         x = inputs_embeds
         if x is None:
             x = self.embed_tokens(input_ids)
@@ -500,6 +504,7 @@ class CubitForCausalLM(CubitPreTrainedModel, GenerationMixin):
         use_cache=None,
         logits_to_keep=0,
         return_dict=None,
+        cache=None,
         **kwargs,
     ):
         """logits [B, T, vocab_size]; those of padding ids, which no text has,
@@ -511,6 +516,7 @@ class CubitForCausalLM(CubitPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            cache=cache,
         )
         hidden = outputs.last_hidden_state
         if isinstance(logits_to_keep, int):
