@@ -18,6 +18,7 @@
 #include "gtest/gtest.h"
 
 #include "runtime/check.h"
+#include "runtime/host_name.h"
 
 namespace cubit {
 namespace {
