@@ -89,12 +89,37 @@ absl::string_view MachineName() {
   return absl::StrContains(device.name, "H100") ? "h100" : "h200";
 }
 
-// Runs `work` on every rank; all go on, or all stop with the first error.
+// Runs `work` on every rank; all go on, or all stop with the first error, and
+// then `agreed` is set.
 template <typename T, typename Work>
-absl::StatusOr<T> Together(Communicator* control, const Work& work) {
+absl::StatusOr<T> Together(Communicator* control, bool* agreed,
+                           const Work& work) {
   absl::StatusOr<T> result = work();
-  CUBIT_RETURN_IF_ERROR(Agree(control, result.status()));
-  return result;
+  const absl::Status all = Agree(control, result.status());
+  if (all.ok()) return result;
+  *agreed = true;
+  return all;
+}
+
+// A micro-batch may be smaller than asked for where dp ranks share the global
+// batch; it changes no result. Numbers that fit in no way are left to the plan.
+RunConfig WithFittingMicroBatch(RunConfig config, int world_size) {
+  const RunConfig::Parallel& parallel = config.parallel();
+  const int64_t model_ranks =
+      int64_t{parallel.tp_size()} * parallel.cp_size() * parallel.pp_size();
+  const int64_t global = config.batch().global_batch_size();
+  if (model_ranks < 1 || world_size % model_ranks != 0) return config;
+  const int64_t dp_size = world_size / model_ranks;
+  if (global % dp_size != 0) return config;
+  const int64_t asked = config.batch().micro_batch_size();
+  int64_t fitting = std::min(asked, global / dp_size);
+  while (global / dp_size % fitting != 0) --fitting;
+  if (fitting == asked) return config;
+  LogInfo(absl::StrCat("batch.micro_batch_size is ", fitting, " and not ",
+                       asked, ": each of ", dp_size, " dp ranks has ",
+                       global / dp_size, " of ", global, " sequences"));
+  config.mutable_batch()->set_micro_batch_size(fitting);
+  return config;
 }
 
 // Null for one rank, which waits for nobody. A collective.
@@ -121,28 +146,31 @@ void LogLayout(const PlannedJob& job, const Bootstrap& bootstrap) {
                        job.layout.cp_reason));
 }
 
-}  // namespace
-
-absl::StatusOr<int> RunTrainingJob(const TrainingRequest& request,
-                                   Bootstrap bootstrap) {
-  const RunConfig& config = request.config;
+// The job; `agreed` says that an error is the same on all ranks.
+absl::StatusOr<int> RunJob(const TrainingRequest& request, Bootstrap* ranks,
+                           bool* agreed) {
+  Bootstrap& bootstrap = *ranks;
+  const RunConfig config =
+      WithFittingMicroBatch(request.config, bootstrap.world_size);
   Communicator* control = bootstrap.control.get();
   // What can be refused without work is refused before data are prepared.
   CUBIT_ASSIGN_OR_RETURN(
       const PlannedJob planned,
-      Together<PlannedJob>(control, [&]() -> absl::StatusOr<PlannedJob> {
-        CUBIT_ASSIGN_OR_RETURN(const auto tokenizer, LoadRunTokenizer(config));
-        CUBIT_ASSIGN_OR_RETURN(
-            PlannedJob job,
-            PlanJob(config, tokenizer->vocab_size(), bootstrap.world_size));
-        CUBIT_RETURN_IF_ERROR(CheckMemory(config, job, bootstrap));
-        return job;
-      }));
-  CUBIT_ASSIGN_OR_RETURN(RunData data, Together<RunData>(control, [&] {
+      Together<PlannedJob>(
+          control, agreed, [&]() -> absl::StatusOr<PlannedJob> {
+            CUBIT_ASSIGN_OR_RETURN(const auto tokenizer,
+                                   LoadRunTokenizer(config));
+            CUBIT_ASSIGN_OR_RETURN(
+                PlannedJob job,
+                PlanJob(config, tokenizer->vocab_size(), bootstrap.world_size));
+            CUBIT_RETURN_IF_ERROR(CheckMemory(config, job, bootstrap));
+            return job;
+          }));
+  CUBIT_ASSIGN_OR_RETURN(RunData data, Together<RunData>(control, agreed, [&] {
                            return PrepareRunData(config);
                          }));
   CUBIT_ASSIGN_OR_RETURN(RunDirectory directory,
-                         Together<RunDirectory>(control, [&] {
+                         Together<RunDirectory>(control, agreed, [&] {
                            return OpenDirectory(request, bootstrap);
                          }));
   CUBIT_RETURN_IF_ERROR(Agree(control, LogToFile(directory.log_path())));
@@ -164,7 +192,7 @@ absl::StatusOr<int> RunTrainingJob(const TrainingRequest& request,
     };
   }
   const absl::StatusOr<std::unique_ptr<Trainer>> trainer =
-      Together<std::unique_ptr<Trainer>>(&mesh->control(), [&] {
+      Together<std::unique_ptr<Trainer>>(&mesh->control(), agreed, [&] {
         return Trainer::Create(config, options, std::move(data),
                                std::move(directory), planned.layout,
                                mesh.get());
@@ -181,8 +209,22 @@ absl::StatusOr<int> RunTrainingJob(const TrainingRequest& request,
   return status;
 }
 
-absl::Status PrintDryRun(const RunConfig& config, int world_size,
+}  // namespace
+
+absl::StatusOr<int> RunTrainingJob(const TrainingRequest& request,
+                                   Bootstrap bootstrap) {
+  bool agreed = false;
+  const absl::StatusOr<int> status = RunJob(request, &bootstrap, &agreed);
+  // What all ranks know is said once.
+  if (!status.ok() && agreed && bootstrap.rank != 0) {
+    return ExitStatusOf(status.status());
+  }
+  return status;
+}
+
+absl::Status PrintDryRun(const RunConfig& asked, int world_size,
                          int64_t device_memory) {
+  const RunConfig config = WithFittingMicroBatch(asked, world_size);
   CUBIT_ASSIGN_OR_RETURN(const auto tokenizer, LoadRunTokenizer(config));
   CUBIT_ASSIGN_OR_RETURN(const PlannedJob job,
                          PlanJob(config, tokenizer->vocab_size(), world_size));

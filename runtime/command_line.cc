@@ -145,8 +145,12 @@ std::vector<std::string> TakeRepeatedFlag(absl::string_view name, int* argc,
 }
 
 int ExitStatus(const absl::Status& status) {
+  if (!status.ok()) LogError(status.message());
+  return ExitStatusOf(status);
+}
+
+int ExitStatusOf(const absl::Status& status) {
   if (status.ok()) return kExitDone;
-  LogError(status.message());
   switch (status.code()) {
     case absl::StatusCode::kInvalidArgument:
     case absl::StatusCode::kNotFound:

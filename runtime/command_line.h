@@ -42,6 +42,8 @@ std::vector<std::string> TakeRepeatedFlag(absl::string_view name, int* argc,
 // request or bad input (InvalidArgument, NotFound, FailedPrecondition, ...),
 // 2 for a failed run (Aborted, DataLoss, Internal, Unavailable, ...).
 int ExitStatus(const absl::Status& status);
+// The same without a word: where another rank says it.
+int ExitStatusOf(const absl::Status& status);
 
 // The candidate with the smallest edit distance to `word`; "" if none is near.
 std::string NearestWord(absl::string_view word,

@@ -314,7 +314,7 @@ INSTANTIATE_TEST_SUITE_P(
                    {"tokens"}},
         BadRequest{"NegativeStop", {"--stop_at_step=-1"}, {"--stop_at_step"}},
         BadRequest{"NoSuchDevice", {"--device=tpu"}, {"tpu", "cpu"}},
-        BadRequest{"MoreRanksThanThisBuildHas", {"--tp=2"}, {"tp_size", "2"}},
+        BadRequest{"MoreRanksThanThereAre", {"--tp=2"}, {"tp", "--nodes=2"}},
         BadRequest{"PositionalWord", {"tiny"}, {"tiny", "--help"}}),
     [](const auto& test) { return test.param.name; });
 
