@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compares //launch:evaluate with lm-evaluation-harness, item by item.
 
-Runs the harness (PyPI: lm-eval, torch, transformers) with its own task
+Runs the harness (PyPI: lm-eval, accelerate, torch, transformers) with its own task
 definitions on local files, on a folder that //launch:export wrote, and compares
 with the lines that //launch:evaluate --predictions wrote for the same
 checkpoint, files and limit: the texts that are scored, log-likelihoods,
