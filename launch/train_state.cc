@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 
+#include "parallel/replicas.h"
 #include "runtime/check.h"
 #include "runtime/profile_range.h"
 #include "runtime/status_macros.h"
@@ -271,14 +272,9 @@ absl::StatusOr<SavedState> TrainState::GatherState() {
   CUBIT_RETURN_IF_ERROR(optimizer_->WaitForAllWeights(stream_));
   SavedState state;
   state.tensors = ModelTensors(*model_);
-  // Of the ranks that hold the same, the first saves it.
-  const MeshCoordinate& at = mesh_->coordinate();
   size_t index = 0;
   for (const Parameter& parameter : model_->parameters().parameters()) {
-    CheckpointTensor& tensor = state.tensors[index++];
-    tensor.owner = at.dp == 0 && at.cp == 0 &&
-                   (at.tp == 0 || !parameter.sum_over_tp) &&
-                   (at.pp == 0 || !parameter.sum_over_ends);
+    state.tensors[index++].owner = SavesParameter(parameter, *mesh_);
   }
   CUBIT_ASSIGN_OR_RETURN(state.moments, optimizer_->GatherState(stream_));
   const auto& moments = state.moments.tensors;

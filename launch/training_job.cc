@@ -89,16 +89,18 @@ absl::string_view MachineName() {
   return absl::StrContains(device.name, "H100") ? "h100" : "h200";
 }
 
-// Runs `work` on every rank; all go on, or all stop with the first error, and
-// then `agreed` is set.
+// Runs `work` on every rank; all go on, or all stop with the first error. That
+// is said once, by rank 0 and before any rank ends, and `said` is set.
 template <typename T, typename Work>
-absl::StatusOr<T> Together(Communicator* control, bool* agreed,
+absl::StatusOr<T> Together(Communicator* control, bool* said,
                            const Work& work) {
   absl::StatusOr<T> result = work();
   const absl::Status all = Agree(control, result.status());
   if (all.ok()) return result;
-  *agreed = true;
-  return all;
+  *said = true;
+  if (control->rank() == 0) LogError(all.message());
+  const absl::Status told = Agree(control, absl::OkStatus());
+  return told.ok() ? all : told;
 }
 
 // A micro-batch may be smaller than asked for where dp ranks share the global
@@ -146,9 +148,9 @@ void LogLayout(const PlannedJob& job, const Bootstrap& bootstrap) {
                        job.layout.cp_reason));
 }
 
-// The job; `agreed` says that an error is the same on all ranks.
+// The job; `said` tells that the user has seen its error.
 absl::StatusOr<int> RunJob(const TrainingRequest& request, Bootstrap* ranks,
-                           bool* agreed) {
+                           bool* said) {
   Bootstrap& bootstrap = *ranks;
   const RunConfig config =
       WithFittingMicroBatch(request.config, bootstrap.world_size);
@@ -156,21 +158,19 @@ absl::StatusOr<int> RunJob(const TrainingRequest& request, Bootstrap* ranks,
   // What can be refused without work is refused before data are prepared.
   CUBIT_ASSIGN_OR_RETURN(
       const PlannedJob planned,
-      Together<PlannedJob>(
-          control, agreed, [&]() -> absl::StatusOr<PlannedJob> {
-            CUBIT_ASSIGN_OR_RETURN(const auto tokenizer,
-                                   LoadRunTokenizer(config));
-            CUBIT_ASSIGN_OR_RETURN(
-                PlannedJob job,
-                PlanJob(config, tokenizer->vocab_size(), bootstrap.world_size));
-            CUBIT_RETURN_IF_ERROR(CheckMemory(config, job, bootstrap));
-            return job;
-          }));
-  CUBIT_ASSIGN_OR_RETURN(RunData data, Together<RunData>(control, agreed, [&] {
+      Together<PlannedJob>(control, said, [&]() -> absl::StatusOr<PlannedJob> {
+        CUBIT_ASSIGN_OR_RETURN(const auto tokenizer, LoadRunTokenizer(config));
+        CUBIT_ASSIGN_OR_RETURN(
+            PlannedJob job,
+            PlanJob(config, tokenizer->vocab_size(), bootstrap.world_size));
+        CUBIT_RETURN_IF_ERROR(CheckMemory(config, job, bootstrap));
+        return job;
+      }));
+  CUBIT_ASSIGN_OR_RETURN(RunData data, Together<RunData>(control, said, [&] {
                            return PrepareRunData(config);
                          }));
   CUBIT_ASSIGN_OR_RETURN(RunDirectory directory,
-                         Together<RunDirectory>(control, agreed, [&] {
+                         Together<RunDirectory>(control, said, [&] {
                            return OpenDirectory(request, bootstrap);
                          }));
   CUBIT_RETURN_IF_ERROR(Agree(control, LogToFile(directory.log_path())));
@@ -192,7 +192,7 @@ absl::StatusOr<int> RunJob(const TrainingRequest& request, Bootstrap* ranks,
     };
   }
   const absl::StatusOr<std::unique_ptr<Trainer>> trainer =
-      Together<std::unique_ptr<Trainer>>(&mesh->control(), agreed, [&] {
+      Together<std::unique_ptr<Trainer>>(&mesh->control(), said, [&] {
         return Trainer::Create(config, options, std::move(data),
                                std::move(directory), planned.layout,
                                mesh.get());
@@ -213,12 +213,9 @@ absl::StatusOr<int> RunJob(const TrainingRequest& request, Bootstrap* ranks,
 
 absl::StatusOr<int> RunTrainingJob(const TrainingRequest& request,
                                    Bootstrap bootstrap) {
-  bool agreed = false;
-  const absl::StatusOr<int> status = RunJob(request, &bootstrap, &agreed);
-  // What all ranks know is said once.
-  if (!status.ok() && agreed && bootstrap.rank != 0) {
-    return ExitStatusOf(status.status());
-  }
+  bool said = false;
+  const absl::StatusOr<int> status = RunJob(request, &bootstrap, &said);
+  if (!status.ok() && said) return ExitStatusOf(status.status());
   return status;
 }
 

@@ -222,8 +222,7 @@ void LanguageModel::BackwardBlocks(int chunk, const LayerContext& context,
     BlockSaved& saved = activations->blocks[i];
     // The common memory still holds what the last block left there.
     if (i + 1 < count) {
-      block.RecomputeForward(context, x, activations->recompute,
-                             &saved);
+      block.RecomputeForward(context, x, activations->recompute, &saved);
     }
     if (!health.empty()) {
       const ProfileRange range("health", *context.stream);

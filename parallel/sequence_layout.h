@@ -26,7 +26,7 @@ class SequenceLayout {
   }
 
   int cp_size() const { return cp_size_; }
-  int64_t seq_len() const { return seq_len_; }                // T
+  int64_t seq_len() const { return seq_len_; }                   // T
   int64_t local_seq_len() const { return seq_len_ / cp_size_; }  // Tl
   // One chunk if there is one rank.
   int num_chunks() const { return cp_size_ == 1 ? 1 : 2 * cp_size_; }

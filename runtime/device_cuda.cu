@@ -174,8 +174,7 @@ void Event::Synchronize() {
 }
 
 bool Event::Reached() const {
-  const cudaError_t state =
-      cudaEventQuery(static_cast<cudaEvent_t>(native_));
+  const cudaError_t state = cudaEventQuery(static_cast<cudaEvent_t>(native_));
   if (state == cudaErrorNotReady) return false;
   CUBIT_CUDA_CHECK(state);
   return true;

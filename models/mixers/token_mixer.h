@@ -150,8 +150,8 @@ class TokenMixer {
 double CausalAttentionFlops(const MixerShape& shape);
 
 // What a mixer also is if it can work on a sequence that is spread over the cp
-// ranks (parallel/sequence_layout.h); others get the full sequence for a part of
-// their heads through an all-to-all (sequence_exchange.h). All cp ranks make
+// ranks (parallel/sequence_layout.h); others get the full sequence for a part
+// of their heads through an all-to-all (sequence_exchange.h). All cp ranks make
 // the same calls in the same order. Results agree with TokenMixer's to
 // rounding. context.mask.segment_ids is of the whole sequence, [B, T].
 class SequenceShardedMixer {
@@ -166,9 +166,9 @@ class SequenceShardedMixer {
       const MixerShape& shape, const SequenceLayout& layout,
       Arena& arena) const = 0;
 
-  // As TokenMixer::Forward and Backward; columns [B, Tl, C], out [B, Tl, H * K].
-  // The scratch serves both and nothing in it outlives a call. d_scalars get
-  // this rank's rows' part.
+  // As TokenMixer::Forward and Backward; columns [B, Tl, C], out [B, Tl, H *
+  // K]. The scratch serves both and nothing in it outlives a call. d_scalars
+  // get this rank's rows' part.
   virtual void ForwardSharded(const MixerContext& context,
                               const SequenceShard& sequence, Tensor columns,
                               MixerSaved* saved, MixerScratch* scratch,
