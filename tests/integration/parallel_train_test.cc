@@ -141,7 +141,9 @@ TEST_F(ParallelTrainTest, AKilledRankEndsTheJobAndTheRunGoesOn) {
       std::chrono::steady_clock::now() - start;
   EXPECT_EQ(result.status, 2) << result.output;
   EXPECT_LT(seconds.count(), 10) << result.output;
-  EXPECT_NE(result.output.find("SIGKILL"), std::string::npos) << result.output;
+  // The launcher's word ("killed by signal 9 (SIGKILL)") or the watchdog's
+  // ("ended without a word: killed, ..."), whichever is quicker.
+  EXPECT_NE(result.output.find("killed"), std::string::npos) << result.output;
   EXPECT_NE(result.output.find("--resume"), std::string::npos) << result.output;
   EXPECT_TRUE(Workers(run).empty());
   const Outcome resumed = RunAsUser(
