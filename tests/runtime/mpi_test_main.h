@@ -2,6 +2,9 @@
 //
 // Tests whose ranks are processes: every rank runs the same test program. The
 // program starts itself under mpirun.
+//
+// Such tests are tagged `local`: in two sandboxes mpirun has the same process
+// id, from which Open MPI names shared memory, and one job takes the other's.
 
 #ifndef CUBIT_TESTS_RUNTIME_MPI_TEST_MAIN_H_
 #define CUBIT_TESTS_RUNTIME_MPI_TEST_MAIN_H_
