@@ -198,7 +198,7 @@ absl::StatusOr<int> RunJob(const TrainingRequest& request, Bootstrap* ranks,
                                mesh.get());
       });
   if (!trainer.ok()) return trainer.status();
-  const absl::StatusOr<int> status = (*trainer)->Run();
+  absl::StatusOr<int> status = (*trainer)->Run();
   if (!status.ok()) {
     // Peers that wait for this rank learn why it does not come.
     if (watchdog != nullptr) {
@@ -214,7 +214,7 @@ absl::StatusOr<int> RunJob(const TrainingRequest& request, Bootstrap* ranks,
 absl::StatusOr<int> RunTrainingJob(const TrainingRequest& request,
                                    Bootstrap bootstrap) {
   bool said = false;
-  const absl::StatusOr<int> status = RunJob(request, &bootstrap, &said);
+  absl::StatusOr<int> status = RunJob(request, &bootstrap, &said);
   if (!status.ok() && said) return ExitStatusOf(status.status());
   return status;
 }

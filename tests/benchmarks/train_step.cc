@@ -24,6 +24,7 @@
 #include "launch/model_setup.h"
 #include "launch/presets.h"
 #include "launch/train_state.h"
+#include "runtime/check.h"
 #include "runtime/command_line.h"
 #include "runtime/device.h"
 #include "runtime/philox.h"
@@ -190,7 +191,7 @@ absl::StatusOr<nlohmann::json> Measure(const RunSpec& run, double ceiling) {
   if (micro_batch == 0) {
     micro_batch = std::max<int64_t>(
         1, LargestMicroBatch(
-               config, *model,
+               config, SinglePlan(config, model->config()), /*rank=*/0, *model,
                static_cast<int64_t>(kMemoryShare *
                                     static_cast<double>(device.memory_bytes))));
   }

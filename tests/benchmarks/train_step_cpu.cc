@@ -17,6 +17,7 @@
 #include "launch/presets.h"
 #include "launch/train_state.h"
 #include "ops/matmul.h"
+#include "runtime/check.h"
 #include "runtime/command_line.h"
 #include "runtime/philox.h"
 #include "runtime/status_macros.h"
