@@ -200,7 +200,6 @@ void MpiControl::Send(const Notice& notice, int world_rank) {
                              world_rank, 0, control_, &request);
   // A rank that cannot be told is gone; the watchdog will say so.
   if (code == MPI_SUCCESS) Keep(request, std::move(memory));
-  // NOLINTEND(clang-analyzer-optin.mpi.MPI-Checker)
 }
 
 void MpiControl::Keep(MPI_Request request, Buffer memory) {

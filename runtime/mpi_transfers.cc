@@ -90,7 +90,7 @@ absl::Status MpiTransfers::Send(const MpiPurpose& purpose, const char* data,
       group_->world_ranks[static_cast<size_t>(purpose.peer)],
       message ? group_->message_tag() : group_->collective_tag(),
       control_.data(), &pending.request);
-  // TestAll waits. NOLINTNEXTLINE(clang-analyzer-optin.mpi.MPI-Checker)
+  // TestAll waits.
   return Post(code, pending);
 }
 
@@ -103,7 +103,7 @@ absl::Status MpiTransfers::Receive(const MpiPurpose& purpose, char* data,
                 group_->world_ranks[static_cast<size_t>(purpose.peer)],
                 message ? group_->message_tag() : group_->collective_tag(),
                 control_.data(), &pending.request);
-  // TestAll waits. NOLINTNEXTLINE(clang-analyzer-optin.mpi.MPI-Checker)
+  // TestAll waits.
   return Post(code, pending);
 }
 
