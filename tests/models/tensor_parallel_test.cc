@@ -52,9 +52,10 @@ ModelConfig Config() {
 }
 
 std::string NameOf(const RankLayout& layout) {
-  const std::string name = absl::StrCat("tp", layout.tp, "_cp", layout.cp);
+  std::string name = absl::StrCat("tp", layout.tp, "_cp", layout.cp);
   if (layout.cp == 1) return name;
-  return name + (layout.method == CpMethod::kUlysses ? "_ulysses" : "_sharded");
+  name += layout.method == CpMethod::kUlysses ? "_ulysses" : "_sharded";
+  return name;
 }
 
 // Each layout against one rank, and against itself bit for bit.
@@ -330,8 +331,8 @@ std::vector<std::vector<float>> HealthOfRanks(const MixerCase& test,
                   rank.PoisonedRows(test.config.hidden_size));
     testing::HostTensor<float> result = testing::Poisoned({3});
     layer.Health(rank.context, saved, result.view());
-    of_ranks[static_cast<size_t>(
-        rank.shard.tp_rank + layout.tp * rank.shard.cp_rank)] = result.values();
+    const int place = rank.shard.tp_rank + layout.tp * rank.shard.cp_rank;
+    of_ranks[static_cast<size_t>(place)] = result.values();
   });
   return of_ranks;
 }
