@@ -254,9 +254,12 @@ TEST(MpiCommunicator, AbortWakesWaitingRanks) {
 
 TEST(MpiCommunicator, AbortOfTheWorldWakesItsGroups) {
   auto world = World(kLong);
+  auto bystanders = World(kLong);
   Stream stream;
   auto pair = world->Split(world->rank() / 2, 0, "pair");
-  ASSERT_TRUE(pair.ok());
+  ASSERT_TRUE(pair.ok()) << pair.status();
+  // No rank is still in the split when another aborts.
+  ASSERT_TRUE(bystanders->Barrier(stream).ok());
   absl::Status status;
   if (world->rank() == 3) {
     world->Abort(absl::AbortedError("rank 3 gave up"));
