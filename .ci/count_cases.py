@@ -48,7 +48,12 @@ def reason(element):
 def cases_of(uri):
     """Yields (name, "passed", "failed" or "skipped", reason)."""
     path = urllib.parse.unquote(urllib.parse.urlparse(uri).path)
-    for case in ElementTree.parse(path).getroot().iter("testcase"):
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (OSError, ElementTree.ParseError) as error:
+        yield "", "failed", "its XML file cannot be read: %s" % error
+        return
+    for case in root.iter("testcase"):
         name = "%s.%s" % (case.get("classname", ""), case.get("name", ""))
         bad = case.find("failure")
         if bad is None:

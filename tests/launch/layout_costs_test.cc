@@ -101,7 +101,7 @@ TEST(MakeLayoutCosts, CountsTheWavefrontAndAllReduce) {
 }
 
 TEST(MakeLayoutCosts, OneRankSendsNothing) {
-  const StageCosts& costs = Make({}, 1).costs.stages[0];
+  const StageCosts costs = Make({}, 1).costs.stages[0];
   EXPECT_EQ(costs.tp_bytes + costs.cp_bytes + costs.pp_bytes +
                 costs.gradient_bytes + costs.weight_bytes,
             0);
