@@ -23,8 +23,6 @@
 namespace cubit {
 namespace {
 
-constexpr int64_t kGlobalBatch = 8;
-constexpr int64_t kSeqLen = 32;
 constexpr int64_t kVocab = 90;  // padded to 128: some ranks hold padding alone
 
 // Everything that a layout may split is there in a number that it can split;
@@ -66,12 +64,13 @@ ModelConfig ModelOf(const RunConfig& config) {
 }
 
 // Samples of step `step`: documents of many lengths, some targets masked.
-Batch MakeBatch(int64_t step, int64_t first_sample, int64_t count) {
+Batch MakeBatch(int64_t step, int64_t first_sample, int64_t count,
+                int64_t seq_len) {
   Batch batch;
   for (int64_t s = first_sample; s < first_sample + count; ++s) {
     Philox random(/*seed=*/7, absl::StrCat("sample ", step, " ", s));
     int32_t segment = 0;
-    for (int64_t t = 0; t < kSeqLen; ++t) {
+    for (int64_t t = 0; t < seq_len; ++t) {
       const auto draw = [&](int64_t i) {
         return random.Bits(static_cast<uint64_t>(3 * t + i));
       };
@@ -89,12 +88,15 @@ Batch MakeBatch(int64_t step, int64_t first_sample, int64_t count) {
 
 // This dp rank's micro-batches, in the order of the loader.
 std::vector<Batch> BatchesOf(int64_t step, const TrainState& state,
-                             const ParallelPlan& layout, int64_t size) {
+                             const ParallelPlan& layout,
+                             const RunConfig& config) {
+  const int64_t size = config.batch().micro_batch_size();
   const int64_t dp = layout.mesh.size(MeshAxis::kDp);
   const int64_t dp_rank = state.mesh().coordinate().dp;
   std::vector<Batch> batches;
   for (int64_t m = 0; m < layout.num_micro_batches; ++m) {
-    batches.push_back(MakeBatch(step, (m * dp + dp_rank) * size, size));
+    batches.push_back(MakeBatch(step, (m * dp + dp_rank) * size, size,
+                                config.model().seq_len()));
   }
   return batches;
 }
@@ -126,17 +128,28 @@ int GroupRank(const MeshCommunicators& mesh) {
   return mesh.coordinate().dp * mesh.size(MeshAxis::kCp) + mesh.coordinate().cp;
 }
 
-void AddErrors(const TrainState& state, const GateReference& reference,
+// Of a tensor of fp32 on the device.
+std::vector<float> Download(ConstTensor tensor, Stream& stream) {
+  std::vector<float> values(static_cast<size_t>(tensor.num_elements()));
+  CopyToHost(values.data(), tensor.data<float>(),
+             tensor.num_elements() * static_cast<int64_t>(sizeof(float)),
+             stream);
+  stream.Synchronize();
+  return values;
+}
+
+void AddErrors(TrainState& state, const GateReference& reference,
                std::map<std::string, GateError>* errors) {
   const ParameterStore& store = state.model().parameters();
-  const auto* sums = store.flat_gradients().data<float>();
+  const std::vector<float> sums =
+      Download(store.flat_gradients(), state.stream());
   for (const Parameter& parameter : store.parameters()) {
     const std::vector<float>& right = reference.gradient(parameter.name);
     GateError& error = (*errors)[parameter.name];
     ForEachSummed(parameter, state.reducer(), GroupRank(state.mesh()),
                   [&](int64_t flat, int64_t global) {
                     const double r = right.at(static_cast<size_t>(global));
-                    const double d = sums[flat] - r;
+                    const double d = sums.at(static_cast<size_t>(flat)) - r;
                     error.difference += d * d;
                     error.reference += r * r;
                     ++error.elements;
@@ -159,8 +172,7 @@ absl::StatusOr<std::unique_ptr<TrainState>> MakeState(
 std::map<std::string, std::vector<float>> AllGradients(TrainState& state) {
   std::map<std::string, std::vector<float>> gradients;
   for (const Parameter& p : state.model().parameters().parameters()) {
-    const auto* values = p.gradient.data<float>();
-    gradients[p.name].assign(values, values + p.gradient.num_elements());
+    gradients[p.name] = Download(p.gradient, state.stream());
   }
   return gradients;
 }
@@ -168,8 +180,7 @@ std::map<std::string, std::vector<float>> AllGradients(TrainState& state) {
 absl::Status Step(int64_t step, const RunConfig& config,
                   const ParallelPlan& layout, TrainState* state, GateRun* run,
                   absl::FunctionRef<void()> after_backward) {
-  const std::vector<Batch> batches =
-      BatchesOf(step, *state, layout, config.batch().micro_batch_size());
+  const std::vector<Batch> batches = BatchesOf(step, *state, layout, config);
   int64_t local = 0;
   for (const Batch& batch : batches) local += batch.valid_tokens;
   CUBIT_ASSIGN_OR_RETURN(const int64_t tokens, state->SumOverDp(local));
@@ -186,6 +197,10 @@ absl::Status Step(int64_t step, const RunConfig& config,
 
 double RelativeError(double value, double reference) {
   return std::abs(value - reference) / std::abs(reference);
+}
+
+double Relative(const GateError& error) {
+  return std::sqrt(error.difference / error.reference);
 }
 
 struct GateModel {
@@ -327,7 +342,7 @@ absl::Status RunGateCell(const GateCell& cell,
   const RunConfig config = ConfigOf(cell);
   CUBIT_ASSIGN_OR_RETURN(
       const ParallelPlan layout,
-      MakeParallelPlan(config, ModelOf(config), world->size(), "cpu"));
+      MakeParallelPlan(config, ModelOf(config), world->size(), cell.device));
   CUBIT_ASSIGN_OR_RETURN(
       auto mesh, MeshCommunicators::Create(layout.mesh, std::move(world),
                                            std::move(control)));
@@ -347,31 +362,81 @@ absl::Status RunGateCell(const GateCell& cell,
   return status;
 }
 
+std::map<std::string, GateError> SumGateErrors(
+    const GateReference& reference, const std::map<std::string, GateError>& own,
+    Communicator& control) {
+  std::vector<double> sums;
+  for (const std::string& name : reference.ParameterNames()) {
+    const auto found = own.find(name);
+    const GateError error = found == own.end() ? GateError() : found->second;
+    sums.insert(sums.end(), {error.difference, error.reference,
+                             static_cast<double>(error.elements)});
+  }
+  const Tensor all(sums.data(), DType::kFloat64,
+                   {static_cast<int64_t>(sums.size())});
+  Stream host;
+  CUBIT_CHECK_OK(control.AllReduce(all, all, ReduceOp::kSum, host));
+  std::map<std::string, GateError> errors;
+  size_t i = 0;
+  for (const std::string& name : reference.ParameterNames()) {
+    errors[name] = {sums[i], sums[i + 1], static_cast<int64_t>(sums[i + 2])};
+    i += 3;
+  }
+  return errors;
+}
+
+GateBudget FlatBudget(const GateReference& reference, double tolerance) {
+  GateBudget budget;
+  budget.loss = tolerance;
+  for (const std::string& name : reference.ParameterNames()) {
+    budget.gradients[name] = tolerance;
+  }
+  return budget;
+}
+
+GateBudget BudgetFrom(const GateReference& reference, const GateRun& run,
+                      const std::map<std::string, GateError>& errors,
+                      double factor, double unit) {
+  GateBudget budget = FlatBudget(reference, factor * unit);
+  for (size_t step = 0; step < run.losses.size(); ++step) {
+    const double error =
+        RelativeError(run.losses[step], reference.run().losses.at(step));
+    budget.loss = std::max(budget.loss, factor * error);
+  }
+  for (const auto& [name, error] : errors) {
+    double& allowed = budget.gradients.at(name);
+    allowed = std::max(allowed, factor * Relative(error));
+  }
+  return budget;
+}
+
 std::vector<std::string> CompareWithReference(
     const GateReference& reference, const GateRun& run,
-    const std::map<std::string, GateError>& errors, double tolerance) {
+    const std::map<std::string, GateError>& errors, const GateBudget& budget) {
   std::vector<std::string> differences;
   const GateRun& right = reference.run();
   for (size_t step = 0; step < right.losses.size(); ++step) {
     const double error = RelativeError(run.losses.at(step), right.losses[step]);
-    if (error <= tolerance) continue;
-    differences.push_back(
-        absl::StrFormat("loss of step %d: %.9g, alone %.9g (%.2g)", step + 1,
-                        run.losses[step], right.losses[step], error));
+    if (error <= budget.loss) continue;
+    differences.push_back(absl::StrFormat(
+        "loss of step %d: %.9g, alone %.9g (%.2g, allowed %.2g)", step + 1,
+        run.losses[step], right.losses[step], error, budget.loss));
   }
   for (const std::string& name : reference.ParameterNames()) {
     if (errors.count(name) == 0) differences.push_back("no " + name);
   }
   for (const auto& [name, error] : errors) {
-    const double relative = std::sqrt(error.difference / error.reference);
-    if (relative <= tolerance &&
+    const double allowed = budget.gradients.at(name);
+    if (Relative(error) <= allowed &&
         error.elements >=
             static_cast<int64_t>(reference.gradient(name).size())) {
       continue;
     }
     differences.push_back(absl::StrFormat(
-        "gradient of %s: relative error %.2g over %d elements of %d", name,
-        relative, error.elements, reference.gradient(name).size()));
+        "gradient of %s: relative error %.2g (allowed %.2g) over %d elements "
+        "of %d",
+        name, Relative(error), allowed, error.elements,
+        reference.gradient(name).size()));
   }
   return differences;
 }

@@ -33,7 +33,8 @@ struct GateCell {
   int tp = 1;
   int pp = 1;
   int cp = 1;
-  std::string layout;  // overrides that must not change a result
+  std::string layout;          // overrides that must not change a result
+  std::string device = "cpu";  // "cuda": the program is linked for GPUs
 
   int world_size() const { return dp * tp * pp * cp; }
   // "cubit_" + what is larger than 1 + the words of `layout`.
@@ -88,10 +89,28 @@ absl::Status RunGateCell(const GateCell& cell,
                          const GateReference& reference, GateRun* run,
                          std::map<std::string, GateError>* errors);
 
-// Compares with `tolerance` relative; a line for each thing that differs.
+// Errors of all ranks, of which each has seen its parts. A collective of
+// `control`, in host memory.
+std::map<std::string, GateError> SumGateErrors(
+    const GateReference& reference, const std::map<std::string, GateError>& own,
+    Communicator& control);
+
+// The largest relative error allowed.
+struct GateBudget {
+  double loss = 0;  // of every step
+  std::map<std::string, double> gradients;
+};
+GateBudget FlatBudget(const GateReference& reference, double tolerance);
+// `factor` times what `run` is off, an error less than `unit` counting as
+// `unit`.
+GateBudget BudgetFrom(const GateReference& reference, const GateRun& run,
+                      const std::map<std::string, GateError>& errors,
+                      double factor, double unit);
+
+// A line for each thing that is further off.
 std::vector<std::string> CompareWithReference(
     const GateReference& reference, const GateRun& run,
-    const std::map<std::string, GateError>& errors, double tolerance);
+    const std::map<std::string, GateError>& errors, const GateBudget& budget);
 
 }  // namespace cubit
 

@@ -15,7 +15,6 @@
 
 #include "runtime/check.h"
 #include "runtime/communicator_mpi.h"
-#include "runtime/device.h"
 #include "tests/integration/parallel_gate.h"
 #include "tests/runtime/mpi_test_main.h"
 
@@ -29,30 +28,6 @@ std::unique_ptr<Communicator> World(const std::string& name) {
       name, {absl::Seconds(60), int64_t{16} << 20});
   CUBIT_CHECK_OK(world);
   return *std::move(world);
-}
-
-// Errors of all ranks, by parameter: each rank has seen its parts.
-std::map<std::string, GateError> SumErrors(
-    const GateReference& reference, const std::map<std::string, GateError>& own,
-    Communicator& control) {
-  std::vector<double> sums;
-  for (const std::string& name : reference.ParameterNames()) {
-    const auto found = own.find(name);
-    const GateError error = found == own.end() ? GateError() : found->second;
-    sums.insert(sums.end(), {error.difference, error.reference,
-                             static_cast<double>(error.elements)});
-  }
-  const Tensor all(sums.data(), DType::kFloat64,
-                   {static_cast<int64_t>(sums.size())});
-  Stream host;
-  CUBIT_CHECK_OK(control.AllReduce(all, all, ReduceOp::kSum, host));
-  std::map<std::string, GateError> errors;
-  size_t i = 0;
-  for (const std::string& name : reference.ParameterNames()) {
-    errors[name] = {sums[i], sums[i + 1], static_cast<int64_t>(sums[i + 2])};
-    i += 3;
-  }
-  return errors;
 }
 
 class ParallelGateMpi : public testing::TestWithParam<GateCell> {};
@@ -76,7 +51,8 @@ TEST_P(ParallelGateMpi, ComputesWhatOneRankComputes) {
       cell, *std::move(world), *std::move(control), reference, &run, &errors);
   ASSERT_TRUE(status.ok()) << status;
   const std::vector<std::string> differences = CompareWithReference(
-      reference, run, SumErrors(reference, errors, **results), kTolerance);
+      reference, run, SumGateErrors(reference, errors, **results),
+      FlatBudget(reference, kTolerance));
   EXPECT_TRUE(differences.empty()) << absl::StrJoin(differences, "\n");
 }
 
