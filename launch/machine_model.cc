@@ -2,6 +2,8 @@
 
 #include "launch/machine_model.h"
 
+#include "absl/strings/match.h"
+
 #include "runtime/check.h"
 
 namespace cubit {
@@ -47,6 +49,11 @@ MachineModel MachineModelOf(absl::string_view name) {
   CUBIT_CHECK(name == "cpu")
       << "no machine model \"" << std::string(name) << "\"";
   return Cpu();
+}
+
+absl::string_view MachineNameOf(const DeviceInfo& device) {
+  if (device.kind == "cpu") return "cpu";
+  return absl::StrContains(device.name, "H100") ? "h100" : "h200";
 }
 
 }  // namespace cubit

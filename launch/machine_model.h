@@ -12,6 +12,8 @@
 
 #include "absl/strings/string_view.h"
 
+#include "runtime/device.h"
+
 namespace cubit {
 
 // Model FLOPs of a mixer's core over its time, as a share of gemm_flops.
@@ -57,6 +59,10 @@ struct MachineModel {
 // ranks of one node exchange through its memory, nodes over 10 GbE. CHECK: one
 // of these names.
 MachineModel MachineModelOf(absl::string_view name);
+
+// The name to use for `device`. A GPU that no name stands for is taken for the
+// H200 that the figures were measured on.
+absl::string_view MachineNameOf(const DeviceInfo& device);
 
 }  // namespace cubit
 

@@ -20,6 +20,7 @@
 #include "launch/lr_schedule.h"
 #include "launch/metrics_server.h"
 #include "launch/model_setup.h"
+#include "launch/profile_event.h"
 #include "launch/sampler.h"
 #include "launch/tensorboard.h"
 #include "parallel/checkpoint.h"
@@ -216,7 +217,9 @@ absl::StatusOr<int> Trainer::Run() {
   while (step_ < total_steps) {
     CUBIT_ASSIGN_OR_RETURN(const StepResult result, TrainStep());
     CUBIT_RETURN_IF_ERROR(Report(result));
-    if (step_ == options_.profile_last && profile_ != nullptr) ReportProfile();
+    if (step_ == options_.profile_last && profile_ != nullptr) {
+      CUBIT_RETURN_IF_ERROR(ReportProfile());
+    }
     CUBIT_RETURN_IF_ERROR(CheckFinite(result));
     if (result.signal != 0) return StopEarly(result.signal);
     CUBIT_RETURN_IF_ERROR(AfterStep());
@@ -374,12 +377,15 @@ absl::Status Trainer::Report(const StepResult& result) {
   return absl::OkStatus();
 }
 
-void Trainer::ReportProfile() {
+absl::Status Trainer::ReportProfile() {
   state_->stream().set_profile(nullptr);
   LogInfo(absl::StrFormat("device time of steps %d to %d:\n%s",
                           options_.profile_first, options_.profile_last,
                           profile_->ToString()));
-  profile_.reset();
+  const auto profile = std::exchange(profile_, nullptr);
+  CUBIT_ASSIGN_OR_RETURN(const EventMetrics event,
+                         GatherProfiles(*profile, step_, &mesh_->control()));
+  return is_main() ? metrics_->Write(event) : absl::OkStatus();
 }
 
 absl::Status Trainer::AfterStep() {

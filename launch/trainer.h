@@ -96,7 +96,8 @@ class Trainer {
   void Watch(const std::string& activity);
   // Whether the next step is profiled; attaches the profile if it is.
   bool BeginProfile();
-  void ReportProfile();
+  // Logs this rank's; a line of metrics.jsonl has those of all ranks.
+  absl::Status ReportProfile();
   // Counts a skipped update; an error once there were too many in a row.
   absl::Status CheckFinite(const StepResult& result);
   absl::Status Report(const StepResult& result);

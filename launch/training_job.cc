@@ -7,7 +7,6 @@
 #include <memory>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/time.h"
@@ -79,14 +78,6 @@ absl::StatusOr<RunDirectory> OpenDirectory(const TrainingRequest& request,
   if (bootstrap.rank != 0) return RunDirectory::OfAnother(request.output_dir);
   return RunDirectory::Open(FileSystem::Posix(), request.output_dir,
                             request.options.resume);
-}
-
-// What the estimate of time is for. A GPU that the model does not know is taken
-// for the H200 that its figures were measured on.
-absl::string_view MachineName() {
-  const DeviceInfo device = QueryDevice();
-  if (device.kind == "cpu") return "cpu";
-  return absl::StrContains(device.name, "H100") ? "h100" : "h200";
 }
 
 // Runs `work` on every rank; all go on, or all stop with the first error. That
@@ -238,9 +229,10 @@ absl::Status PrintDryRun(const RunConfig& asked, int world_size,
                    [rank](const RankMemory& m) { return m.rank == rank; }) -
       memory.begin());
   if (world_size > 1) {
-    CUBIT_ASSIGN_OR_RETURN(const std::string page,
-                           LayoutReport(job.layout, config, job.model, memory,
-                                        MachineModelOf(MachineName())));
+    CUBIT_ASSIGN_OR_RETURN(
+        const std::string page,
+        LayoutReport(job.layout, config, job.model, memory,
+                     MachineModelOf(MachineNameOf(QueryDevice()))));
     std::fputs(
         absl::StrCat(page, "\nrank ", rank, ", which needs most:\n").c_str(),
         stdout);

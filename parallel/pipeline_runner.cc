@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "runtime/check.h"
+#include "runtime/profile_range.h"
 #include "runtime/status_macros.h"
 
 namespace cubit {
@@ -107,6 +108,8 @@ absl::Status RunPipeline(
   std::vector<IncomingMessage> receives;
   const auto exchange = [&] {
     if (sends.empty() && receives.empty()) return absl::OkStatus();
+    // Of a stage that waits for its neighbours: the bubble too.
+    const ProfileRange range("pipeline", stream);
     return pp.Exchange(std::exchange(sends, {}), std::exchange(receives, {}),
                        stream);
   };

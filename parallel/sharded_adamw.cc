@@ -209,6 +209,7 @@ void ShardedAdamW::WaitForWeights(size_t first, size_t last, Stream& stream) {
     const FlatRange range = RangeOf(store_->parameters()[i - 1]);
     if (range.size() == 0) continue;
     const int64_t bucket = layout_->BucketsOf(range).end - 1;
+    const ProfileRange profile_range("weights", stream);
     mesh_->gradient_lane().Wait(gathers_[static_cast<size_t>(bucket)], stream);
     return;
   }

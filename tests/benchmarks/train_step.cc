@@ -12,25 +12,20 @@
 #include <vector>
 
 #include "absl/flags/flag.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "nlohmann/json.hpp"
 
-#include "launch/config.h"
-#include "launch/config_checks.h"
 #include "launch/model_setup.h"
-#include "launch/presets.h"
 #include "launch/train_state.h"
 #include "runtime/check.h"
 #include "runtime/command_line.h"
 #include "runtime/device.h"
-#include "runtime/philox.h"
 #include "runtime/profile_range.h"
 #include "runtime/status_macros.h"
 #include "tests/benchmarks/measure_cuda.h"
+#include "tests/benchmarks/train_runs.h"
 #include "tests/benchmarks/write_json.h"
 
 ABSL_FLAG(std::string, runs,
@@ -61,62 +56,7 @@ Example:
   bazel run //tests/benchmarks:train_step -- --runs=cubit_125m:1024:32768
 )";
 
-constexpr int64_t kGpt2Vocabulary = 50257;
 constexpr double kMemoryShare = 0.97;  // of what is free: fragments, libraries
-
-struct RunSpec {
-  std::string preset;
-  int64_t seq_len = 0;
-  int64_t tokens = 0;
-};
-
-absl::StatusOr<std::vector<RunSpec>> ParseRuns(const std::string& text) {
-  std::vector<RunSpec> runs;
-  for (absl::string_view item : absl::StrSplit(text, ',')) {
-    const std::vector<std::string> parts = absl::StrSplit(item, ':');
-    RunSpec run;
-    if (parts.size() != 3 || !absl::SimpleAtoi(parts[1], &run.seq_len) ||
-        !absl::SimpleAtoi(parts[2], &run.tokens) || run.seq_len < 2 ||
-        run.tokens < run.seq_len || run.tokens % run.seq_len != 0) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "--runs has \"", item,
-          "\"; wanted PRESET:SEQ_LEN:TOKENS, whole sequences of tokens"));
-    }
-    run.preset = parts[0];
-    runs.push_back(run);
-  }
-  return runs;
-}
-
-absl::StatusOr<RunConfig> ConfigOf(const RunSpec& run) {
-  CUBIT_ASSIGN_OR_RETURN(RunConfig config, LoadPreset(run.preset));
-  config.mutable_model()->set_seq_len(run.seq_len);
-  config.mutable_batch()->set_global_batch_size(run.tokens / run.seq_len);
-  for (const std::string& assignment :
-       {absl::StrCat("memory.recompute=", absl::GetFlag(FLAGS_recompute)),
-        absl::StrCat("precision.krr_precision=",
-                     absl::GetFlag(FLAGS_krr_precision))}) {
-    CUBIT_RETURN_IF_ERROR(ApplyOverride(assignment, &config));
-  }
-  CUBIT_RETURN_IF_ERROR(SettlePrecision(DeviceKind(), &config));
-  return config;
-}
-
-Batch RandomBatch(const ModelConfig& config, int64_t size) {
-  Batch batch;
-  const Philox random(1, "tokens");
-  const int64_t count = size * config.seq_len;
-  for (int64_t i = 0; i <= count; ++i) {
-    const auto id =
-        static_cast<int32_t>(random.Bits(static_cast<uint64_t>(i)) %
-                             static_cast<uint64_t>(config.valid_vocab));
-    if (i < count) batch.inputs.push_back(id);
-    if (i > 0) batch.targets.push_back(id);
-  }
-  batch.segment_ids.resize(static_cast<size_t>(count));
-  batch.valid_tokens = count;
-  return batch;
-}
 
 // Steps of one run, as the trainer does them.
 class Stepper {
@@ -181,7 +121,12 @@ double MedianSeconds(Stepper* stepper) {
 }
 
 absl::StatusOr<nlohmann::json> Measure(const RunSpec& run, double ceiling) {
-  CUBIT_ASSIGN_OR_RETURN(RunConfig config, ConfigOf(run));
+  CUBIT_ASSIGN_OR_RETURN(
+      RunConfig config,
+      ConfigOf(run, {absl::StrCat("memory.recompute=",
+                                  absl::GetFlag(FLAGS_recompute)),
+                     absl::StrCat("precision.krr_precision=",
+                                  absl::GetFlag(FLAGS_krr_precision))}));
   CUBIT_ASSIGN_OR_RETURN(const ModelConfig model_config,
                          MakeModelConfig(config, kGpt2Vocabulary));
   CUBIT_ASSIGN_OR_RETURN(auto model, LanguageModel::Create(model_config));
@@ -200,7 +145,8 @@ absl::StatusOr<nlohmann::json> Measure(const RunSpec& run, double ceiling) {
   CUBIT_ASSIGN_OR_RETURN(auto state,
                          TrainState::Create(config, std::move(model)));
   state->model().parameters().Initialize(config.seed(), state->stream());
-  Stepper stepper(state.get(), plan, RandomBatch(model_config, micro_batch));
+  Stepper stepper(state.get(), plan,
+                  RandomBatch(model_config, /*first_sample=*/0, micro_batch));
   const double seconds = MedianSeconds(&stepper);
   const double rate = plan.step_flops / seconds;
   const double tokens = static_cast<double>(plan.step_tokens) / seconds;

@@ -5,9 +5,11 @@
 #include <signal.h>
 #include <sys/mount.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
+#include "absl/types/variant.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -19,6 +21,7 @@
 namespace cubit {
 namespace {
 
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using testing::NewFolder;
 using testing::Outcome;
@@ -150,6 +153,22 @@ TEST_F(TrainTest, ProfilesStepsByKindOfWork) {
   for (const char* work : {"linear", "solve", "attention", "optimizer"}) {
     EXPECT_THAT(result.output, HasSubstr(std::string("\n") + work));
   }
+  const auto metrics = ReadMetrics(Run("run") + "/metrics.jsonl");
+  ASSERT_TRUE(metrics.ok()) << metrics.status();
+  const auto profile =
+      std::find_if(metrics->events.begin(), metrics->events.end(),
+                   [](const auto& event) { return event.event == "profile"; });
+  ASSERT_NE(profile, metrics->events.end());
+  EXPECT_EQ(profile->step, 3);
+  double seconds = 0;
+  for (const auto& [name, value] : profile->fields) {
+    EXPECT_THAT(name, EndsWith(".rank0"));
+    seconds += absl::get<double>(value);
+  }
+  const double mean =
+      (metrics->train[1].step_seconds + metrics->train[2].step_seconds) / 2;
+  EXPECT_LE(seconds, mean);
+  EXPECT_GE(seconds, mean / 2);
   EXPECT_EQ(TrainOn(text_, Run("bad"), {"--profile_steps=3-2"}).status, 1);
 }
 
