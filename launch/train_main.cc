@@ -110,7 +110,8 @@ Examples:
       four nodes: of a Slurm job, of --hostfile, or emulated on this machine
 
 Exit status: 0 done; 1 a wrong request or bad input, nothing was changed;
-2 the run failed and can be resumed; 130, 143 interrupted after a checkpoint.
+2 the run failed and can be resumed; 3 it hung, likewise; 4 go on with other
+hardware; 130, 143 interrupted after a checkpoint.
 )";
 
 // The configuration before flags, and the name that a run of it gets.

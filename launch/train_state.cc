@@ -242,6 +242,11 @@ absl::StatusOr<StepOutcome> TrainState::FinishStep(int signal) {
   return outcome;
 }
 
+absl::Status TrainState::CompareReplicas() {
+  CUBIT_RETURN_IF_ERROR(optimizer_->WaitForAllWeights(stream_));
+  return CheckReplicas(model_->parameters(), *mesh_, stream_);
+}
+
 absl::StatusOr<LocalLosses> TrainState::Forward(const Batch& batch) {
   CUBIT_RETURN_IF_ERROR(optimizer_->WaitForAllWeights(stream_));
   CUBIT_RETURN_IF_ERROR(stage_->Evaluate(batch, mesh_->axis(MeshAxis::kPp)));

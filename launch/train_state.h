@@ -100,6 +100,10 @@ class TrainState {
     return optimizer_->WaitForAllWeights(stream_);
   }
 
+  // DataLoss if ranks that must hold the same weights do not (replicas.h). Of
+  // all ranks together; waits for the device.
+  absl::Status CompareReplicas();
+
   // Losses of `batch` alone, at once; of all ranks that share this dp
   // coordinate together.
   absl::StatusOr<LocalLosses> Forward(const Batch& batch);

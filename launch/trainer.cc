@@ -211,6 +211,15 @@ absl::Status Trainer::Resume() {
 }
 
 absl::StatusOr<int> Trainer::Run() {
+  absl::StatusOr<int> status = RunSteps();
+  if (!replicas_differ_) return status;
+  // Every rank has found it, so none waits for another.
+  LogError(status.status().message());
+  return kExitOtherHardware;
+}
+
+absl::StatusOr<int> Trainer::RunSteps() {
+  CUBIT_RETURN_IF_ERROR(CompareReplicas());
   if (step_ == 0) CUBIT_RETURN_IF_ERROR(Validate());
   const int64_t total_steps = config_.schedule().total_steps();
   while (step_ < total_steps) {
@@ -394,6 +403,7 @@ absl::Status Trainer::AfterStep() {
   if (!IsDue(step_, config_.checkpoint().every_steps())) {
     return absl::OkStatus();
   }
+  CUBIT_RETURN_IF_ERROR(CompareReplicas());
   // A full disk now may have room at the next checkpoint; the last one of the
   // run is not forgiven.
   absl::Status saved = Save();
@@ -466,6 +476,25 @@ absl::Status Trainer::Sample() {
   return Event("sample", "text", text);
 }
 
+absl::Status Trainer::CompareReplicas() {
+  if (compared_step_ == step_) return absl::OkStatus();
+  Watch("comparison of weights");
+  absl::Status status = state_->CompareReplicas();
+  if (status.ok()) compared_step_ = step_;
+  if (!absl::IsDataLoss(status)) return status;
+  replicas_differ_ = true;
+  const std::string advice =
+      compared_step_ < 0
+          ? "No step was made of them; start again without that host"
+          : absl::StrCat(
+                "They were equal at step ", compared_step_,
+                " and are not saved; go on from the last checkpoint without "
+                "that host: ",
+                options_.resume_command);
+  return absl::DataLossError(
+      absl::StrCat("step ", step_, ": ", status.message(), ". ", advice));
+}
+
 absl::Status Trainer::Save() {
   if (saved_step_ == step_) return absl::OkStatus();
   CheckpointInfo info;
@@ -495,6 +524,7 @@ absl::Status Trainer::Save() {
 }
 
 absl::StatusOr<int> Trainer::StopEarly(int signal) {
+  CUBIT_RETURN_IF_ERROR(CompareReplicas());
   CUBIT_RETURN_IF_ERROR(Save());
   LogInfo(absl::StrFormat(
       "stopped after step %d, saved in %s\nresume with: %s", step_,
@@ -505,6 +535,7 @@ absl::StatusOr<int> Trainer::StopEarly(int signal) {
 }
 
 absl::Status Trainer::Finish() {
+  CUBIT_RETURN_IF_ERROR(CompareReplicas());
   CUBIT_RETURN_IF_ERROR(Save());
   CUBIT_RETURN_IF_ERROR(Validate());
   CUBIT_RETURN_IF_ERROR(EvaluateTasks());

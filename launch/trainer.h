@@ -64,6 +64,9 @@ class Trainer {
       MeshCommunicators* mesh);
 
   // Trains to the end, stop_at_step or a signal; the program's exit status.
+  // That is kExitOtherHardware, after saying why, on every rank if weights
+  // differ that must be equal: they are compared at the start and before every
+  // checkpoint, so none is made of them.
   absl::StatusOr<int> Run();
 
  private:
@@ -85,6 +88,7 @@ class Trainer {
   bool is_main() const { return mesh_->rank() == 0; }
   // Whether a rank holds the whole model.
   bool has_whole_model() const;
+  absl::StatusOr<int> RunSteps();
   absl::Status OpenData();
   absl::Status Resume();
   absl::Status InitializeWeights();
@@ -105,6 +109,8 @@ class Trainer {
   absl::Status Validate();
   absl::Status EvaluateTasks();
   absl::Status Sample();
+  // Sets replicas_differ_ with the error that says so.
+  absl::Status CompareReplicas();
   absl::Status Save();
   absl::Status Event(const std::string& event, const std::string& key,
                      const std::string& value);
@@ -137,6 +143,8 @@ class Trainer {
   int64_t skipped_steps_ = 0;
   int64_t skipped_in_a_row_ = 0;
   int64_t saved_step_ = -1;
+  int64_t compared_step_ = -1;
+  bool replicas_differ_ = false;
 };
 
 }  // namespace cubit

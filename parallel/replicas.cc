@@ -6,7 +6,9 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -14,6 +16,7 @@
 
 #include "parallel/agreement.h"
 #include "runtime/digest.h"
+#include "runtime/host_name.h"
 #include "runtime/status_macros.h"
 #include "runtime/tensor.h"
 
@@ -81,6 +84,17 @@ bool FindDisagreement(const DeviceMesh& mesh,
   return false;
 }
 
+absl::StatusOr<std::set<std::string>> HostsOf(const std::vector<int>& ranks,
+                                              Communicator& control) {
+  std::set<std::string> hosts;
+  for (const int rank : ranks) {
+    CUBIT_ASSIGN_OR_RETURN(std::string host,
+                           BroadcastText(&control, HostName(), rank));
+    hosts.insert(std::move(host));
+  }
+  return hosts;
+}
+
 }  // namespace
 
 bool IsPrimary(const Parameter& parameter, const MeshCommunicators& mesh) {
@@ -95,6 +109,7 @@ bool SavesParameter(const Parameter& parameter, MeshCommunicators& mesh) {
 
 absl::Status CheckReplicas(const ParameterStore& store, MeshCommunicators& mesh,
                            Stream& stream) {
+  if (mesh.dp_cp().size() == 1) return absl::OkStatus();
   const std::vector<uint64_t> mine = Digests(store, stream);
   const int64_t digest = DigestOf(mine);
   std::vector<int64_t> all(static_cast<size_t>(mesh.mesh().world_size()));
@@ -122,13 +137,14 @@ absl::Status CheckReplicas(const ParameterStore& store, MeshCommunicators& mesh,
   CUBIT_ASSIGN_OR_RETURN(
       name, BroadcastText(&mesh.control(), name, found.odd.front()));
   std::sort(found.odd.begin(), found.odd.end());
+  CUBIT_ASSIGN_OR_RETURN(const std::set<std::string> hosts,
+                         HostsOf(found.odd, mesh.control()));
   return absl::DataLossError(absl::StrCat(
       "the weights of ranks that must be equal differ: ",
       found.odd.size() == 1 ? "rank " : "ranks ",
       absl::StrJoin(found.odd, ", "), " of the group of ranks ",
-      absl::StrJoin(found.group, ", "), ", first in ", name,
-      ". Weights of this run cannot be trusted since the last check; go on "
-      "from an earlier checkpoint, without the machine of that rank"));
+      absl::StrJoin(found.group, ", "), ", first in ", name, " (",
+      hosts.size() == 1 ? "host " : "hosts ", absl::StrJoin(hosts, ", "), ")"));
 }
 
 }  // namespace cubit

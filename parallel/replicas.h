@@ -24,10 +24,11 @@ bool IsPrimary(const Parameter& parameter, const MeshCommunicators& mesh);
 bool SavesParameter(const Parameter& parameter, MeshCommunicators& mesh);
 
 // Compares the weights of all ranks that must hold the same bits: those of each
-// dp x cp group. A collective of all ranks; waits for the device. DataLoss, the
-// same on every rank, names the ranks that differ from most of their group and
-// the first parameter in which they do (of two that differ, both). Call it
-// after the weights were gathered (ShardedAdamW::WaitForAllWeights).
+// dp x cp group. A collective of all ranks; reads all weights once, waits for
+// the device and sends 8 bytes a rank. DataLoss, the same on every rank, names
+// the ranks that differ from most of their group (of two that differ, both),
+// their hosts, and the first parameter in which they do. Call it after the
+// weights were gathered (ShardedAdamW::WaitForAllWeights).
 absl::Status CheckReplicas(const ParameterStore& store, MeshCommunicators& mesh,
                            Stream& stream);
 

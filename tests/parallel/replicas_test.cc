@@ -10,6 +10,7 @@
 #include "gtest/gtest.h"
 
 #include "parallel/agreement.h"
+#include "runtime/host_name.h"
 #include "tests/parallel/optimizer_testing.h"
 
 namespace cubit {
@@ -44,8 +45,9 @@ TEST(CheckReplicas, NamesTheOddRankAndTheParameter) {
     EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
     EXPECT_TRUE(absl::StrContains(status.message(),
                                   "rank 5 of the group of ranks 1, 3, 5, 7, "
-                                  "first in layers.1.o_proj"))
+                                  "first in layers.1.o_proj (host "))
         << status;
+    EXPECT_TRUE(absl::StrContains(status.message(), HostName()));
   }
 }
 
