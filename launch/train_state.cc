@@ -135,6 +135,7 @@ absl::Status TrainState::Allocate(const RunConfig& config,
   if (mesh_->size(MeshAxis::kCp) > 1) {
     parallel_.cp = &mesh_->axis(MeshAxis::kCp);
     parallel_.cp_lane = &mesh_->sequence_lane();
+    parallel_.observer = &observer_;
   }
   counts_losses_ = model_->shard().head && model_->shard().tp_rank == 0;
   CUBIT_RETURN_IF_ERROR(stage_->Prepare(&stream_, &parallel_));

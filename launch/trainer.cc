@@ -84,6 +84,12 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
   CUBIT_ASSIGN_OR_RETURN(
       trainer->state_,
       TrainState::Create(config, layout, std::move(model), mesh));
+  if (options.watch != nullptr) {
+    trainer->state_->observer().watch =
+        [trainer = trainer.get()](const WavefrontAction* action) {
+          trainer->WatchWavefront(action);
+        };
+  }
   if (options.resume) {
     CUBIT_RETURN_IF_ERROR(trainer->Resume());
   } else {
@@ -309,7 +315,15 @@ absl::StatusOr<int64_t> Trainer::CountTokens(
 
 void Trainer::Watch(const std::string& activity) {
   if (options_.watch == nullptr) return;
+  activity_ = activity;
   options_.watch(step_ + 1, activity);
+}
+
+void Trainer::WatchWavefront(const WavefrontAction* action) const {
+  options_.watch(step_ + 1,
+                 action == nullptr
+                     ? activity_
+                     : absl::StrCat(activity_, ", block ", action->ToString()));
 }
 
 absl::Status Trainer::CheckFinite(const StepResult& result) {

@@ -27,6 +27,7 @@
 #include "launch/training_evaluation.h"
 #include "launch/validation.h"
 #include "parallel/mesh_communicators.h"
+#include "parallel/wavefront_schedule.h"
 #include "runtime/profile_range.h"
 
 namespace cubit {
@@ -97,7 +98,9 @@ class Trainer {
   absl::StatusOr<std::vector<Batch>> NextBatches();
   // Targets that count, of all dp ranks.
   absl::StatusOr<int64_t> CountTokens(const std::vector<Batch>& batches);
+  // The activity, and what of a wavefront is done in it; null: nothing.
   void Watch(const std::string& activity);
+  void WatchWavefront(const WavefrontAction* action) const;
   // Whether the next step is profiled; attaches the profile if it is.
   bool BeginProfile();
   void ReportProfile();
@@ -139,6 +142,7 @@ class Trainer {
   // Next sample in the order of samples without the skipped ones.
   int64_t position_ = 0;
   std::vector<PositionRange> skipped_data_;
+  std::string activity_;          // as Watch was told
   double data_wait_seconds_ = 0;  // of all steps
   int64_t skipped_steps_ = 0;
   int64_t skipped_in_a_row_ = 0;

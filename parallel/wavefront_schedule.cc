@@ -427,8 +427,9 @@ absl::string_view Name(WavefrontActionKind kind) {
 }
 
 std::string WavefrontAction::ToString() const {
-  return absl::StrCat(Name(kind), " ", rows, "<-", columns, " of group ",
-                      group);
+  const std::string columns_text =
+      diagonal() ? "" : absl::StrCat("<-", columns);
+  return absl::StrCat(Name(kind), " ", rows, columns_text, " of group ", group);
 }
 
 WavefrontShape WavefrontShape::Contiguous(int cp_size, int num_groups) {

@@ -56,7 +56,7 @@ struct WavefrontAction {
   int group = 0;
 
   bool diagonal() const { return rows == columns; }
-  // "update 3<-1 of group 0".
+  // "update 3<-1 of group 0"; "solve 3 of group 0" on the diagonal.
   std::string ToString() const;
 
   friend bool operator==(const WavefrontAction& a, const WavefrontAction& b) {

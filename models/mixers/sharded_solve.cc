@@ -147,7 +147,8 @@ void ShardedSolve::RunBackward(ConstHeadTensor out,
 void ShardedSolve::Run(const WavefrontSchedule& schedule) {
   const ProfileRange range(kMessages, stream_);
   ParallelContext& parallel = *sequence_.parallel;
-  parallel.Note(RunWavefront(schedule, lane_, parallel.trace, stream_, this));
+  parallel.Note(
+      RunWavefront(schedule, lane_, parallel.observer, stream_, this));
   // A schedule without messages has waited for nothing.
   lane_.Wait(gathers_.back(), stream_);
 }

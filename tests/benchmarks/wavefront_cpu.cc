@@ -23,6 +23,7 @@
 #include "models/mixers/sharded_solve.h"
 #include "ops/rotary.h"
 #include "parallel/wavefront_drawing.h"
+#include "parallel/wavefront_runner.h"
 #include "parallel/wavefront_schedule.h"
 #include "parallel/wavefront_simulator.h"
 #include "parallel/wavefront_trace.h"
@@ -142,7 +143,9 @@ class Rank {
   absl::Status Sharded(CommunicationLane* lane, WavefrontTrace* trace) {
     ParallelContext parallel;
     parallel.cp_lane = lane;
-    parallel.trace = trace;
+    WavefrontObserver observer;
+    observer.trace = trace;
+    parallel.observer = &observer;
     const SequenceShard sequence = {layout_, rank_, &parallel};
     HostTensor<float> columns = columns_;
     mixer_->sharded()->ForwardSharded(Context(), sequence, columns.view(),

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Trainers of ranks that are threads, one of which computes something else than
-// its replica, as a faulty machine does.
+// Trainers of two ranks that are threads: what they say to a watchdog; and one
+// that computes something else than its replica, as a faulty machine does.
 
+#include <cstdint>
 #include <cstdlib>
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 #include <utility>
@@ -52,9 +54,9 @@ constexpr const char* kKeys[] = {
     "schedule.warmup_steps=1",   "checkpoint.every_steps=2",
     "evaluation.max_batches=1"};
 
-class ReplicasTrainTest : public ::testing::Test {
+class TrainerRanksTest : public ::testing::Test {
  protected:
-  ReplicasTrainTest() : home_(testing::NewFolder()), run_(home_ + "/run") {
+  TrainerRanksTest() : home_(testing::NewFolder()), run_(home_ + "/run") {
     setenv("XDG_CACHE_HOME", (home_ + "/cache").c_str(), 1);
     std::string text;
     for (int i = 0; i < 200; ++i) text += "the cats sat and the dogs ran. ";
@@ -66,9 +68,10 @@ class ReplicasTrainTest : public ::testing::Test {
     CUBIT_CHECK_OK(PrepareRunData(config_));
   }
 
-  // Exit statuses of the ranks; `change` is made to rank 1 alone.
-  std::vector<absl::StatusOr<int>> Train(
-      const std::function<void(RunConfig*)>& change) {
+  using Change = std::function<void(int rank, RunConfig*, TrainerOptions*)>;
+
+  // Exit statuses of the ranks.
+  std::vector<absl::StatusOr<int>> Train(const Change& change) {
     auto world = MakeThreadCommunicators("world", 2, kLimit);
     auto control = MakeThreadCommunicators("control", 2, kLimit);
     std::vector<absl::StatusOr<int>> results(2);
@@ -76,9 +79,11 @@ class ReplicasTrainTest : public ::testing::Test {
     for (size_t r = 0; r < 2; ++r) {
       threads.emplace_back([&, r] {
         RunConfig config = config_;
-        if (r == 1) change(&config);
-        results[r] =
-            TrainRank(config, std::move(world[r]), std::move(control[r]));
+        TrainerOptions options;
+        options.resume_command = "the command to resume";
+        change(static_cast<int>(r), &config, &options);
+        results[r] = TrainRank(config, options, std::move(world[r]),
+                               std::move(control[r]));
       });
     }
     for (std::thread& thread : threads) thread.join();
@@ -95,6 +100,7 @@ class ReplicasTrainTest : public ::testing::Test {
 
  private:
   absl::StatusOr<int> TrainRank(const RunConfig& config,
+                                const TrainerOptions& options,
                                 std::unique_ptr<Communicator> world,
                                 std::unique_ptr<Communicator> control) {
     CUBIT_ASSIGN_OR_RETURN(RunData data, PrepareRunData(config));
@@ -111,8 +117,6 @@ class ReplicasTrainTest : public ::testing::Test {
     CUBIT_ASSIGN_OR_RETURN(const auto mesh, MeshCommunicators::Create(
                                                 layout.mesh, std::move(world),
                                                 std::move(control)));
-    TrainerOptions options;
-    options.resume_command = "the command to resume";
     CUBIT_ASSIGN_OR_RETURN(
         const auto trainer,
         Trainer::Create(config, options, std::move(data), std::move(directory),
@@ -121,27 +125,26 @@ class ReplicasTrainTest : public ::testing::Test {
   }
 };
 
-TEST_F(ReplicasTrainTest, EqualReplicasTrain) {
-  for (const auto& status : Train([](RunConfig*) {})) {
+void ExpectStatus(const std::vector<absl::StatusOr<int>>& statuses,
+                  int wanted) {
+  for (const auto& status : statuses) {
     ASSERT_TRUE(status.ok()) << status.status();
-    EXPECT_EQ(*status, kExitDone);
+    EXPECT_EQ(*status, wanted);
   }
+}
+
+TEST_F(TrainerRanksTest, EqualReplicasTrain) {
+  ExpectStatus(Train([](int, RunConfig*, TrainerOptions*) {}), kExitDone);
   EXPECT_TRUE(HasCheckpoint("00000006"));
 }
 
-// What the ranks say comes out once for each.
-void ExpectOtherHardware(const std::vector<absl::StatusOr<int>>& statuses) {
-  for (const auto& status : statuses) {
-    ASSERT_TRUE(status.ok()) << status.status();
-    EXPECT_EQ(*status, kExitOtherHardware);
-  }
-}
-
-TEST_F(ReplicasTrainTest, OtherWeightsAtTheStartAreRefused) {
+TEST_F(TrainerRanksTest, OtherWeightsAtTheStartAreRefused) {
   ::testing::internal::CaptureStderr();
-  const auto statuses = Train([](RunConfig* config) { config->set_seed(1); });
+  const auto statuses = Train([](int rank, RunConfig* config, TrainerOptions*) {
+    config->set_seed(static_cast<uint64_t>(rank));
+  });
   const std::string said = ::testing::internal::GetCapturedStderr();
-  ExpectOtherHardware(statuses);
+  ExpectStatus(statuses, kExitOtherHardware);
   EXPECT_THAT(said, HasSubstr("step 0: the weights of ranks that must be equal "
                               "differ: ranks 0, 1 of the group of ranks 0, 1, "
                               "first in "));
@@ -149,15 +152,16 @@ TEST_F(ReplicasTrainTest, OtherWeightsAtTheStartAreRefused) {
                               "). No step was made of them; start again"));
 }
 
-TEST_F(ReplicasTrainTest, OtherUpdatesAreFoundBeforeTheyAreSaved) {
+TEST_F(TrainerRanksTest, OtherUpdatesAreFoundBeforeTheyAreSaved) {
   ::testing::internal::CaptureStderr();
-  // Another learning rate from update 4 on.
-  const auto statuses = Train([](RunConfig* config) {
+  const auto statuses = Train([](int rank, RunConfig* config, TrainerOptions*) {
+    if (rank == 0) return;
+    // Another learning rate from update 4 on.
     config->mutable_schedule()->set_kind(RunConfig::ScheduleKind::wsd);
     config->mutable_schedule()->set_decay_steps(3);
   });
   const std::string said = ::testing::internal::GetCapturedStderr();
-  ExpectOtherHardware(statuses);
+  ExpectStatus(statuses, kExitOtherHardware);
   EXPECT_THAT(said, HasSubstr("step 4: the weights of ranks"));
   EXPECT_THAT(said,
               HasSubstr("They were equal at step 2 and are not saved; go on "
@@ -165,6 +169,29 @@ TEST_F(ReplicasTrainTest, OtherUpdatesAreFoundBeforeTheyAreSaved) {
                         "command to resume"));
   EXPECT_TRUE(HasCheckpoint("00000002"));
   EXPECT_FALSE(HasCheckpoint("00000004"));
+}
+
+TEST_F(TrainerRanksTest, TheActivityHasTheBlockOfTheWavefront) {
+  config_.mutable_parallel()->set_cp_size(2);
+  config_.mutable_parallel()->set_cp_method(RunConfig::CpMethod::wavefront);
+  std::vector<std::set<std::string>> told(2);
+  const auto statuses =
+      Train([&told](int rank, RunConfig*, TrainerOptions* options) {
+        options->watch = [&mine = told[static_cast<size_t>(rank)]](
+                             int64_t, const std::string& activity) {
+          mine.insert(activity);
+        };
+      });
+  ExpectStatus(statuses, kExitDone);
+  // Rank 0 has chunks 0 and 3, rank 1 has 1 and 2.
+  for (const char* words : {"F1.0", "F1.0, block solve 0 of group 0", "B0.0",
+                            "B0.0, block adjoint_update 3<-0 of group 1",
+                            "update", "comparison of weights", "checkpoint",
+                            "validation, block attend 3<-2 of group 0"}) {
+    EXPECT_EQ(told[0].count(words), 1u) << words;
+  }
+  EXPECT_EQ(told[1].count("F1.0, block solve 2 of group 0"), 1u);
+  EXPECT_EQ(told[1].count("F1.0, block solve 0 of group 0"), 0u);
 }
 
 }  // namespace
