@@ -26,7 +26,6 @@
 #include "runtime/command_line.h"
 #include "runtime/file_system.h"
 #include "runtime/logging.h"
-#include "runtime/profile_range.h"
 #include "runtime/status_macros.h"
 
 namespace cubit {
@@ -84,6 +83,9 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
   CUBIT_ASSIGN_OR_RETURN(
       trainer->state_,
       TrainState::Create(config, layout, std::move(model), mesh));
+  trainer->profiler_ = std::make_unique<StepProfiler>(
+      options.profile_first, options.profile_last,
+      JoinPath(trainer->directory_.path(), "profile"), trainer->state_.get());
   if (options.watch != nullptr) {
     trainer->state_->observer().watch =
         [trainer = trainer.get()](const WavefrontAction* action) {
@@ -231,7 +233,7 @@ absl::StatusOr<int> Trainer::RunSteps() {
   while (step_ < total_steps) {
     CUBIT_ASSIGN_OR_RETURN(const StepResult result, TrainStep());
     CUBIT_RETURN_IF_ERROR(Report(result));
-    if (step_ == options_.profile_last && profile_ != nullptr) ReportProfile();
+    CUBIT_RETURN_IF_ERROR(profiler_->Report(step_));
     CUBIT_RETURN_IF_ERROR(CheckFinite(result));
     if (result.signal != 0) return StopEarly(result.signal);
     CUBIT_RETURN_IF_ERROR(AfterStep());
@@ -248,7 +250,7 @@ absl::StatusOr<Trainer::StepResult> Trainer::TrainStep() {
   const absl::Time start = absl::Now();
   CUBIT_ASSIGN_OR_RETURN(const std::vector<Batch> batches, NextBatches());
   CUBIT_ASSIGN_OR_RETURN(const int64_t tokens, CountTokens(batches));
-  const bool profiled = BeginProfile();
+  CUBIT_RETURN_IF_ERROR(profiler_->Begin(step_ + 1));
   state_->BeginStep();
 
   // The loss is a mean over all tokens of the step that count, so it is divided
@@ -267,7 +269,7 @@ absl::StatusOr<Trainer::StepResult> Trainer::TrainStep() {
       state_->Update(step_ - skipped_steps_, result.learning_rate));
   CUBIT_ASSIGN_OR_RETURN(const StepOutcome outcome,
                          state_->FinishStep(InterruptSignal()));
-  if (profiled) profile_->End();
+  profiler_->End(step_);
 
   result.loss = outcome.loss / static_cast<double>(tokens);
   result.grad_norm = outcome.grad_norm;
@@ -278,19 +280,6 @@ absl::StatusOr<Trainer::StepResult> Trainer::TrainStep() {
   if (result.skipped) ++skipped_steps_;
   result.seconds = SecondsSince(start);
   return result;
-}
-
-bool Trainer::BeginProfile() {
-  const int64_t step = step_ + 1;
-  if (step < options_.profile_first || step > options_.profile_last) {
-    return false;
-  }
-  if (profile_ == nullptr) {
-    profile_ = std::make_unique<StepProfile>(&state_->stream());
-  }
-  state_->stream().set_profile(profile_.get());
-  profile_->Begin();
-  return true;
 }
 
 absl::StatusOr<std::vector<Batch>> Trainer::NextBatches() {
@@ -395,14 +384,6 @@ absl::Status Trainer::Report(const StepResult& result) {
     ShowProgress(text);
   }
   return absl::OkStatus();
-}
-
-void Trainer::ReportProfile() {
-  state_->stream().set_profile(nullptr);
-  LogInfo(absl::StrFormat("device time of steps %d to %d:\n%s",
-                          options_.profile_first, options_.profile_last,
-                          profile_->ToString()));
-  profile_.reset();
 }
 
 absl::Status Trainer::AfterStep() {

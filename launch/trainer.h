@@ -23,12 +23,12 @@
 #include "launch/parallel_plan.h"
 #include "launch/run.pb.h"
 #include "launch/run_directory.h"
+#include "launch/step_profiler.h"
 #include "launch/train_state.h"
 #include "launch/training_evaluation.h"
 #include "launch/validation.h"
 #include "parallel/mesh_communicators.h"
 #include "parallel/wavefront_schedule.h"
-#include "runtime/profile_range.h"
 
 namespace cubit {
 
@@ -39,7 +39,7 @@ struct TrainerOptions {
   bool allow_changes = false;
   // Ends there as a time limit would: checkpoint, schedule unchanged. 0: never.
   int64_t stop_at_step = 0;
-  // Steps whose device time by kind of work is logged; none if the last is 0.
+  // Steps of which a profile is made (step_profiler.h); none if the last is 0.
   int64_t profile_first = 0;
   int64_t profile_last = 0;
   // A Hugging Face folder whose weights a new run starts from (import.h); "":
@@ -101,9 +101,6 @@ class Trainer {
   // The activity, and what of a wavefront is done in it; null: nothing.
   void Watch(const std::string& activity);
   void WatchWavefront(const WavefrontAction* action) const;
-  // Whether the next step is profiled; attaches the profile if it is.
-  bool BeginProfile();
-  void ReportProfile();
   // Counts a skipped update; an error once there were too many in a row.
   absl::Status CheckFinite(const StepResult& result);
   absl::Status Report(const StepResult& result);
@@ -133,7 +130,7 @@ class Trainer {
   std::unique_ptr<TrainingEvaluation> tasks_;  // absent: none are asked for
   absl::optional<MetricsWriter> metrics_;      // of the main rank
 
-  std::unique_ptr<StepProfile> profile_;
+  std::unique_ptr<StepProfiler> profiler_;
   RunPlan plan_;
   double model_flops_ = 0;  // of a step, all ranks
   double peak_flops_ = 0;   // of a rank's device

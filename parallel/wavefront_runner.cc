@@ -21,6 +21,9 @@ class Runner {
 
   absl::Status Run() {
     const auto& program = schedule_.ranks[static_cast<size_t>(lane_.rank())];
+    if (observer_.trace != nullptr) {
+      wavefront_ = observer_.trace->Begin(lane_.rank());
+    }
     PostUpTo(program.initial_posts);
     for (const WavefrontStep& step : program.steps) {
       Tell(&step.action);
@@ -57,7 +60,7 @@ class Runner {
     }
     const double start = trace->Now();
     work_->Compute(action);
-    trace->Record({lane_.rank(), action, start, trace->Now()});
+    trace->Record({lane_.rank(), action, start, trace->Now(), wavefront_});
   }
 
   void PostUpTo(int64_t posts) {
@@ -79,6 +82,7 @@ class Runner {
   WavefrontWork* const work_;
   std::vector<CommunicationLane::Ticket> tickets_;  // of messages posted
   int64_t arrived_ = 0;
+  int64_t wavefront_ = 0;  // of the trace
 };
 
 }  // namespace

@@ -426,6 +426,12 @@ absl::string_view Name(WavefrontActionKind kind) {
   return "?";
 }
 
+bool IsForward(WavefrontActionKind kind) {
+  return kind == WavefrontActionKind::kSolve ||
+         kind == WavefrontActionKind::kUpdate ||
+         kind == WavefrontActionKind::kAttend;
+}
+
 std::string WavefrontAction::ToString() const {
   const std::string columns_text =
       diagonal() ? "" : absl::StrCat("<-", columns);

@@ -46,6 +46,7 @@ enum class WavefrontActionKind {
   kScoreGradients   // what Y of the rows gives to the scores of the pair
 };
 constexpr int kNumWavefrontActionKinds = 7;
+bool IsForward(WavefrontActionKind kind);
 // "solve", "update", ...
 absl::string_view Name(WavefrontActionKind kind);
 

@@ -76,12 +76,6 @@ struct Passes {
   std::vector<WavefrontSpan> backward;
 };
 
-bool IsForward(WavefrontActionKind kind) {
-  return kind == WavefrontActionKind::kSolve ||
-         kind == WavefrontActionKind::kUpdate ||
-         kind == WavefrontActionKind::kAttend;
-}
-
 // One rank's tensors; with one rank, the whole sequence by the plain mixer.
 class Rank {
  public:

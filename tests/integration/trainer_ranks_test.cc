@@ -8,15 +8,18 @@
 #include <functional>
 #include <memory>
 #include <set>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
 
 #include "data/reader_process.h"
 #include "launch/config.h"
@@ -169,6 +172,52 @@ TEST_F(TrainerRanksTest, OtherUpdatesAreFoundBeforeTheyAreSaved) {
                         "command to resume"));
   EXPECT_TRUE(HasCheckpoint("00000002"));
   EXPECT_FALSE(HasCheckpoint("00000004"));
+}
+
+TEST_F(TrainerRanksTest, ProfiledStepsLeaveTheirWavefronts) {
+  config_.mutable_parallel()->set_cp_size(2);
+  config_.mutable_parallel()->set_cp_method(RunConfig::CpMethod::wavefront);
+  ExpectStatus(Train([](int, RunConfig*, TrainerOptions* options) {
+                 options->profile_first = 2;
+                 options->profile_last = 3;
+               }),
+               kExitDone);
+  for (int rank = 0; rank < 2; ++rank) {
+    std::istringstream lines(testing::ReadText(
+        absl::StrCat(run_, "/profile/wavefront_rank_", rank, ".jsonl")));
+    std::string line;
+    int count = 0;
+    double end = 0;
+    for (; std::getline(lines, line); ++count) {
+      const auto span = nlohmann::json::parse(line);
+      EXPECT_EQ(span["rank"], rank);
+      EXPECT_LT(span["start"], span["end"]);
+      end = span["end"];
+    }
+    // Two steps, two micro-batches, one layer, four groups; of each the rank
+    // has half of 2 x 10 actions forward and 3 x 10 backward.
+    EXPECT_EQ(count, 2 * 2 * 4 * (10 + 15));
+    EXPECT_LT(end, 60);
+  }
+  for (const char* name : {"forward", "backward"}) {
+    const std::string svg = testing::ReadText(
+        absl::StrCat(run_, "/profile/wavefront_", name, ".svg"));
+    EXPECT_THAT(svg, HasSubstr(absl::StrCat("Step 2: the first wavefront ",
+                                            name, " on 2 ranks")));
+    EXPECT_THAT(svg, HasSubstr("group 3"));
+    EXPECT_THAT(svg, HasSubstr("rank 1"));
+  }
+}
+
+TEST_F(TrainerRanksTest, OtherMethodsLeaveNone) {
+  config_.mutable_parallel()->set_cp_size(2);
+  config_.mutable_parallel()->set_cp_method(RunConfig::CpMethod::ulysses);
+  ExpectStatus(Train([](int, RunConfig*, TrainerOptions* options) {
+                 options->profile_first = 2;
+                 options->profile_last = 2;
+               }),
+               kExitDone);
+  EXPECT_FALSE(FileSystem::Posix().Exists(run_ + "/profile"));
 }
 
 TEST_F(TrainerRanksTest, TheActivityHasTheBlockOfTheWavefront) {

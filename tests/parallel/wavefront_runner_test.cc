@@ -199,6 +199,12 @@ TEST(WavefrontRunner, TracesEveryAction) {
   });
   EXPECT_EQ(trace.Spans().size(), actions);
   EXPECT_EQ(actions, 2u * 2u * 10u);
+  RunRanks(schedule, {observer, observer}, [](Numbers&) {});
+  size_t second = 0;
+  for (const WavefrontSpan& span : trace.Spans()) {
+    if (span.wavefront == 1) ++second;
+  }
+  EXPECT_EQ(second, actions);
 }
 
 TEST(WavefrontRunner, TellsOfEveryActionAndOfTheEnd) {
