@@ -115,13 +115,6 @@ absl::Status Trainer::InitializeWeights() {
     model.parameters().Initialize(config_.seed(), state_->stream());
     return absl::OkStatus();
   }
-  if (!has_whole_model()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--init_from reads whole models, and the layout is ",
-        layout_.mesh.ToString(),
-        ". Start one step on one rank (--steps as planned, --stop_at_step=1) "
-        "and go on with --resume in this layout"));
-  }
   CUBIT_RETURN_IF_ERROR(ImportHuggingFace(options_.init_from, *data_.tokenizer,
                                           FileSystem::Posix(), &model,
                                           state_->stream()));
