@@ -53,6 +53,7 @@ fail() {
 }
 
 start() {
+  : >said # before wait_for reads what the last job said
   ip netns exec "$near" "$program" --device=cpu --hostfile=hosts "$@" \
     >said 2>&1 &
   job=$!
