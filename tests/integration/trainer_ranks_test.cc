@@ -141,6 +141,19 @@ TEST_F(TrainerRanksTest, EqualReplicasTrain) {
   EXPECT_TRUE(HasCheckpoint("00000006"));
 }
 
+// What tp does not cut, and a tied embedding on both ends, have replicas too.
+TEST_F(TrainerRanksTest, EqualPartsTrain) {
+  config_.mutable_model()->set_num_layers(2);
+  config_.mutable_model()->set_tied_embeddings(true);
+  for (const bool tp : {true, false}) {
+    config_.mutable_parallel()->set_tp_size(tp ? 2 : 1);
+    config_.mutable_parallel()->set_pp_size(tp ? 1 : 2);
+    ExpectStatus(Train([](int, RunConfig*, TrainerOptions*) {}), kExitDone);
+    EXPECT_TRUE(HasCheckpoint("00000006"));
+    ASSERT_TRUE(FileSystem::Posix().Remove(run_).ok());
+  }
+}
+
 TEST_F(TrainerRanksTest, OtherWeightsAtTheStartAreRefused) {
   ::testing::internal::CaptureStderr();
   const auto statuses = Train([](int rank, RunConfig* config, TrainerOptions*) {

@@ -30,8 +30,8 @@ std::vector<absl::Status> CheckWithFlip(const MeshSizes& sizes, int rank,
 }
 
 TEST(CheckReplicas, AcceptsEqualWeights) {
-  for (const MeshSizes& sizes :
-       std::vector<MeshSizes>{{1, 1, 1, 1}, {2, 2, 1, 1}, {2, 1, 2, 2}}) {
+  for (const MeshSizes& sizes : std::vector<MeshSizes>{
+           {1, 1, 1, 1}, {2, 2, 1, 1}, {2, 1, 2, 2}, {1, 1, 2, 2}}) {
     for (const absl::Status& status : CheckWithFlip(sizes, -1, "")) {
       EXPECT_TRUE(status.ok()) << status;
     }
@@ -57,6 +57,26 @@ TEST(CheckReplicas, NamesBothOfTwo) {
     EXPECT_TRUE(absl::StrContains(status.message(),
                                   "ranks 2, 3 of the group of ranks 2, 3, "
                                   "first in final_norm"))
+        << status;
+  }
+}
+
+TEST(CheckReplicas, ComparesWhatTpDoesNotCut) {
+  for (const absl::Status& status :
+       CheckWithFlip({1, 1, 2, 1}, 1, "final_norm")) {
+    EXPECT_TRUE(absl::StrContains(status.message(),
+                                  "ranks 0, 1 of the group of ranks 0, 1, "
+                                  "first in final_norm"))
+        << status;
+  }
+}
+
+TEST(CheckReplicas, ComparesTiedEmbeddings) {
+  for (const absl::Status& status :
+       CheckWithFlip({1, 1, 1, 2}, 1, "embedding")) {
+    EXPECT_TRUE(absl::StrContains(status.message(),
+                                  "ranks 0, 1 of the group of ranks 0, 1, "
+                                  "first in embedding"))
         << status;
   }
 }
