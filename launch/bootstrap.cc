@@ -80,8 +80,7 @@ absl::Status CheckAgreement(const Bootstrap& ranks, absl::string_view config,
   own.pid = getpid();
   own.config = std::string(config);
   CUBIT_ASSIGN_OR_RETURN(own.program, OwnProgramDigest());
-  Stream stream;
-  CUBIT_RETURN_IF_ERROR(CheckFacts(*ranks.control, own, stream));
+  CUBIT_RETURN_IF_ERROR(CheckFacts(*ranks.control, own));
   return CheckRankCount(nodes, gpus_per_node, DeviceKind(), ranks.world_size);
 }
 

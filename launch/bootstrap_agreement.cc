@@ -2,12 +2,13 @@
 
 #include "launch/bootstrap_agreement.h"
 
-#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <map>
 #include <tuple>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
@@ -15,10 +16,9 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 
-#include "runtime/check.h"
+#include "parallel/agreement.h"
 #include "runtime/digest.h"
 #include "runtime/status_macros.h"
-#include "runtime/tensor.h"
 
 namespace cubit {
 namespace {
@@ -30,19 +30,18 @@ std::string Who(const RankFacts& facts) {
                       facts.pid, ")");
 }
 
-// Without the configuration, of which the digest goes first.
+// Without the configuration.
 std::string Encode(const RankFacts& facts) {
-  return absl::StrJoin(
-      std::make_tuple(facts.rank, facts.world_size, facts.host, facts.pid,
-                      facts.program, Sha256Hex(facts.config)),
-      "\n");
+  return absl::StrJoin(std::make_tuple(facts.rank, facts.world_size, facts.host,
+                                       facts.pid, facts.program),
+                       "\n");
 }
 
-// `config` of the result is its digest. Written by Encode, on another rank.
+// Written by Encode, on another rank.
 absl::StatusOr<RankFacts> Decode(absl::string_view text) {
   const std::vector<std::string> lines = absl::StrSplit(text, '\n');
   RankFacts facts;
-  if (lines.size() != 6 || !absl::SimpleAtoi(lines[0], &facts.rank) ||
+  if (lines.size() != 5 || !absl::SimpleAtoi(lines[0], &facts.rank) ||
       !absl::SimpleAtoi(lines[1], &facts.world_size) ||
       !absl::SimpleAtoi(lines[3], &facts.pid)) {
     return absl::FailedPreconditionError(
@@ -51,7 +50,6 @@ absl::StatusOr<RankFacts> Decode(absl::string_view text) {
   }
   facts.host = lines[2];
   facts.program = lines[4];
-  facts.config = lines[5];
   return facts;
 }
 
@@ -87,6 +85,27 @@ absl::Status CheckPrograms(const std::vector<RankFacts>& all) {
   return absl::OkStatus();
 }
 
+// `texts` of all ranks, by Encode.
+absl::Status CheckRanks(const std::vector<std::string>& texts) {
+  std::vector<RankFacts> all;
+  all.reserve(texts.size());
+  for (const std::string& text : texts) {
+    CUBIT_ASSIGN_OR_RETURN(RankFacts facts, Decode(text));
+    all.push_back(std::move(facts));
+  }
+  CUBIT_RETURN_IF_ERROR(CheckNumbers(all));
+  return CheckPrograms(all);
+}
+
+// What rank 0 has concluded, on every rank: OK or FailedPrecondition.
+absl::Status VerdictOfRank0(Communicator& control, const absl::Status& mine) {
+  CUBIT_ASSIGN_OR_RETURN(
+      const std::string error,
+      BroadcastText(&control, std::string(mine.message()), /*root=*/0));
+  return error.empty() ? absl::OkStatus()
+                       : absl::FailedPreconditionError(error);
+}
+
 // "hidden_size: 128", or that there is no such line.
 std::string LineOf(const std::vector<std::string>& lines, size_t i) {
   if (i >= lines.size()) return "nothing";
@@ -120,54 +139,20 @@ absl::StatusOr<std::string> OwnProgramDigest() {
   return digest.Hex();
 }
 
-absl::StatusOr<std::vector<std::string>> GatherTexts(Communicator& control,
-                                                     absl::string_view text,
-                                                     Stream& stream) {
-  const int64_t ranks = control.size();
-  const int64_t own_size = static_cast<int64_t>(text.size());
-  std::vector<int64_t> sizes(static_cast<size_t>(ranks));
-  CUBIT_RETURN_IF_ERROR(control.AllGather(
-      ConstTensor(&own_size, DType::kInt64, Shape({1})),
-      Tensor(sizes.data(), DType::kInt64, Shape({ranks})), stream));
-  const int64_t longest = *std::max_element(sizes.begin(), sizes.end());
-  std::string own(text);
-  own.resize(static_cast<size_t>(longest));
-  std::string all(static_cast<size_t>(ranks * longest), '\0');
-  CUBIT_RETURN_IF_ERROR(control.AllGather(
-      ConstTensor(own.data(), DType::kUInt8, Shape({longest})),
-      Tensor(all.data(), DType::kUInt8, Shape({ranks * longest})), stream));
-  std::vector<std::string> texts;
-  texts.reserve(sizes.size());
-  for (size_t rank = 0; rank < sizes.size(); ++rank) {
-    texts.push_back(all.substr(rank * static_cast<size_t>(longest),
-                               static_cast<size_t>(sizes[rank])));
-  }
-  return texts;
-}
-
-absl::Status CheckFacts(Communicator& control, const RankFacts& own,
-                        Stream& stream) {
+absl::Status CheckFacts(Communicator& control, const RankFacts& own) {
   CUBIT_ASSIGN_OR_RETURN(const std::vector<std::string> texts,
-                         GatherTexts(control, Encode(own), stream));
-  std::vector<RankFacts> all;
-  all.reserve(texts.size());
-  for (const std::string& text : texts) {
-    CUBIT_ASSIGN_OR_RETURN(RankFacts facts, Decode(text));
-    all.push_back(std::move(facts));
+                         GatherTexts(&control, Encode(own)));
+  CUBIT_RETURN_IF_ERROR(VerdictOfRank0(control, CheckRanks(texts)));
+  CUBIT_ASSIGN_OR_RETURN(const std::string first,
+                         BroadcastText(&control, own.config, /*root=*/0));
+  absl::Status same;
+  if (own.config != first) {
+    same = absl::FailedPreconditionError(absl::StrCat(
+        "its configuration (", own.host, ", pid ", own.pid,
+        ") is not that of rank 0: ", FirstDifference(own.config, first),
+        "; give all ranks the same arguments and files"));
   }
-  CUBIT_RETURN_IF_ERROR(CheckNumbers(all));
-  CUBIT_RETURN_IF_ERROR(CheckPrograms(all));
-  const auto other = std::find_if(
-      all.begin(), all.end(),
-      [&all](const RankFacts& facts) { return facts.config != all[0].config; });
-  if (other == all.end()) return absl::OkStatus();
-  CUBIT_ASSIGN_OR_RETURN(const std::vector<std::string> configs,
-                         GatherTexts(control, own.config, stream));
-  const size_t index = static_cast<size_t>(other - all.begin());
-  return absl::FailedPreconditionError(absl::StrCat(
-      "the configuration of ", Who(*other), " is not that of ", Who(all[0]),
-      ": ", FirstDifference(configs[index], configs[0]),
-      "; give all ranks the same arguments and files"));
+  return Agree(&control, same);
 }
 
 absl::Status CheckRankCount(int nodes, int gpus_per_node,

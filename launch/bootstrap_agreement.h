@@ -8,14 +8,12 @@
 #define CUBIT_LAUNCH_BOOTSTRAP_AGREEMENT_H_
 
 #include <string>
-#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
 #include "runtime/communicator.h"
-#include "runtime/device.h"
 
 namespace cubit {
 
@@ -32,16 +30,10 @@ struct RankFacts {
 // The digest of this process's program file.
 absl::StatusOr<std::string> OwnProgramDigest();
 
-// The texts of all ranks, by rank. A collective; tensors are in host memory.
-absl::StatusOr<std::vector<std::string>> GatherTexts(Communicator& control,
-                                                     absl::string_view text,
-                                                     Stream& stream);
-
 // A collective: every rank returns the same error (FailedPrecondition), which
 // names ranks, hosts and processes; for configurations, the first line that
-// differs.
-absl::Status CheckFacts(Communicator& control, const RankFacts& own,
-                        Stream& stream);
+// differs. `control` moves host memory.
+absl::Status CheckFacts(Communicator& control, const RankFacts& own);
 
 // FailedPrecondition unless `world_size` ranks are what parallel.nodes and
 // parallel.gpus_per_node ask for (0: any number on every node with "cuda", one

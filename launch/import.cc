@@ -156,41 +156,53 @@ absl::Status CheckTensors(const std::string& folder, const Places& places,
       "; begin with --config=", JoinPath(folder, kRunConfigFile)));
 }
 
-absl::StatusOr<std::vector<float>> ReadValues(const Place& place,
+// Elements [first, first + count) of a tensor.
+absl::StatusOr<std::vector<float>> ReadValues(const Place& place, int64_t first,
+                                              int64_t count,
                                               FileSystem& files) {
-  const auto count = static_cast<size_t>(place.entry.shape.num_elements());
-  std::vector<float> values(count);
+  std::vector<float> values(static_cast<size_t>(count));
+  const int64_t size = SizeOf(place.entry.dtype);
+  const int64_t offset = place.entry.offset + first * size;
   if (place.entry.dtype == DType::kFloat32) {
-    CUBIT_RETURN_IF_ERROR(files.Read(place.path, place.entry.offset,
-                                     place.entry.size_bytes, values.data()));
+    CUBIT_RETURN_IF_ERROR(
+        files.Read(place.path, offset, count * size, values.data()));
     return values;
   }
-  std::vector<uint16_t> halves(count);
-  CUBIT_RETURN_IF_ERROR(files.Read(place.path, place.entry.offset,
-                                   place.entry.size_bytes, halves.data()));
-  for (size_t i = 0; i < count; ++i) {
+  std::vector<uint16_t> halves(values.size());
+  CUBIT_RETURN_IF_ERROR(
+      files.Read(place.path, offset, count * size, halves.data()));
+  for (size_t i = 0; i < halves.size(); ++i) {
     const uint32_t bits = static_cast<uint32_t>(halves[i]) << 16;
     std::memcpy(&values[i], &bits, sizeof(bits));
   }
   return values;
 }
 
-// The elements of `shard` out of the global tensor.
-std::vector<float> LocalPart(const std::vector<float>& global,
-                             const ShardSpec& shard) {
-  if (shard.is_whole()) return global;
+// The elements of `shard`. What lies before the first and behind the last of
+// them is not read.
+absl::StatusOr<std::vector<float>> ReadLocalPart(const Place& place,
+                                                 const ShardSpec& shard,
+                                                 FileSystem& files) {
   int64_t rows = 1;  // of the dims before the one that is cut
-  int64_t width = 1;
-  for (int i = 0; i < shard.global_shape.rank(); ++i) {
-    (i < shard.dim ? rows : width) *= shard.global_shape[i];
+  int64_t inner = 1;
+  const Shape& shape = shard.global_shape;
+  for (int i = 0; i < shape.rank(); ++i) {
+    if (i < shard.dim) rows *= shape[i];
+    if (i > shard.dim) inner *= shape[i];
   }
-  const int64_t inner = width / shard.global_shape[shard.dim];
-  std::vector<float> local;
-  for (int64_t row = 0; row < rows; ++row) {
-    const float* begin = global.data() + row * width + shard.begin * inner;
-    local.insert(local.end(), begin, begin + shard.count * inner);
+  const int64_t run = shard.count * inner;
+  const int64_t stride = shape.num_elements() / rows;
+  CUBIT_ASSIGN_OR_RETURN(
+      std::vector<float> values,
+      ReadValues(place, shard.begin * inner, (rows - 1) * stride + run, files));
+  if (run == stride) return values;
+  for (int64_t row = 1; row < rows; ++row) {
+    std::memmove(&values[static_cast<size_t>(row * run)],
+                 &values[static_cast<size_t>(row * stride)],
+                 static_cast<size_t>(run) * sizeof(float));
   }
-  return local;
+  values.resize(static_cast<size_t>(rows * run));
+  return values;
 }
 
 }  // namespace
@@ -211,16 +223,19 @@ absl::Status ImportHuggingFace(const std::string& folder,
       CheckHuggingFaceConfig(config, model->config(), tokenizer);
   if (!status.ok()) return InFile(config_path, status);
   CUBIT_ASSIGN_OR_RETURN(const Places places, FindTensors(folder, files));
-  CUBIT_RETURN_IF_ERROR(CheckTensors(folder, places, model->parameters()));
+  // Of all ranks, so that every rank refuses the same folders.
+  CUBIT_ASSIGN_OR_RETURN(const auto whole,
+                         LanguageModel::Create(model->config()));
+  CUBIT_RETURN_IF_ERROR(CheckTensors(folder, places, whole->parameters()));
   for (const Parameter& parameter : model->parameters().parameters()) {
     const Place& place = places.at(HuggingFaceName(parameter.name));
-    CUBIT_ASSIGN_OR_RETURN(const std::vector<float> values,
-                           ReadValues(place, files));
-    const std::vector<float> local = LocalPart(values, parameter.shard);
+    CUBIT_ASSIGN_OR_RETURN(const std::vector<float> local,
+                           ReadLocalPart(place, parameter.shard, files));
     CopyToDevice(parameter.value.raw(), local.data(),
                  parameter.value.size_bytes(), stream);
     stream.Synchronize();
   }
+  model->parameters().RefreshCompute(stream);
   return absl::OkStatus();
 }
 

@@ -17,13 +17,14 @@
 
 namespace cubit {
 
-// Fills every parameter of `model` (its local part) from `folder`; weights in
-// fp32 come over bit for bit, bf16 is widened. Everything is checked before the
-// first parameter changes: config.json must describe the same function over the
-// same tokenizer, and the files must hold exactly the tensors of the model, in
-// its shapes. Errors say what was found, what was wanted and what to do:
-// NotFound (no such folder or file), InvalidArgument (another model), DataLoss
-// (a damaged file).
+// Fills every parameter of `model`, which may hold any shard of it, from
+// `folder`: of a tensor, what this rank has of it is read. Weights in fp32 come
+// over bit for bit, bf16 is widened; the copies that products read are made
+// anew. Everything is checked before the first parameter changes: config.json
+// must describe the same function over the same tokenizer, and the files must
+// hold exactly the tensors of the whole model, in its shapes. Errors say what
+// was found, what was wanted and what to do: NotFound (no such folder or file),
+// InvalidArgument (another model), DataLoss (a damaged file).
 absl::Status ImportHuggingFace(const std::string& folder,
                                const Tokenizer& tokenizer, FileSystem& files,
                                LanguageModel* model, Stream& stream);

@@ -161,7 +161,7 @@ Tensor ModelStage::Input(int64_t micro_batch, int chunk) {
 }
 
 ConstTensor ModelStage::Output(int64_t micro_batch, int chunk) {
-  return model_->ChunkOutput(chunk, Slot(micro_batch, chunk));
+  return LanguageModel::ChunkOutput(Slot(micro_batch, chunk));
 }
 
 Tensor ModelStage::OutputGradient(int64_t micro_batch, int chunk) {
@@ -190,7 +190,7 @@ absl::Status ModelStage::Evaluate(const Batch& batch, Communicator& pp) {
     }
     model_->ForwardChunk(chunk, Context(), &slot, &scratch_);
     if (part + 1 < parts) {
-      CUBIT_RETURN_IF_ERROR(pp.Send(model_->ChunkOutput(chunk, slot),
+      CUBIT_RETURN_IF_ERROR(pp.Send(LanguageModel::ChunkOutput(slot),
                                     (pp.rank() + 1) % pp.size(), *stream_));
     } else {
       model_->Losses(Context(), &slot, &scratch_);

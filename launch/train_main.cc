@@ -74,7 +74,9 @@ ABSL_FLAG(std::string, device_memory, "",
           "with --dry_run: memory of the device that the run is planned for, "
           "such as 80GiB or 141GB; empty: that of the device here");
 ABSL_FLAG(std::string, profile_steps, "",
-          "A-B: log the device time of these steps by kind of work");
+          "A-B: log the device time of these steps by kind of work; where "
+          "sequences run over ranks as a wavefront, also write and draw what "
+          "each rank did when, into OUTPUT_DIR/profile");
 ABSL_FLAG(double, operation_limit, 600,
           "seconds that a rank may wait in an operation of several ranks "
           "before the job ends with status 3");
@@ -110,7 +112,8 @@ Examples:
       four nodes: of a Slurm job, of --hostfile, or emulated on this machine
 
 Exit status: 0 done; 1 a wrong request or bad input, nothing was changed;
-2 the run failed and can be resumed; 130, 143 interrupted after a checkpoint.
+2 the run failed and can be resumed; 3 it hung, likewise; 4 go on with other
+hardware; 130, 143 interrupted after a checkpoint.
 )";
 
 // The configuration before flags, and the name that a run of it gets.

@@ -135,6 +135,7 @@ absl::Status TrainState::Allocate(const RunConfig& config,
   if (mesh_->size(MeshAxis::kCp) > 1) {
     parallel_.cp = &mesh_->axis(MeshAxis::kCp);
     parallel_.cp_lane = &mesh_->sequence_lane();
+    parallel_.observer = &observer_;
   }
   counts_losses_ = model_->shard().head && model_->shard().tp_rank == 0;
   CUBIT_RETURN_IF_ERROR(stage_->Prepare(&stream_, &parallel_));
@@ -240,6 +241,11 @@ absl::StatusOr<StepOutcome> TrainState::FinishStep(int signal) {
     }
   }
   return outcome;
+}
+
+absl::Status TrainState::CompareReplicas() {
+  CUBIT_RETURN_IF_ERROR(optimizer_->WaitForAllWeights(stream_));
+  return CheckReplicas(model_->parameters(), *mesh_, stream_);
 }
 
 absl::StatusOr<LocalLosses> TrainState::Forward(const Batch& batch) {

@@ -26,6 +26,7 @@
 #include "parallel/gradient_reducer.h"
 #include "parallel/mesh_communicators.h"
 #include "parallel/sharded_adamw.h"
+#include "parallel/wavefront_runner.h"
 #include "runtime/device.h"
 #include "runtime/memory.h"
 
@@ -74,6 +75,8 @@ class TrainState {
   MeshCommunicators& mesh() { return *mesh_; }
   Stream& stream() { return stream_; }
   ParallelContext& parallel() { return parallel_; }
+  // Who is told of the wavefronts of this rank; nobody at first.
+  WavefrontObserver& observer() { return observer_; }
   const GradientReducer& reducer() const { return *reducer_; }
 
   // The sum of `local` over the dp ranks. Waits on the host.
@@ -100,6 +103,10 @@ class TrainState {
     return optimizer_->WaitForAllWeights(stream_);
   }
 
+  // DataLoss if ranks that must hold the same weights do not (replicas.h). Of
+  // all ranks together; waits for the device.
+  absl::Status CompareReplicas();
+
   // Losses of `batch` alone, at once; of all ranks that share this dp
   // coordinate together.
   absl::StatusOr<LocalLosses> Forward(const Batch& batch);
@@ -121,6 +128,7 @@ class TrainState {
   std::unique_ptr<MeshCommunicators> single_;  // where none was given
   MeshCommunicators* mesh_ = nullptr;
   ParallelContext parallel_;
+  WavefrontObserver observer_;
   std::unique_ptr<LanguageModel> model_;
   std::unique_ptr<GradientReducer> reducer_;
   std::unique_ptr<ShardedAdamW> optimizer_;

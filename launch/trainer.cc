@@ -20,14 +20,12 @@
 #include "launch/lr_schedule.h"
 #include "launch/metrics_server.h"
 #include "launch/model_setup.h"
-#include "launch/profile_event.h"
 #include "launch/sampler.h"
 #include "launch/tensorboard.h"
 #include "parallel/checkpoint.h"
 #include "runtime/command_line.h"
 #include "runtime/file_system.h"
 #include "runtime/logging.h"
-#include "runtime/profile_range.h"
 #include "runtime/status_macros.h"
 
 namespace cubit {
@@ -85,6 +83,15 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(
   CUBIT_ASSIGN_OR_RETURN(
       trainer->state_,
       TrainState::Create(config, layout, std::move(model), mesh));
+  trainer->profiler_ = std::make_unique<StepProfiler>(
+      options.profile_first, options.profile_last,
+      JoinPath(trainer->directory_.path(), "profile"), trainer->state_.get());
+  if (options.watch != nullptr) {
+    trainer->state_->observer().watch =
+        [trainer = trainer.get()](const WavefrontAction* action) {
+          trainer->WatchWavefront(action);
+        };
+  }
   if (options.resume) {
     CUBIT_RETURN_IF_ERROR(trainer->Resume());
   } else {
@@ -107,13 +114,6 @@ absl::Status Trainer::InitializeWeights() {
   if (options_.init_from.empty()) {
     model.parameters().Initialize(config_.seed(), state_->stream());
     return absl::OkStatus();
-  }
-  if (!has_whole_model()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--init_from reads whole models, and the layout is ",
-        layout_.mesh.ToString(),
-        ". Start one step on one rank (--steps as planned, --stop_at_step=1) "
-        "and go on with --resume in this layout"));
   }
   CUBIT_RETURN_IF_ERROR(ImportHuggingFace(options_.init_from, *data_.tokenizer,
                                           FileSystem::Posix(), &model,
@@ -212,14 +212,21 @@ absl::Status Trainer::Resume() {
 }
 
 absl::StatusOr<int> Trainer::Run() {
+  absl::StatusOr<int> status = RunSteps();
+  if (!replicas_differ_) return status;
+  // Every rank has found it, so none waits for another.
+  LogError(status.status().message());
+  return kExitOtherHardware;
+}
+
+absl::StatusOr<int> Trainer::RunSteps() {
+  CUBIT_RETURN_IF_ERROR(CompareReplicas());
   if (step_ == 0) CUBIT_RETURN_IF_ERROR(Validate());
   const int64_t total_steps = config_.schedule().total_steps();
   while (step_ < total_steps) {
     CUBIT_ASSIGN_OR_RETURN(const StepResult result, TrainStep());
     CUBIT_RETURN_IF_ERROR(Report(result));
-    if (step_ == options_.profile_last && profile_ != nullptr) {
-      CUBIT_RETURN_IF_ERROR(ReportProfile());
-    }
+    CUBIT_RETURN_IF_ERROR(ReportProfile());
     CUBIT_RETURN_IF_ERROR(CheckFinite(result));
     if (result.signal != 0) return StopEarly(result.signal);
     CUBIT_RETURN_IF_ERROR(AfterStep());
@@ -236,7 +243,7 @@ absl::StatusOr<Trainer::StepResult> Trainer::TrainStep() {
   const absl::Time start = absl::Now();
   CUBIT_ASSIGN_OR_RETURN(const std::vector<Batch> batches, NextBatches());
   CUBIT_ASSIGN_OR_RETURN(const int64_t tokens, CountTokens(batches));
-  const bool profiled = BeginProfile();
+  CUBIT_RETURN_IF_ERROR(profiler_->Begin(step_ + 1));
   state_->BeginStep();
 
   // The loss is a mean over all tokens of the step that count, so it is divided
@@ -255,7 +262,7 @@ absl::StatusOr<Trainer::StepResult> Trainer::TrainStep() {
       state_->Update(step_ - skipped_steps_, result.learning_rate));
   CUBIT_ASSIGN_OR_RETURN(const StepOutcome outcome,
                          state_->FinishStep(InterruptSignal()));
-  if (profiled) profile_->End();
+  profiler_->End(step_);
 
   result.loss = outcome.loss / static_cast<double>(tokens);
   result.grad_norm = outcome.grad_norm;
@@ -266,19 +273,6 @@ absl::StatusOr<Trainer::StepResult> Trainer::TrainStep() {
   if (result.skipped) ++skipped_steps_;
   result.seconds = SecondsSince(start);
   return result;
-}
-
-bool Trainer::BeginProfile() {
-  const int64_t step = step_ + 1;
-  if (step < options_.profile_first || step > options_.profile_last) {
-    return false;
-  }
-  if (profile_ == nullptr) {
-    profile_ = std::make_unique<StepProfile>(&state_->stream());
-  }
-  state_->stream().set_profile(profile_.get());
-  profile_->Begin();
-  return true;
 }
 
 absl::StatusOr<std::vector<Batch>> Trainer::NextBatches() {
@@ -303,7 +297,15 @@ absl::StatusOr<int64_t> Trainer::CountTokens(
 
 void Trainer::Watch(const std::string& activity) {
   if (options_.watch == nullptr) return;
+  activity_ = activity;
   options_.watch(step_ + 1, activity);
+}
+
+void Trainer::WatchWavefront(const WavefrontAction* action) const {
+  options_.watch(step_ + 1,
+                 action == nullptr
+                     ? activity_
+                     : absl::StrCat(activity_, ", block ", action->ToString()));
 }
 
 absl::Status Trainer::CheckFinite(const StepResult& result) {
@@ -378,14 +380,9 @@ absl::Status Trainer::Report(const StepResult& result) {
 }
 
 absl::Status Trainer::ReportProfile() {
-  state_->stream().set_profile(nullptr);
-  LogInfo(absl::StrFormat("device time of steps %d to %d:\n%s",
-                          options_.profile_first, options_.profile_last,
-                          profile_->ToString()));
-  const auto profile = std::exchange(profile_, nullptr);
-  CUBIT_ASSIGN_OR_RETURN(const EventMetrics event,
-                         GatherProfiles(*profile, step_, &mesh_->control()));
-  return is_main() ? metrics_->Write(event) : absl::OkStatus();
+  CUBIT_ASSIGN_OR_RETURN(const EventMetrics event, profiler_->Report(step_));
+  if (!is_main() || event.fields.empty()) return absl::OkStatus();
+  return metrics_->Write(event);
 }
 
 absl::Status Trainer::AfterStep() {
@@ -400,6 +397,7 @@ absl::Status Trainer::AfterStep() {
   if (!IsDue(step_, config_.checkpoint().every_steps())) {
     return absl::OkStatus();
   }
+  CUBIT_RETURN_IF_ERROR(CompareReplicas());
   // A full disk now may have room at the next checkpoint; the last one of the
   // run is not forgiven.
   absl::Status saved = Save();
@@ -472,6 +470,25 @@ absl::Status Trainer::Sample() {
   return Event("sample", "text", text);
 }
 
+absl::Status Trainer::CompareReplicas() {
+  if (compared_step_ == step_) return absl::OkStatus();
+  Watch("comparison of weights");
+  absl::Status status = state_->CompareReplicas();
+  if (status.ok()) compared_step_ = step_;
+  if (!absl::IsDataLoss(status)) return status;
+  replicas_differ_ = true;
+  const std::string advice =
+      compared_step_ < 0
+          ? "No step was made of them; start again without that host"
+          : absl::StrCat(
+                "They were equal at step ", compared_step_,
+                " and are not saved; go on from the last checkpoint without "
+                "that host: ",
+                options_.resume_command);
+  return absl::DataLossError(
+      absl::StrCat("step ", step_, ": ", status.message(), ". ", advice));
+}
+
 absl::Status Trainer::Save() {
   if (saved_step_ == step_) return absl::OkStatus();
   CheckpointInfo info;
@@ -501,6 +518,7 @@ absl::Status Trainer::Save() {
 }
 
 absl::StatusOr<int> Trainer::StopEarly(int signal) {
+  CUBIT_RETURN_IF_ERROR(CompareReplicas());
   CUBIT_RETURN_IF_ERROR(Save());
   LogInfo(absl::StrFormat(
       "stopped after step %d, saved in %s\nresume with: %s", step_,
@@ -511,6 +529,7 @@ absl::StatusOr<int> Trainer::StopEarly(int signal) {
 }
 
 absl::Status Trainer::Finish() {
+  CUBIT_RETURN_IF_ERROR(CompareReplicas());
   CUBIT_RETURN_IF_ERROR(Save());
   CUBIT_RETURN_IF_ERROR(Validate());
   CUBIT_RETURN_IF_ERROR(EvaluateTasks());

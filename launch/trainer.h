@@ -23,11 +23,12 @@
 #include "launch/parallel_plan.h"
 #include "launch/run.pb.h"
 #include "launch/run_directory.h"
+#include "launch/step_profiler.h"
 #include "launch/train_state.h"
 #include "launch/training_evaluation.h"
 #include "launch/validation.h"
 #include "parallel/mesh_communicators.h"
-#include "runtime/profile_range.h"
+#include "parallel/wavefront_schedule.h"
 
 namespace cubit {
 
@@ -38,7 +39,7 @@ struct TrainerOptions {
   bool allow_changes = false;
   // Ends there as a time limit would: checkpoint, schedule unchanged. 0: never.
   int64_t stop_at_step = 0;
-  // Steps whose device time by kind of work is logged; none if the last is 0.
+  // Steps of which a profile is made (step_profiler.h); none if the last is 0.
   int64_t profile_first = 0;
   int64_t profile_last = 0;
   // A Hugging Face folder whose weights a new run starts from (import.h); "":
@@ -64,6 +65,9 @@ class Trainer {
       MeshCommunicators* mesh);
 
   // Trains to the end, stop_at_step or a signal; the program's exit status.
+  // That is kExitOtherHardware, after saying why, on every rank if weights
+  // differ that must be equal: they are compared at the start and before every
+  // checkpoint, so none is made of them.
   absl::StatusOr<int> Run();
 
  private:
@@ -85,6 +89,7 @@ class Trainer {
   bool is_main() const { return mesh_->rank() == 0; }
   // Whether a rank holds the whole model.
   bool has_whole_model() const;
+  absl::StatusOr<int> RunSteps();
   absl::Status OpenData();
   absl::Status Resume();
   absl::Status InitializeWeights();
@@ -93,10 +98,10 @@ class Trainer {
   absl::StatusOr<std::vector<Batch>> NextBatches();
   // Targets that count, of all dp ranks.
   absl::StatusOr<int64_t> CountTokens(const std::vector<Batch>& batches);
+  // The activity, and what of a wavefront is done in it; null: nothing.
   void Watch(const std::string& activity);
-  // Whether the next step is profiled; attaches the profile if it is.
-  bool BeginProfile();
-  // Logs this rank's; a line of metrics.jsonl has those of all ranks.
+  void WatchWavefront(const WavefrontAction* action) const;
+  // A line of metrics.jsonl after the last profiled step.
   absl::Status ReportProfile();
   // Counts a skipped update; an error once there were too many in a row.
   absl::Status CheckFinite(const StepResult& result);
@@ -106,6 +111,8 @@ class Trainer {
   absl::Status Validate();
   absl::Status EvaluateTasks();
   absl::Status Sample();
+  // Sets replicas_differ_ with the error that says so.
+  absl::Status CompareReplicas();
   absl::Status Save();
   absl::Status Event(const std::string& event, const std::string& key,
                      const std::string& value);
@@ -125,7 +132,7 @@ class Trainer {
   std::unique_ptr<TrainingEvaluation> tasks_;  // absent: none are asked for
   absl::optional<MetricsWriter> metrics_;      // of the main rank
 
-  std::unique_ptr<StepProfile> profile_;
+  std::unique_ptr<StepProfiler> profiler_;
   RunPlan plan_;
   double model_flops_ = 0;  // of a step, all ranks
   double peak_flops_ = 0;   // of a rank's device
@@ -134,10 +141,13 @@ class Trainer {
   // Next sample in the order of samples without the skipped ones.
   int64_t position_ = 0;
   std::vector<PositionRange> skipped_data_;
+  std::string activity_;          // as Watch was told
   double data_wait_seconds_ = 0;  // of all steps
   int64_t skipped_steps_ = 0;
   int64_t skipped_in_a_row_ = 0;
   int64_t saved_step_ = -1;
+  int64_t compared_step_ = -1;
+  bool replicas_differ_ = false;
 };
 
 }  // namespace cubit

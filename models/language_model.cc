@@ -160,7 +160,7 @@ Tensor LanguageModel::BlockInput(const Activations& activations, size_t index) {
   return index == 0 ? activations.embedded : activations.blocks[index - 1].out;
 }
 
-Tensor LanguageModel::ChunkOutput(int, const Activations& activations) const {
+Tensor LanguageModel::ChunkOutput(const Activations& activations) {
   return BlockInput(activations, activations.blocks.size());
 }
 
@@ -182,7 +182,7 @@ void LanguageModel::ForwardChunk(int chunk, const ChunkContext& context,
                                &activations->blocks[i]);
   }
   if (!has_head(chunk)) return;
-  final_norm_->Forward(layer_context, ChunkOutput(chunk, *activations),
+  final_norm_->Forward(layer_context, ChunkOutput(*activations),
                        &activations->final_norm);
 }
 
@@ -202,8 +202,7 @@ void LanguageModel::BackwardHead(const LayerContext& context, float grad_scale,
                          activations->losses, scratch->d_final);
   const Tensor& d = scratch->d;
   SetZero(d.raw(), d.size_bytes(), *context.stream);
-  final_norm_->Backward(context, scratch->d_final,
-                        BlockInput(*activations, activations->blocks.size()),
+  final_norm_->Backward(context, scratch->d_final, ChunkOutput(*activations),
                         activations->final_norm, d);
 }
 

@@ -100,8 +100,8 @@ class LanguageModel {
   // head ends with the final norm.
   void ForwardChunk(int chunk, const ChunkContext& context,
                     Activations* activations, ModelScratch* scratch) const;
-  // What the next chunk takes as its input, [Nl, D].
-  Tensor ChunkOutput(int chunk, const Activations& activations) const;
+  // What the chunk of `activations` gives the next as its input, [Nl, D].
+  static Tensor ChunkOutput(const Activations& activations);
   // After ForwardChunk of the chunk with the head: losses of the micro-batch.
   void Losses(const ChunkContext& context, Activations* activations,
               ModelScratch* scratch) const;

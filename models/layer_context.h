@@ -16,7 +16,7 @@
 namespace cubit {
 
 struct MixerLayerScratch;  // models/mixer_layer.h
-class WavefrontTrace;      // parallel/wavefront_trace.h
+struct WavefrontObserver;  // parallel/wavefront_runner.h
 
 // The groups that layers talk to. A collective that fails leaves its outputs
 // undefined; the first error is kept here and whoever runs the step looks
@@ -26,7 +26,8 @@ struct ParallelContext {
   Communicator* tp = nullptr;  // null: one rank
   Communicator* cp = nullptr;
   CommunicationLane* cp_lane = nullptr;
-  WavefrontTrace* trace = nullptr;  // null while nobody asks
+  // Of the wavefronts over cp; null: nobody observes.
+  const WavefrontObserver* observer = nullptr;
   // Rows of all tp ranks, and this rank's terms of a sum over them, in the
   // activations' dtype; absent where tp is 1. Nothing in them outlives a call
   // of a layer.

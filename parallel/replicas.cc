@@ -5,39 +5,67 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 
 #include "parallel/agreement.h"
 #include "runtime/digest.h"
+#include "runtime/host_name.h"
 #include "runtime/status_macros.h"
 #include "runtime/tensor.h"
 
 namespace cubit {
 namespace {
 
-// A digest of each parameter's weights.
-std::vector<uint64_t> Digests(const ParameterStore& store, Stream& stream) {
-  std::vector<uint64_t> digests;
+struct NamedDigest {
+  std::string name;
+  uint64_t digest = 0;
+};
+
+bool IsOnAllTp(const Parameter& parameter) {
+  return parameter.sum_over_tp || parameter.shard.is_whole();
+}
+bool IsOnBothEnds(const Parameter& parameter) {
+  return parameter.sum_over_ends;
+}
+bool IsAny(const Parameter&) { return true; }
+
+// A digest of the weights of each parameter that `is_meant`.
+std::vector<NamedDigest> Digests(const ParameterStore& store,
+                                 bool (*is_meant)(const Parameter&),
+                                 Stream& stream) {
+  std::vector<NamedDigest> digests;
   std::vector<char> host;
   for (const Parameter& parameter : store.parameters()) {
+    if (!is_meant(parameter)) continue;
     const int64_t bytes = parameter.value.size_bytes();
     host.resize(static_cast<size_t>(bytes));
     CopyToHost(host.data(), parameter.value.raw(), bytes, stream);
     stream.Synchronize();
-    digests.push_back(Xxh3_64(host.data(), host.size()));
+    digests.push_back({parameter.name, Xxh3_64(host.data(), host.size())});
   }
   return digests;
 }
 
-int64_t DigestOf(const std::vector<uint64_t>& digests) {
-  const uint64_t digest =
-      Xxh3_64(digests.data(), digests.size() * sizeof(uint64_t));
-  return static_cast<int64_t>(digest);
+// Ranks that hold the same, ascending.
+using Groups = std::vector<std::vector<int>>;
+
+// The groups of two ranks and more among `group_of` every rank.
+Groups GroupsOf(const DeviceMesh& mesh,
+                absl::FunctionRef<std::vector<int>(int)> group_of) {
+  Groups groups;
+  for (int rank = 0; rank < mesh.world_size(); ++rank) {
+    std::vector<int> group = group_of(rank);
+    if (group.front() != rank || group.size() == 1) continue;
+    groups.push_back(std::move(group));
+  }
+  return groups;
 }
 
 // Ranks that should agree and do not.
@@ -48,15 +76,12 @@ struct Disagreement {
 };
 
 // The first group of which not all have one digest.
-bool FindDisagreement(const DeviceMesh& mesh,
-                      const std::vector<int64_t>& digests,
+bool FindDisagreement(const Groups& groups, const std::vector<int64_t>& digests,
                       Disagreement* found) {
   const auto digest = [&](int rank) {
     return digests[static_cast<size_t>(rank)];
   };
-  for (int rank = 0; rank < mesh.world_size(); ++rank) {
-    const std::vector<int> group = mesh.DpCpGroup(rank);
-    if (group.front() != rank) continue;
+  for (const std::vector<int>& group : groups) {
     const auto votes = [&](int of) {
       return std::count_if(group.begin(), group.end(), [&](int other) {
         return digest(other) == digest(of);
@@ -81,11 +106,79 @@ bool FindDisagreement(const DeviceMesh& mesh,
   return false;
 }
 
+absl::StatusOr<std::set<std::string>> HostsOf(const std::vector<int>& ranks,
+                                              Communicator& control) {
+  std::set<std::string> hosts;
+  for (const int rank : ranks) {
+    CUBIT_ASSIGN_OR_RETURN(std::string host,
+                           BroadcastText(&control, HostName(), rank));
+    hosts.insert(std::move(host));
+  }
+  return hosts;
+}
+
+// The digests without their names.
+std::string BytesOf(const std::vector<NamedDigest>& digests) {
+  std::string bytes;
+  bytes.reserve(digests.size() * sizeof(uint64_t));
+  for (const NamedDigest& one : digests) {
+    bytes.append(reinterpret_cast<const char*>(&one.digest),
+                 sizeof(one.digest));
+  }
+  return bytes;
+}
+
+// The first parameter in which this rank is not as rank `usual`, on `odd`'s
+// word; on every rank.
+absl::StatusOr<std::string> FirstDifference(
+    const std::vector<NamedDigest>& mine, int odd, int usual,
+    Communicator& control) {
+  const std::string bytes = BytesOf(mine);
+  CUBIT_ASSIGN_OR_RETURN(const std::string theirs,
+                         BroadcastText(&control, bytes, usual));
+  std::string name;
+  for (size_t i = 0; i < mine.size() && name.empty(); ++i) {
+    const size_t at = i * sizeof(uint64_t);
+    if (bytes.compare(at, sizeof(uint64_t),
+                      theirs.substr(std::min(at, theirs.size()),
+                                    sizeof(uint64_t))) != 0) {
+      name = mine[i].name;
+    }
+  }
+  return BroadcastText(&control, name, odd);
+}
+
+// `mine` must be the same on all ranks of each group.
+absl::Status Compare(const Groups& groups, const std::vector<NamedDigest>& mine,
+                     Communicator& control) {
+  const std::string bytes = BytesOf(mine);
+  const auto digest = static_cast<int64_t>(Xxh3_64(bytes.data(), bytes.size()));
+  std::vector<int64_t> all(static_cast<size_t>(control.size()));
+  Stream host;
+  CUBIT_RETURN_IF_ERROR(control.AllGather(
+      ConstTensor(&digest, DType::kInt64, {1}),
+      Tensor(all.data(), DType::kInt64, {control.size()}), host));
+  host.Synchronize();
+  Disagreement found;
+  if (!FindDisagreement(groups, all, &found)) return absl::OkStatus();
+  CUBIT_ASSIGN_OR_RETURN(
+      const std::string name,
+      FirstDifference(mine, found.odd.front(), found.usual, control));
+  std::sort(found.odd.begin(), found.odd.end());
+  CUBIT_ASSIGN_OR_RETURN(const std::set<std::string> hosts,
+                         HostsOf(found.odd, control));
+  return absl::DataLossError(absl::StrCat(
+      "the weights of ranks that must be equal differ: ",
+      found.odd.size() == 1 ? "rank " : "ranks ",
+      absl::StrJoin(found.odd, ", "), " of the group of ranks ",
+      absl::StrJoin(found.group, ", "), ", first in ", name, " (",
+      hosts.size() == 1 ? "host " : "hosts ", absl::StrJoin(hosts, ", "), ")"));
+}
+
 }  // namespace
 
 bool IsPrimary(const Parameter& parameter, const MeshCommunicators& mesh) {
-  const bool on_all_tp = parameter.sum_over_tp || parameter.shard.is_whole();
-  if (on_all_tp && mesh.coordinate().tp != 0) return false;
+  if (IsOnAllTp(parameter) && mesh.coordinate().tp != 0) return false;
   return !parameter.sum_over_ends || mesh.coordinate().pp == 0;
 }
 
@@ -95,40 +188,22 @@ bool SavesParameter(const Parameter& parameter, MeshCommunicators& mesh) {
 
 absl::Status CheckReplicas(const ParameterStore& store, MeshCommunicators& mesh,
                            Stream& stream) {
-  const std::vector<uint64_t> mine = Digests(store, stream);
-  const int64_t digest = DigestOf(mine);
-  std::vector<int64_t> all(static_cast<size_t>(mesh.mesh().world_size()));
-  Stream host;
-  CUBIT_RETURN_IF_ERROR(mesh.control().AllGather(
-      ConstTensor(&digest, DType::kInt64, {1}),
-      Tensor(all.data(), DType::kInt64, {static_cast<int64_t>(all.size())}),
-      host));
-  host.Synchronize();
-  Disagreement found;
-  if (!FindDisagreement(mesh.mesh(), all, &found)) return absl::OkStatus();
-  // The odd rank says where it differs from the usual one.
-  const std::string bytes(reinterpret_cast<const char*>(mine.data()),
-                          mine.size() * sizeof(uint64_t));
-  CUBIT_ASSIGN_OR_RETURN(const std::string usual,
-                         BroadcastText(&mesh.control(), bytes, found.usual));
-  std::string name;
-  for (size_t i = 0; i < mine.size() && name.empty(); ++i) {
-    const size_t at = i * sizeof(uint64_t);
-    if (at + sizeof(uint64_t) > usual.size() ||
-        std::memcmp(usual.data() + at, &mine[i], sizeof(uint64_t)) != 0) {
-      name = store.parameters()[i].name;
-    }
-  }
-  CUBIT_ASSIGN_OR_RETURN(
-      name, BroadcastText(&mesh.control(), name, found.odd.front()));
-  std::sort(found.odd.begin(), found.odd.end());
-  return absl::DataLossError(absl::StrCat(
-      "the weights of ranks that must be equal differ: ",
-      found.odd.size() == 1 ? "rank " : "ranks ",
-      absl::StrJoin(found.odd, ", "), " of the group of ranks ",
-      absl::StrJoin(found.group, ", "), ", first in ", name,
-      ". Weights of this run cannot be trusted since the last check; go on "
-      "from an earlier checkpoint, without the machine of that rank"));
+  const DeviceMesh& ranks = mesh.mesh();
+  const auto compare = [&](const Groups& groups,
+                           bool (*is_meant)(const Parameter&)) {
+    if (groups.empty()) return absl::OkStatus();
+    return Compare(groups, Digests(store, is_meant, stream), mesh.control());
+  };
+  const auto dp_cp = [&](int rank) { return ranks.DpCpGroup(rank); };
+  const auto tp = [&](int rank) { return ranks.Group(MeshAxis::kTp, rank); };
+  const auto ends = [&](int rank) {
+    std::vector<int> group = ranks.Group(MeshAxis::kPp, rank);
+    if (group.size() > 2) group = {group.front(), group.back()};
+    return group;
+  };
+  CUBIT_RETURN_IF_ERROR(compare(GroupsOf(ranks, dp_cp), IsAny));
+  CUBIT_RETURN_IF_ERROR(compare(GroupsOf(ranks, tp), IsOnAllTp));
+  return compare(GroupsOf(ranks, ends), IsOnBothEnds);
 }
 
 }  // namespace cubit

@@ -23,11 +23,13 @@ bool IsPrimary(const Parameter& parameter, const MeshCommunicators& mesh);
 // checkpoints: each slice is written by one rank.
 bool SavesParameter(const Parameter& parameter, MeshCommunicators& mesh);
 
-// Compares the weights of all ranks that must hold the same bits: those of each
-// dp x cp group. A collective of all ranks; waits for the device. DataLoss, the
-// same on every rank, names the ranks that differ from most of their group and
-// the first parameter in which they do (of two that differ, both). Call it
-// after the weights were gathered (ShardedAdamW::WaitForAllWeights).
+// Compares the weights of all ranks that must hold the same bits: all of them
+// in each dp x cp group, what tp does not cut over tp, tied embeddings on both
+// ends of a pipeline. A collective of all ranks; reads the weights, waits for
+// the device and sends 8 bytes a rank. DataLoss, the same on every rank, names
+// the ranks that differ from most of their group (of two that differ, both),
+// their hosts, and the first parameter in which they do. Call it after the
+// weights were gathered (ShardedAdamW::WaitForAllWeights).
 absl::Status CheckReplicas(const ParameterStore& store, MeshCommunicators& mesh,
                            Stream& stream);
 

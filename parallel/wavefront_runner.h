@@ -5,6 +5,8 @@
 #ifndef CUBIT_PARALLEL_WAVEFRONT_RUNNER_H_
 #define CUBIT_PARALLEL_WAVEFRONT_RUNNER_H_
 
+#include <functional>
+
 #include "absl/status/status.h"
 
 #include "parallel/wavefront_schedule.h"
@@ -30,6 +32,14 @@ class WavefrontWork {
                                    Stream& stream) = 0;
 };
 
+// Who wants to know of a rank's wavefronts.
+struct WavefrontObserver {
+  WavefrontTrace* trace = nullptr;  // null while nobody asks
+  // Told of each action before it waits for its inputs, and null at the end of
+  // the wavefront; may be empty.
+  std::function<void(const WavefrontAction*)> watch;
+};
+
 // Runs the steps of rank lane.rank() in their order. A message is posted to the
 // lane as soon as this rank has added its part and has posted the messages
 // before it; so a rank posts what it receives ahead of time, and what it sends
@@ -38,11 +48,12 @@ class WavefrontWork {
 //
 // Returns the lane's error, after it was stopped for all ranks. Nobody waits
 // then: the rest of the actions is left out. What the work wrote is whole for
-// `stream` when this returns OK. `trace` may be null. CHECK: the schedule is of
-// as many ranks as the lane.
+// `stream` when this returns OK. `observer` may be null. CHECK: the schedule is
+// of as many ranks as the lane.
 absl::Status RunWavefront(const WavefrontSchedule& schedule,
-                          CommunicationLane& lane, WavefrontTrace* trace,
-                          Stream& stream, WavefrontWork* work);
+                          CommunicationLane& lane,
+                          const WavefrontObserver* observer, Stream& stream,
+                          WavefrontWork* work);
 
 }  // namespace cubit
 

@@ -426,9 +426,16 @@ absl::string_view Name(WavefrontActionKind kind) {
   return "?";
 }
 
+bool IsForward(WavefrontActionKind kind) {
+  return kind == WavefrontActionKind::kSolve ||
+         kind == WavefrontActionKind::kUpdate ||
+         kind == WavefrontActionKind::kAttend;
+}
+
 std::string WavefrontAction::ToString() const {
-  return absl::StrCat(Name(kind), " ", rows, "<-", columns, " of group ",
-                      group);
+  const std::string columns_text =
+      diagonal() ? "" : absl::StrCat("<-", columns);
+  return absl::StrCat(Name(kind), " ", rows, columns_text, " of group ", group);
 }
 
 WavefrontShape WavefrontShape::Contiguous(int cp_size, int num_groups) {

@@ -46,6 +46,7 @@ enum class WavefrontActionKind {
   kScoreGradients   // what Y of the rows gives to the scores of the pair
 };
 constexpr int kNumWavefrontActionKinds = 7;
+bool IsForward(WavefrontActionKind kind);
 // "solve", "update", ...
 absl::string_view Name(WavefrontActionKind kind);
 
@@ -56,7 +57,7 @@ struct WavefrontAction {
   int group = 0;
 
   bool diagonal() const { return rows == columns; }
-  // "update 3<-1 of group 0".
+  // "update 3<-1 of group 0"; "solve 3 of group 0" on the diagonal.
   std::string ToString() const;
 
   friend bool operator==(const WavefrontAction& a, const WavefrontAction& b) {

@@ -20,6 +20,11 @@ double WavefrontTrace::Now() const {
       .count();
 }
 
+int64_t WavefrontTrace::Begin(int rank) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return begun_[rank]++;
+}
+
 void WavefrontTrace::Record(const WavefrontSpan& span) {
   const std::lock_guard<std::mutex> lock(mutex_);
   spans_.push_back(span);
@@ -44,9 +49,9 @@ std::string ToJsonLines(const std::vector<WavefrontSpan>& spans) {
   for (const WavefrontSpan& span : spans) {
     absl::StrAppendFormat(
         &text,
-        "{\"rank\":%d,\"kind\":\"%s\",\"rows\":%d,\"columns\":%d,"
-        "\"group\":%d,\"start\":%.17g,\"end\":%.17g}\n",
-        span.rank, Name(span.action.kind), span.action.rows,
+        "{\"rank\":%d,\"wavefront\":%d,\"kind\":\"%s\",\"rows\":%d,"
+        "\"columns\":%d,\"group\":%d,\"start\":%.17g,\"end\":%.17g}\n",
+        span.rank, span.wavefront, Name(span.action.kind), span.action.rows,
         span.action.columns, span.action.group, span.start, span.end);
   }
   return text;

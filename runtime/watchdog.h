@@ -63,8 +63,8 @@ class Watchdog {
   // ranks have different names.
   void Watch(std::shared_ptr<const FlightRecorder> recorder);
 
-  // What this process does, for reports: "pipeline action F3.1, solve block 2
-  // of group 1". Cheap.
+  // What this process does, for reports: "F3.1, block solve 2 of group 1".
+  // Cheap.
   void SetActivity(absl::string_view activity);
   void SetStep(int64_t step);
 

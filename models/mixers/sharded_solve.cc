@@ -51,12 +51,15 @@ ShardedSolveScratch::ShardedSolveScratch(const MixerShape& shape,
 ShardedSolve::ShardedSolve(const MixerContext& context,
                            const SequenceShard& sequence,
                            const ShardedAttention& attention,
+                           const SolveSaved& saved,
                            ShardedSolveScratch* scratch)
     : scratch_(*scratch),
       groups_(scratch->groups),
       context_(context),
       sequence_(sequence),
       attention_(attention),
+      saved_(saved),
+      kernel_x_(Local(saved.kernel_x)),
       stream_(*context.stream),
       lane_(LaneOf(sequence)) {
   CUBIT_CHECK(context.mask.causal);
@@ -103,8 +106,8 @@ absl::Status ShardedSolve::Communicate(const WavefrontMessage& message,
   return ReduceKeyGradients(group, communicator, stream);
 }
 
-void ShardedSolve::PostGathers(const std::vector<std::vector<Tensor>>& stages) {
-  for (const std::vector<Tensor>& buffers : stages) {
+void ShardedSolve::PostGathers(const Gathers& gathers) {
+  for (const std::vector<Tensor>& buffers : gathers) {
     for (int group = 0; group < groups_.count(); ++group) {
       gathers_.push_back(
           lane_.Post(stream_, [&groups = groups_, buffers, group](
@@ -115,23 +118,33 @@ void ShardedSolve::PostGathers(const std::vector<std::vector<Tensor>>& stages) {
   }
 }
 
-void ShardedSolve::RunForward(const Tensor& lse_attention) {
+void ShardedSolve::RunForward(const Gathers& gathers) {
   forward_ = true;
+  PostGathers(gathers);
   const std::vector<Block> own = groups_.OwnBlocks(cp_rank());
-  for (const Block block : own) BeginRowSums(AttentionSums(block), stream_);
+  for (const Block block : own) {
+    Begin(block);
+    BeginRowSums(AttentionSums(block), stream_);
+  }
   Run(scratch_.forward);
   for (const Block block : own) {
     FinishRowSums(AttentionSums(block), groups_.Part(attention_.out, block),
                   groups_.Scalars(scratch_.lse_attention, block), stream_);
   }
-  groups_.UnpackScalars(scratch_.lse_attention, lse_attention, cp_rank(),
+  groups_.UnpackScalars(scratch_.lse_attention, saved_.lse_attention, cp_rank(),
                         stream_);
+  groups_.UnpackScalars(scratch_.lse_kernel, saved_.lse_kernel, cp_rank(),
+                        stream_);
+  groups_.Unpack(scratch_.x, Local(saved_.solution), cp_rank(), stream_);
 }
 
-void ShardedSolve::RunBackward(ConstHeadTensor out,
-                               const ConstTensor& lse_attention) {
+void ShardedSolve::RunBackward(ConstHeadTensor out, const Gathers& gathers) {
   forward_ = false;
-  groups_.PackScalars(lse_attention, scratch_.lse_attention, cp_rank(),
+  groups_.Pack(Local(saved_.solution), scratch_.x, cp_rank(), stream_);
+  groups_.PackScalars(saved_.lse_kernel, scratch_.lse_kernel, cp_rank(),
+                      stream_);
+  PostGathers(gathers);
+  groups_.PackScalars(saved_.lse_attention, scratch_.lse_attention, cp_rank(),
                       stream_);
   for (const Block block : groups_.OwnBlocks(cp_rank())) {
     AttentionChunkDelta(
@@ -147,17 +160,26 @@ void ShardedSolve::RunBackward(ConstHeadTensor out,
 void ShardedSolve::Run(const WavefrontSchedule& schedule) {
   const ProfileRange range(kMessages, stream_);
   ParallelContext& parallel = *sequence_.parallel;
-  parallel.Note(RunWavefront(schedule, lane_, parallel.trace, stream_, this));
+  parallel.Note(
+      RunWavefront(schedule, lane_, parallel.observer, stream_, this));
   // A schedule without messages has waited for nothing.
   lane_.Wait(gathers_.back(), stream_);
 }
 
-RowSums ShardedSolve::KernelSums(Block rows, HeadTensor weighted) const {
+RowSums ShardedSolve::KernelSums(Block rows) const {
   RowSums sums;
   sums.row_max = groups_.Scalars(scratch_.row_max_kernel, rows);
   sums.row_sum = groups_.Scalars(scratch_.row_sum_kernel, rows);
-  sums.weighted = groups_.Part(weighted, rows);
+  sums.weighted = KernelX(rows);
   return sums;
+}
+
+AdjointRows ShardedSolve::Adjoint(Block rows) const {
+  AdjointRows adjoint;
+  adjoint.lse = groups_.Scalars(scratch_.lse_kernel, rows);
+  adjoint.delta = groups_.Scalars(scratch_.delta_kernel, rows);
+  adjoint.y = groups_.Rows(scratch_.d_x, rows);
+  return adjoint;
 }
 
 RowSums ShardedSolve::AttentionSums(Block rows) const {

@@ -22,6 +22,7 @@
 #include "models/mixers/sequence_groups.h"
 #include "models/mixers/token_mixer.h"
 #include "ops/chunked_attention.h"
+#include "ops/chunked_solve.h"
 #include "parallel/wavefront_runner.h"
 #include "parallel/wavefront_schedule.h"
 #include "runtime/communicator.h"
@@ -30,6 +31,17 @@
 #include "runtime/tensor.h"
 
 namespace cubit {
+
+// What the forward of such a mixer leaves for the backward, on whole sequences
+// too; local tensors.
+struct SolveSaved : MixerSaved {
+  Tensor lse_kernel;     // [B, H, T]
+  Tensor lse_attention;  // [B, H, T]
+  Tensor solution;       // [B, T, H * K]: X
+  // The kernel's rows times X, [B, Tl, H * K] in fp32; on sequence shards
+  // alone.
+  Tensor kernel_x;
+};
 
 // Work space of one call; buffers are those of sequence_groups.h.
 struct ShardedSolveScratch : MixerScratch {
@@ -67,14 +79,18 @@ struct ShardedAttention {
 // One call. Derived classes say what the system's actions do.
 class ShardedSolve : public WavefrontWork {
  public:
+  // `saved` receives what the forward leaves; the backward reads it.
   ShardedSolve(const MixerContext& context, const SequenceShard& sequence,
-               const ShardedAttention& attention, ShardedSolveScratch* scratch);
+               const ShardedAttention& attention, const SolveSaved& saved,
+               ShardedSolveScratch* scratch);
 
   void Compute(const WavefrontAction& action) final;
   absl::Status Communicate(const WavefrontMessage& message,
                            Communicator& communicator, Stream& stream) final;
 
  protected:
+  // Before anything is added to the rows' KernelSums.
+  virtual void Begin(Block rows) = 0;
   virtual void Solve(Block rows) = 0;
   virtual void Update(Block rows, Block columns) = 0;
   // Also what follows from the block's own Y.
@@ -85,19 +101,23 @@ class ShardedSolve : public WavefrontWork {
   virtual absl::Status ReduceKeyGradients(int group, Communicator& communicator,
                                           Stream& stream) = 0;
 
-  // Posts the gathers of these buffers, stage by stage and in each group by
-  // group. Whatever needs a message of the schedule finds them done; a backward
-  // attention waits for the first stage of its group.
-  void PostGathers(const std::vector<std::vector<Tensor>>& stages);
+  // Buffers of all ranks that are gathered, stage by stage and in each group by
+  // group; the rank's own blocks are there.
+  using Gathers = std::vector<std::vector<Tensor>>;
 
-  // Begins the attention's sums, runs the forward, and finishes them into out
-  // and `lse_attention` [B, H, Tl].
-  void RunForward(const Tensor& lse_attention);
-  // From `out` and `lse_attention`. d_k and d_x are set to zero here; the first
-  // stage of gathers has k and x.
-  void RunBackward(ConstHeadTensor out, const ConstTensor& lse_attention);
+  // The pass over the local part. Whatever needs a message of the schedule
+  // finds all gathers done.
+  void RunForward(const Gathers& gathers);
+  // From `out` of the forward. X and lse_kernel are put into their blocks, d_k
+  // and d_x set to zero here. A group's attention waits for the first stage
+  // alone, which has k and x.
+  void RunBackward(ConstHeadTensor out, const Gathers& gathers);
 
-  RowSums KernelSums(Block rows, HeadTensor weighted) const;
+  RowSums KernelSums(Block rows) const;
+  // Rows of kernel_x.
+  HeadTensor KernelX(Block rows) const { return groups_.Part(kernel_x_, rows); }
+  // What score gradients need of the rows.
+  AdjointRows Adjoint(Block rows) const;
   ConstTensor Segments(Block block) const;
   Stream& stream() const { return stream_; }
   int cp_rank() const { return sequence_.cp_rank; }
@@ -106,6 +126,11 @@ class ShardedSolve : public WavefrontWork {
   const SequenceGroups& groups_;
 
  private:
+  void PostGathers(const Gathers& gathers);
+  // [B, Tl, H, K] of a tensor of `saved`.
+  HeadTensor Local(const Tensor& rows) const {
+    return HeadsOf(rows, 0, attention_.q.num_heads, attention_.q.head_dim);
+  }
   RowSums AttentionSums(Block rows) const;
   void Attend(Block rows, Block columns);
   void AttendBackward(Block rows, Block columns);
@@ -114,6 +139,8 @@ class ShardedSolve : public WavefrontWork {
   const MixerContext& context_;
   const SequenceShard& sequence_;
   const ShardedAttention attention_;
+  const SolveSaved& saved_;
+  const HeadTensor kernel_x_;
   Stream& stream_;
   CommunicationLane& lane_;
   std::vector<CommunicationLane::Ticket> gathers_;  // [stages, G]

@@ -23,6 +23,7 @@
 #include "models/mixers/sharded_solve.h"
 #include "ops/rotary.h"
 #include "parallel/wavefront_drawing.h"
+#include "parallel/wavefront_runner.h"
 #include "parallel/wavefront_schedule.h"
 #include "parallel/wavefront_simulator.h"
 #include "parallel/wavefront_trace.h"
@@ -74,12 +75,6 @@ struct Passes {
   std::vector<WavefrontSpan> forward;
   std::vector<WavefrontSpan> backward;
 };
-
-bool IsForward(WavefrontActionKind kind) {
-  return kind == WavefrontActionKind::kSolve ||
-         kind == WavefrontActionKind::kUpdate ||
-         kind == WavefrontActionKind::kAttend;
-}
 
 // One rank's tensors; with one rank, the whole sequence by the plain mixer.
 class Rank {
@@ -142,7 +137,9 @@ class Rank {
   absl::Status Sharded(CommunicationLane* lane, WavefrontTrace* trace) {
     ParallelContext parallel;
     parallel.cp_lane = lane;
-    parallel.trace = trace;
+    WavefrontObserver observer;
+    observer.trace = trace;
+    parallel.observer = &observer;
     const SequenceShard sequence = {layout_, rank_, &parallel};
     HostTensor<float> columns = columns_;
     mixer_->sharded()->ForwardSharded(Context(), sequence, columns.view(),

@@ -5,6 +5,7 @@
 # that mpirun reaches by an agent in the place of ssh. Needs root. Argument: the
 # launching program (launch_rank_program.cc is its worker).
 set -euo pipefail
+source tests/testing/skip.sh
 
 program=$PWD/$1
 cd "$TEST_TMPDIR"
@@ -12,8 +13,7 @@ near=cubit-near-$$
 far=cubit-far-$$
 
 if ((EUID != 0)) || ! ip netns add "$near" 2>/dev/null; then
-  echo "SKIPPED: network namespaces need root"
-  exit 0
+  skip "network namespaces need root"
 fi
 job=
 clean_up() {
@@ -53,6 +53,7 @@ fail() {
 }
 
 start() {
+  : >said # before wait_for reads what the last job said
   ip netns exec "$near" "$program" --device=cpu --hostfile=hosts "$@" \
     >said 2>&1 &
   job=$!

@@ -104,6 +104,23 @@ TEST_F(ParallelTrainTest, GoesOnInAnyLayoutAsIfThereWereOne) {
   }
 }
 
+TEST_F(ParallelTrainTest, StartsFromExportedWeights) {
+  const std::string alone = home_ + "/alone";
+  const std::string exported = home_ + "/exported";
+  ExpectTrains(New(alone, {"--steps=3"}));
+  const Outcome result = RunAsUser(
+      "launch/export", {"--checkpoint=" + alone, "--out=" + exported}, home_);
+  ASSERT_EQ(result.status, 0) << result.output;
+  const std::string run = home_ + "/run";
+  ExpectTrains(New(run, {"--steps=1", "--nodes=4", "--tp=2", "--pp=2",
+                         "--init_from=" + exported}));
+  const auto first = ReadMetrics(alone + "/metrics.jsonl");
+  const auto second = ReadMetrics(run + "/metrics.jsonl");
+  ASSERT_TRUE(first.ok() && second.ok());
+  const double wanted = first->validation.back().loss;
+  EXPECT_NEAR(second->validation.front().loss, wanted, 2e-6 * wanted);
+}
+
 // Processes of worker programs that have `word` among their arguments.
 std::vector<int> Workers(const std::string& word) {
   std::vector<int> pids;

@@ -5,6 +5,7 @@
 # an address and a name of its own, reached by an agent in the place of ssh. One
 # is cut off; the run goes on with two. Needs root. Argument: //launch:train.
 set -euo pipefail
+source tests/testing/skip.sh
 
 program=$PWD/$1
 cd "$TEST_TMPDIR"
@@ -13,8 +14,7 @@ tag=cubit$$
 hosts=(1 2 3 4)
 
 if ((EUID != 0)) || ! ip netns add "$tag-switch" 2>/dev/null; then
-  echo "SKIPPED: network namespaces need root"
-  exit 0
+  skip "network namespaces need root"
 fi
 job=
 clean_up() {

@@ -14,34 +14,16 @@ namespace cubit {
 namespace {
 
 using ::testing::AllOf;
-using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-// Calls body(rank's communicator, stream) on a thread of each rank.
-void OnRanks(int size,
-             const std::function<void(Communicator&, Stream&)>& body) {
+// Calls body(rank's communicator) on a thread of each rank.
+void OnRanks(int size, const std::function<void(Communicator&)>& body) {
   auto ranks = MakeThreadCommunicators("control", size, absl::Seconds(20));
   std::vector<std::thread> threads;
   for (auto& rank : ranks) {
-    threads.emplace_back([&body, &rank] {
-      Stream stream;
-      body(*rank, stream);
-    });
+    threads.emplace_back([&body, &rank] { body(*rank); });
   }
   for (std::thread& thread : threads) thread.join();
-}
-
-TEST(GatherTexts, KeepsLengthsAndOrder) {
-  const std::vector<std::string> texts = {"", "a\nb", std::string(3000, 'x')};
-  OnRanks(3, [&texts](Communicator& control, Stream& stream) {
-    const auto rank = static_cast<size_t>(control.rank());
-    const auto all = GatherTexts(control, texts[rank], stream);
-    ASSERT_TRUE(all.ok()) << all.status();
-    EXPECT_EQ(*all, texts);
-    const auto nothing = GatherTexts(control, "", stream);
-    ASSERT_TRUE(nothing.ok()) << nothing.status();
-    EXPECT_THAT(*nothing, ElementsAre("", "", ""));
-  });
 }
 
 RankFacts FactsOf(int rank) {
@@ -58,11 +40,10 @@ RankFacts FactsOf(int rank) {
 // What each of three ranks returns if rank 2 says something else.
 std::string Verdict(const std::function<void(RankFacts*)>& change) {
   std::vector<absl::Status> verdicts(3);
-  OnRanks(3, [&](Communicator& control, Stream& stream) {
+  OnRanks(3, [&](Communicator& control) {
     RankFacts own = FactsOf(control.rank());
     if (control.rank() == 2) change(&own);
-    verdicts[static_cast<size_t>(control.rank())] =
-        CheckFacts(control, own, stream);
+    verdicts[static_cast<size_t>(control.rank())] = CheckFacts(control, own);
   });
   EXPECT_EQ(verdicts[0], verdicts[1]);
   EXPECT_EQ(verdicts[0], verdicts[2]);
@@ -96,13 +77,14 @@ TEST(CheckFacts, RefusesAnotherProgram) {
 }
 
 TEST(CheckFacts, ShowsTheLineThatDiffers) {
-  EXPECT_THAT(Verdict([](RankFacts* facts) {
-                facts->config = "model {\n  num_layers: 4\n}\n";
-              }),
-              AllOf(HasSubstr("of rank 2 (node2, pid 72) is not that of rank "
-                              "0"),
-                    HasSubstr("line 2 is \"num_layers: 4\" here and "
-                              "\"num_layers: 2\" there")));
+  EXPECT_THAT(
+      Verdict([](RankFacts* facts) {
+        facts->config = "model {\n  num_layers: 4\n}\n";
+      }),
+      AllOf(HasSubstr("rank 2: its configuration (node2, pid 72) is not "
+                      "that of rank 0"),
+            HasSubstr("line 2 is \"num_layers: 4\" here and "
+                      "\"num_layers: 2\" there")));
   EXPECT_THAT(Verdict([](RankFacts* facts) { facts->config = "model {"; }),
               HasSubstr("line 2 is nothing here and \"num_layers: 2\" there"));
 }

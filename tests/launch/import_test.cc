@@ -3,6 +3,7 @@
 #include "launch/import.h"
 
 #include <cstring>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -11,6 +12,8 @@
 
 #include "launch/export.h"
 #include "launch/export_config.h"
+#include "models/language_model.h"
+#include "models/model_shard.h"
 #include "parallel/safetensors.h"
 #include "tests/launch/checkpoint_models.h"
 #include "tests/testing/fault_file_system.h"
@@ -20,6 +23,7 @@ namespace cubit {
 namespace {
 
 using testing::MakeSmallModel;
+using testing::ModelKinds;
 using testing::NewFolder;
 using testing::ReadText;
 using testing::Weights;
@@ -219,6 +223,92 @@ TEST_F(ImportTest, ALocalPartIsCutOutOfTheWhole) {
                           local.size() * sizeof(float)),
               0);
   }
+}
+
+// Element `local` of the part, counted in the whole of at most two dims.
+int64_t InWhole(const ShardSpec& shard, int64_t local) {
+  const Shape part = shard.local_shape();
+  const int64_t columns = part.rank() < 2 ? 1 : part[1];
+  int64_t row = local / columns;
+  int64_t column = local % columns;
+  (shard.dim == 0 ? row : column) += shard.begin;
+  const Shape& whole = shard.global_shape;
+  return row * (whole.rank() < 2 ? 1 : whole[1]) + column;
+}
+
+// tp 2 x pp 2 of two layers.
+std::vector<ModelShard> Shards() {
+  std::vector<ModelShard> shards;
+  for (int stage = 0; stage < 2; ++stage) {
+    for (int tp = 0; tp < 2; ++tp) {
+      ModelShard shard;
+      shard.tp_rank = tp;
+      shard.tp_size = 2;
+      shard.chunks = {{stage, 1}};
+      shard.embedding = stage == 0;
+      shard.head = stage == 1;
+      shards.push_back(shard);
+    }
+  }
+  return shards;
+}
+
+// The parameters of a rank that imported `source`, exported to `folder`, are
+// parts of its own; their names go into `seen`.
+void ExpectParts(const CheckpointModel& source, const std::string& folder,
+                 const ModelShard& shard, std::set<std::string>* seen) {
+  auto model = LanguageModel::Create(source.model->config(), shard);
+  ASSERT_TRUE(model.ok()) << model.status();
+  ParameterStore& store = (*model)->parameters();
+  ASSERT_TRUE(store.Allocate(/*with_gradients=*/false).ok());
+  Stream stream;
+  const absl::Status status = ImportHuggingFace(folder, *source.tokenizer,
+                                                Files(), model->get(), stream);
+  ASSERT_TRUE(status.ok()) << status;
+  for (const Parameter& whole : source.model->parameters().parameters()) {
+    for (const Parameter& part : store.parameters()) {
+      if (part.name != whole.name) continue;
+      seen->insert(part.name);
+      for (int64_t i = 0; i < part.value.num_elements(); ++i) {
+        ASSERT_EQ(part.value.data<float>()[i],
+                  whole.value.data<float>()[InWhole(part.shard, i)])
+            << part.name << " at " << i;
+      }
+    }
+  }
+}
+
+TEST(ImportShards, EveryRankGetsItsPart) {
+  for (const std::string& kind : ModelKinds()) {
+    SCOPED_TRACE(kind);
+    const CheckpointModel source = MakeSmallModel(kind, 1);
+    const std::string folder = NewFolder();
+    ASSERT_TRUE(ExportHuggingFace(source, folder, {}, Files()).ok());
+    std::set<std::string> seen;
+    for (const ModelShard& shard : Shards()) {
+      ExpectParts(source, folder, shard, &seen);
+    }
+    EXPECT_EQ(seen.size(), source.model->parameters().parameters().size());
+  }
+}
+
+TEST(ImportShards, CopiesForProductsAreMade) {
+  const CheckpointModel source = MakeSmallModel("", 1);
+  const std::string folder = NewFolder();
+  ASSERT_TRUE(ExportHuggingFace(source, folder, {}, Files()).ok());
+  auto model = LanguageModel::Create(source.model->config());
+  ASSERT_TRUE(model.ok()) << model.status();
+  ParameterStore& store = (*model)->parameters();
+  ASSERT_TRUE(store.Allocate(/*with_gradients=*/false, DType::kBFloat16).ok());
+  Stream stream;
+  ASSERT_TRUE(ImportHuggingFace(folder, *source.tokenizer, Files(),
+                                model->get(), stream)
+                  .ok());
+  const Tensor copy = store.flat_compute();
+  std::vector<char> imported(static_cast<size_t>(copy.size_bytes()));
+  std::memcpy(imported.data(), copy.raw(), imported.size());
+  store.RefreshCompute(stream);
+  EXPECT_EQ(std::memcmp(imported.data(), copy.raw(), imported.size()), 0);
 }
 
 }  // namespace

@@ -19,6 +19,7 @@
 #include "models/mixers/sequence_groups.h"
 #include "ops/rotary.h"
 #include "parallel/sequence_layout.h"
+#include "parallel/wavefront_runner.h"
 #include "parallel/wavefront_trace.h"
 #include "runtime/communication_lane.h"
 #include "runtime/communicator_threads.h"
@@ -252,7 +253,9 @@ Results Problem::Shard(const SequenceLayout& layout, int rank,
   Stream stream;
   ParallelContext parallel;
   parallel.cp_lane = lane;
-  parallel.trace = trace;
+  WavefrontObserver observer;
+  observer.trace = trace;
+  parallel.observer = &observer;
   const SequenceShard sequence = {layout, rank, &parallel};
   const MixerShape shape = {batch_, layout.local_seq_len(), kHeads, kHeadDim};
   std::unique_ptr<MixerSaved> saved;

@@ -10,6 +10,7 @@
 #include "gtest/gtest.h"
 
 #include "parallel/agreement.h"
+#include "runtime/host_name.h"
 #include "tests/parallel/optimizer_testing.h"
 
 namespace cubit {
@@ -29,8 +30,8 @@ std::vector<absl::Status> CheckWithFlip(const MeshSizes& sizes, int rank,
 }
 
 TEST(CheckReplicas, AcceptsEqualWeights) {
-  for (const MeshSizes& sizes :
-       std::vector<MeshSizes>{{1, 1, 1, 1}, {2, 2, 1, 1}, {2, 1, 2, 2}}) {
+  for (const MeshSizes& sizes : std::vector<MeshSizes>{
+           {1, 1, 1, 1}, {2, 2, 1, 1}, {2, 1, 2, 2}, {1, 1, 2, 2}}) {
     for (const absl::Status& status : CheckWithFlip(sizes, -1, "")) {
       EXPECT_TRUE(status.ok()) << status;
     }
@@ -44,8 +45,9 @@ TEST(CheckReplicas, NamesTheOddRankAndTheParameter) {
     EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
     EXPECT_TRUE(absl::StrContains(status.message(),
                                   "rank 5 of the group of ranks 1, 3, 5, 7, "
-                                  "first in layers.1.o_proj"))
+                                  "first in layers.1.o_proj (host "))
         << status;
+    EXPECT_TRUE(absl::StrContains(status.message(), HostName()));
   }
 }
 
@@ -55,6 +57,26 @@ TEST(CheckReplicas, NamesBothOfTwo) {
     EXPECT_TRUE(absl::StrContains(status.message(),
                                   "ranks 2, 3 of the group of ranks 2, 3, "
                                   "first in final_norm"))
+        << status;
+  }
+}
+
+TEST(CheckReplicas, ComparesWhatTpDoesNotCut) {
+  for (const absl::Status& status :
+       CheckWithFlip({1, 1, 2, 1}, 1, "final_norm")) {
+    EXPECT_TRUE(absl::StrContains(status.message(),
+                                  "ranks 0, 1 of the group of ranks 0, 1, "
+                                  "first in final_norm"))
+        << status;
+  }
+}
+
+TEST(CheckReplicas, ComparesTiedEmbeddings) {
+  for (const absl::Status& status :
+       CheckWithFlip({1, 1, 1, 2}, 1, "embedding")) {
+    EXPECT_TRUE(absl::StrContains(status.message(),
+                                  "ranks 0, 1 of the group of ranks 0, 1, "
+                                  "first in embedding"))
         << status;
   }
 }

@@ -5,13 +5,17 @@
 
 #include "parallel/wavefront_runner.h"
 
+#include <algorithm>
 #include <functional>
+#include <future>
 #include <memory>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
 
@@ -19,6 +23,7 @@
 #include "parallel/wavefront_trace.h"
 #include "runtime/communicator_threads.h"
 #include "runtime/tensor.h"
+#include "runtime/watchdog.h"
 
 namespace cubit {
 namespace {
@@ -104,8 +109,10 @@ class Numbers : public WavefrontWork {
   int actions_ = 0;
 };
 
-// Runs the schedule on every rank and hands out what each has.
-void RunRanks(const WavefrontSchedule& schedule, WavefrontTrace* trace,
+// Runs the schedule on every rank and hands out what each has. `observers` has
+// one for each, or is empty.
+void RunRanks(const WavefrontSchedule& schedule,
+              const std::vector<WavefrontObserver>& observers,
               const std::function<void(Numbers&)>& check) {
   auto communicators =
       MakeThreadCommunicators("cp", schedule.shape.cp_size, absl::Seconds(30));
@@ -118,7 +125,9 @@ void RunRanks(const WavefrontSchedule& schedule, WavefrontTrace* trace,
     threads.emplace_back([&, r, work = ranks.back().get()] {
       Stream stream;
       CommunicationLane lane(std::move(communicators[r]));
-      status[r] = RunWavefront(schedule, lane, trace, stream, work);
+      status[r] = RunWavefront(schedule, lane,
+                               observers.empty() ? nullptr : &observers[r],
+                               stream, work);
     });
   }
   for (std::thread& thread : threads) thread.join();
@@ -149,7 +158,7 @@ TEST(WavefrontRunner, ForwardSolvesOnEveryRank) {
   for (const int ranks : {1, 2, 3, 4}) {
     for (const int chunks : {1, 2, 4}) {
       const auto shape = WavefrontShape::Zigzag(ranks, chunks, 3);
-      RunRanks(MakeWavefront(WavefrontPass::kForward, true, shape, {}), nullptr,
+      RunRanks(MakeWavefront(WavefrontPass::kForward, true, shape, {}), {},
                [&](Numbers& work) { CheckForward(shape, work); });
     }
   }
@@ -173,7 +182,7 @@ void CheckBackward(const WavefrontShape& shape, Numbers& work) {
 TEST(WavefrontRunner, BackwardSumsSolvesAndSumsAgain) {
   for (const int ranks : {1, 2, 4}) {
     const auto shape = WavefrontShape::Zigzag(ranks, 2, 3);
-    RunRanks(MakeWavefront(WavefrontPass::kBackward, true, shape, {}), nullptr,
+    RunRanks(MakeWavefront(WavefrontPass::kBackward, true, shape, {}), {},
              [&](Numbers& work) { CheckBackward(shape, work); });
   }
 }
@@ -183,11 +192,88 @@ TEST(WavefrontRunner, TracesEveryAction) {
       WavefrontPass::kForward, true, WavefrontShape::Zigzag(2, 2, 2), {});
   WavefrontTrace trace;
   size_t actions = 0;
-  RunRanks(schedule, &trace, [&](Numbers& work) {
+  WavefrontObserver observer;
+  observer.trace = &trace;
+  RunRanks(schedule, {observer, observer}, [&](Numbers& work) {
     actions += static_cast<size_t>(work.actions());
   });
   EXPECT_EQ(trace.Spans().size(), actions);
   EXPECT_EQ(actions, 2u * 2u * 10u);
+  RunRanks(schedule, {observer, observer}, [](Numbers&) {});
+  size_t second = 0;
+  for (const WavefrontSpan& span : trace.Spans()) {
+    if (span.wavefront == 1) ++second;
+  }
+  EXPECT_EQ(second, actions);
+}
+
+TEST(WavefrontRunner, TellsOfEveryActionAndOfTheEnd) {
+  for (const auto pass : {WavefrontPass::kForward, WavefrontPass::kBackward}) {
+    const WavefrontSchedule schedule =
+        MakeWavefront(pass, true, WavefrontShape::Zigzag(2, 2, 2), {});
+    std::vector<std::vector<std::string>> told(2);
+    std::vector<WavefrontObserver> observers(2);
+    for (size_t r = 0; r < 2; ++r) {
+      observers[r].watch = [&mine = told[r]](const WavefrontAction* action) {
+        mine.push_back(action == nullptr ? "end" : action->ToString());
+      };
+    }
+    RunRanks(schedule, observers, [](Numbers&) {});
+    for (size_t r = 0; r < 2; ++r) {
+      std::vector<std::string> wanted;
+      for (const WavefrontStep& step : schedule.ranks[r].steps) {
+        wanted.push_back(step.action.ToString());
+      }
+      wanted.emplace_back("end");
+      EXPECT_EQ(told[r], wanted) << "rank " << r;
+    }
+  }
+}
+
+// Rank 1 does not come: rank 0 waits for it, and the report says in what.
+TEST(WavefrontRunner, AWatchdogNamesTheActionThatWaits) {
+  const WavefrontSchedule schedule = MakeWavefront(
+      WavefrontPass::kForward, true, WavefrontShape::Zigzag(2, 2, 2), {});
+  auto communicators = MakeThreadCommunicators("cp", 2, absl::Seconds(30));
+  auto control = MakeThreadCommunicators("control", 2, absl::Seconds(30));
+  std::vector<std::promise<std::string>> reports(2);
+  std::vector<std::thread> threads;
+  for (size_t r = 0; r < 2; ++r) {
+    threads.emplace_back([&, r] {
+      WatchdogOptions options;
+      options.operation_limit = absl::Milliseconds(300);
+      options.hook_fatal_errors = false;
+      options.end_process = [&](int, const std::string& report) {
+        reports[r].set_value(report);
+      };
+      auto watchdog = Watchdog::Start(*control[r], options);
+      ASSERT_TRUE(watchdog.ok()) << watchdog.status();
+      (*watchdog)->Watch(communicators[r]->flight_recorder());
+      CommunicationLane lane(std::move(communicators[r]));
+      if (r == 1) {
+        EXPECT_FALSE(reports[1].get_future().get().empty());
+        lane.Abort(absl::AbortedError("over"));
+        return;
+      }
+      WavefrontObserver observer;
+      observer.watch = [&](const WavefrontAction* action) {
+        if (action != nullptr) (*watchdog)->SetActivity(action->ToString());
+      };
+      Stream stream;
+      Numbers work(schedule.shape, 0);
+      EXPECT_FALSE(RunWavefront(schedule, lane, &observer, stream, &work).ok());
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  const std::string report = reports[0].get_future().get();
+  const auto& steps = schedule.ranks[0].steps;
+  const auto waits =
+      std::find_if(steps.begin(), steps.end(),
+                   [](const WavefrontStep& step) { return step.needs > 0; });
+  ASSERT_NE(waits, steps.end());
+  EXPECT_TRUE(absl::StrContains(
+      report, waits->action.ToString() + "; waits in Broadcast #0"))
+      << report;
 }
 
 TEST(WavefrontRunner, AFailedGroupEndsTheRunWithItsError) {

@@ -65,6 +65,7 @@ TEST(WavefrontTrace, IsOneJsonObjectALine) {
     const auto object = nlohmann::json::parse(line);
     const WavefrontSpan& span = run.timeline[count];
     EXPECT_EQ(object["rank"], span.rank);
+    EXPECT_EQ(object["wavefront"], span.wavefront);
     EXPECT_EQ(object["kind"], std::string(Name(span.action.kind)));
     EXPECT_EQ(object["rows"], span.action.rows);
     EXPECT_EQ(object["columns"], span.action.columns);

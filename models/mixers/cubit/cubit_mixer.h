@@ -15,17 +15,12 @@
 
 namespace cubit {
 
-struct CubitSaved : MixerSaved {
-  Tensor column_scale;   // [B, H, T]
-  Tensor value_scale;    // [B, H, T]
-  Tensor lse_kernel;     // [B, H, T]
-  Tensor lse_attention;  // [B, H, T]
-  Tensor solution;       // [B, T, H * K]: X
-  // The same and what it is solved from, [B, T, H * K] in fp32; absent where
+struct CubitSaved : SolveSaved {
+  Tensor column_scale;  // [B, H, T]
+  Tensor value_scale;   // [B, H, T]
+  // X and what it is solved from, [B, T, H * K] in fp32; absent where
   // the solve takes the activations as they are.
   Tensor r32, v32, solution32;
-  // P X, [B, Tl, H * K]; on sequence shards alone.
-  Tensor kernel_x;
 };
 
 struct CubitScratch : MixerScratch {

@@ -22,7 +22,6 @@ class CubitMixer::ShardedCall : public ShardedSolve {
   // alone.
   struct System {
     ConstHeadTensor v;
-    HeadTensor kernel_x;
     ConstTensor log_lambda;  // [H]
     HeadTensor d_v;
     HeadTensor d_r;       // zero at first
@@ -30,17 +29,20 @@ class CubitMixer::ShardedCall : public ShardedSolve {
   };
 
   ShardedCall(const MixerContext& context, const SequenceShard& sequence,
-              const ShardedAttention& attention, const System& system,
-              CubitShardedScratch* scratch)
-      : ShardedSolve(context, sequence, attention, scratch),
+              const ShardedAttention& attention, const CubitSaved& kept,
+              const System& system, CubitShardedScratch* scratch)
+      : ShardedSolve(context, sequence, attention, kept, scratch),
         work_(*scratch),
+        kept_(kept),
         system_(system) {}
 
-  void Forward(const Views<HeadTensor>& views, CubitSaved* kept, bool share);
-  void Backward(const Views<ConstHeadTensor>& views, const CubitSaved& kept,
-                ConstHeadTensor out, bool share);
+  void Forward(const Views<HeadTensor>& views);
+  void Backward(const Views<ConstHeadTensor>& views, ConstHeadTensor out);
 
  private:
+  void Begin(Block rows) override {
+    BeginKrrRows(Chunk(rows), KernelSums(rows), stream());
+  }
   void Solve(Block rows) override;
   void Update(Block rows, Block columns) override;
   void AdjointSolve(Block columns) override;
@@ -52,8 +54,8 @@ class CubitMixer::ShardedCall : public ShardedSolve {
   }
 
   // What both passes need of the rank's own chunks, into its blocks.
-  void PackSystem(ConstHeadTensor k, ConstHeadTensor r, const CubitSaved& kept,
-                  bool share);
+  void PackSystem(ConstHeadTensor k, ConstHeadTensor r);
+  bool r_is_key() const { return work_.r.raw() == work_.k.raw(); }
   KrrChunk Chunk(Block block) const {
     return {groups_.Rows(work_.r, block),
             groups_.Scalars(work_.column_scale, block), Segments(block)};
@@ -65,53 +67,36 @@ class CubitMixer::ShardedCall : public ShardedSolve {
   }
 
   CubitShardedScratch& work_;
+  const CubitSaved& kept_;
   const System system_;
 };
 
-void CubitMixer::ShardedCall::PackSystem(ConstHeadTensor k, ConstHeadTensor r,
-                                         const CubitSaved& kept, bool share) {
+void CubitMixer::ShardedCall::PackSystem(ConstHeadTensor k, ConstHeadTensor r) {
   groups_.Pack(k, work_.k, cp_rank(), stream());
-  if (!share) groups_.Pack(r, work_.r, cp_rank(), stream());
-  groups_.PackScalars(kept.column_scale, work_.column_scale, cp_rank(),
+  if (!r_is_key()) groups_.Pack(r, work_.r, cp_rank(), stream());
+  groups_.PackScalars(kept_.column_scale, work_.column_scale, cp_rank(),
                       stream());
-  groups_.PackScalars(kept.value_scale, work_.value_scale, cp_rank(), stream());
+  groups_.PackScalars(kept_.value_scale, work_.value_scale, cp_rank(),
+                      stream());
 }
 
-void CubitMixer::ShardedCall::Forward(const Views<HeadTensor>& views,
-                                      CubitSaved* kept, bool share) {
-  PackSystem(views.k, views.r, *kept, share);
+void CubitMixer::ShardedCall::Forward(const Views<HeadTensor>& views) {
+  PackSystem(views.k, views.r);
   // The solve's first: it is what others wait for.
-  if (share) {
-    PostGathers({{work_.r, work_.column_scale}});
-  } else {
-    PostGathers({{work_.r, work_.column_scale}, {work_.k}});
-  }
-  for (const Block block : groups_.OwnBlocks(cp_rank())) {
-    BeginKrrRows(Chunk(block), KernelSums(block, system_.kernel_x), stream());
-  }
-  RunForward(kept->lse_attention);
-  groups_.UnpackScalars(work_.lse_kernel, kept->lse_kernel, cp_rank(),
-                        stream());
-  const int64_t width = views.q.head_dim;
-  groups_.Unpack(work_.x, HeadsOf(kept->solution, 0, views.q.num_heads, width),
-                 cp_rank(), stream());
+  Gathers gathers = {{work_.r, work_.column_scale}};
+  if (!r_is_key()) gathers.push_back({work_.k});
+  RunForward(gathers);
 }
 
 void CubitMixer::ShardedCall::Backward(const Views<ConstHeadTensor>& views,
-                                       const CubitSaved& kept,
-                                       ConstHeadTensor out, bool share) {
-  PackSystem(views.k, views.r, kept, share);
-  groups_.Pack(HeadsOf(ConstTensor(kept.solution), 0, views.q.num_heads,
-                       views.q.head_dim),
-               work_.x, cp_rank(), stream());
-  groups_.PackScalars(kept.lse_kernel, work_.lse_kernel, cp_rank(), stream());
+                                       ConstHeadTensor out) {
+  PackSystem(views.k, views.r);
   std::vector<Tensor> system = {work_.column_scale, work_.lse_kernel};
-  if (!share) system.push_back(work_.r);
-  PostGathers({{work_.k, work_.x}, system});
+  if (!r_is_key()) system.push_back(work_.r);
   for (const Tensor& sums : {work_.d_keys, work_.row_sums}) {
     SetZero(sums.raw(), sums.size_bytes(), stream());
   }
-  RunBackward(out, kept.lse_attention);
+  RunBackward(out, {{work_.k, work_.x}, system});
   for (const Block block : groups_.OwnBlocks(cp_rank())) {
     const HeadTensor d_r = groups_.Part(system_.d_r, block);
     KrrChunkFinish(Chunk(block), groups_.Scalars(work_.row_sums, block), d_r,
@@ -125,15 +110,15 @@ void CubitMixer::ShardedCall::Backward(const Views<ConstHeadTensor>& views,
 }
 
 void CubitMixer::ShardedCall::Solve(Block rows) {
-  KrrChunkSolve(Chunk(rows), RightSide(rows),
-                KernelSums(rows, system_.kernel_x), groups_.Rows(work_.x, rows),
-                groups_.Scalars(work_.lse_kernel, rows),
-                groups_.Part(system_.kernel_x, rows), stream());
+  KrrChunkSolve(Chunk(rows), RightSide(rows), KernelSums(rows),
+                groups_.Rows(work_.x, rows),
+                groups_.Scalars(work_.lse_kernel, rows), KernelX(rows),
+                stream());
 }
 
 void CubitMixer::ShardedCall::Update(Block rows, Block columns) {
   KrrChunkUpdate(Chunk(rows), Chunk(columns), groups_.Rows(work_.x, columns),
-                 KernelSums(rows, system_.kernel_x), stream());
+                 KernelSums(rows), stream());
 }
 
 void CubitMixer::ShardedCall::AdjointSolve(Block columns) {
@@ -147,8 +132,7 @@ void CubitMixer::ShardedCall::AdjointSolve(Block columns) {
   gradients.d_log_lambda = groups_.Heads(system_.d_log_lambda, columns.group);
   gradients.delta = groups_.Scalars(work_.delta_kernel, columns);
   KrrChunkRowGradients(RightSide(columns), groups_.Rows(work_.x, columns),
-                       groups_.Part(system_.kernel_x, columns), y, gradients,
-                       stream());
+                       KernelX(columns), y, gradients, stream());
 }
 
 void CubitMixer::ShardedCall::AdjointUpdate(Block rows, Block columns) {
@@ -158,15 +142,11 @@ void CubitMixer::ShardedCall::AdjointUpdate(Block rows, Block columns) {
 }
 
 void CubitMixer::ShardedCall::ScoreGradients(Block rows, Block columns) {
-  AdjointRows adjoint;
-  adjoint.lse = groups_.Scalars(work_.lse_kernel, rows);
-  adjoint.delta = groups_.Scalars(work_.delta_kernel, rows);
-  adjoint.y = groups_.Rows(work_.d_x, rows);
   KrrScoreGradients gradients;
   gradients.d_queries = groups_.Part(system_.d_r, rows);
   gradients.d_keys = groups_.Rows(work_.d_keys, columns);
   gradients.row_sums = groups_.Scalars(work_.row_sums, rows);
-  KrrChunkScoreGradients(Chunk(rows), adjoint, Chunk(columns),
+  KrrChunkScoreGradients(Chunk(rows), Adjoint(rows), Chunk(columns),
                          groups_.Rows(work_.x, columns),
                          rows.chunk == columns.chunk, gradients, stream());
 }
@@ -228,11 +208,10 @@ void CubitMixer::ForwardSharded(const MixerContext& context,
   attention.out = HeadsOf(out, 0, heads, head_dim_);
   ShardedCall::System system;
   system.v = views.v;
-  system.kernel_x = HeadsOf(kept.kernel_x, 0, heads, head_dim_);
   system.log_lambda = scalars.log_lambda;
-  ShardedCall(context, sequence, attention, system,
+  ShardedCall(context, sequence, attention, kept, system,
               static_cast<CubitShardedScratch*>(scratch))
-      .Forward(views, &kept, options_.share);
+      .Forward(views);
 }
 
 // The interface has nine parameters.
@@ -261,14 +240,13 @@ void CubitMixer::BackwardSharded(const MixerContext& context,
   attention.d_q = d_views.q;
   ShardedCall::System system;
   system.v = views.v;
-  system.kernel_x = HeadsOf(kept.kernel_x, 0, heads, head_dim_);
   system.log_lambda = scalars.log_lambda;
   system.d_v = d_views.v;
   system.d_r =
       options_.share ? HeadsOf(work.d_r, 0, heads, head_dim_) : d_views.r;
   system.d_log_lambda = gradients.log_lambda;
-  ShardedCall(context, sequence, attention, system, &work)
-      .Backward(views, kept, HeadsOf(out, 0, heads, head_dim_), options_.share);
+  ShardedCall(context, sequence, attention, kept, system, &work)
+      .Backward(views, HeadsOf(out, 0, heads, head_dim_));
 
   KrrFactorsBackward(views.r, views.lrr, scalars.scale, scalars.upper_scale,
                      kept.column_scale, work.local_d_column_scale,

@@ -16,15 +16,11 @@
 
 namespace cubit {
 
-struct DeltaFormerSaved : MixerSaved {
-  Tensor lse_kernel;     // [B, H, T]
-  Tensor lse_attention;  // [B, H, T]
-  Tensor solution;       // [B, T, H * K]
-  // The same and what it is solved from in fp32; absent where the solve takes
+struct DeltaFormerSaved : SolveSaved {
+  // X and what it is solved from in fp32; absent where the solve takes
   // the activations as they are.
   Tensor w32, k32, v32, solution32;  // [B, T, H * K]
   Tensor beta32;                     // [B, T, H]
-  Tensor kernel_x;  // W X, [B, Tl, H * K]; on sequence shards alone
 };
 
 struct DeltaFormerScratch : MixerScratch {

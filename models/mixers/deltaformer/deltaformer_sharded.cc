@@ -21,7 +21,6 @@ class DeltaFormerMixer::ShardedCall : public ShardedSolve {
   // alone.
   struct System {
     ConstHeadTensor v;
-    HeadTensor kernel_x;
     float scale = 1;
     HeadTensor d_v;
     HeadTensor d_w;     // zero at first
@@ -29,17 +28,17 @@ class DeltaFormerMixer::ShardedCall : public ShardedSolve {
   };
 
   ShardedCall(const MixerContext& context, const SequenceShard& sequence,
-              const ShardedAttention& attention, const System& system,
-              DeltaFormerShardedScratch* scratch)
-      : ShardedSolve(context, sequence, attention, scratch),
+              const ShardedAttention& attention, const SolveSaved& kept,
+              const System& system, DeltaFormerShardedScratch* scratch)
+      : ShardedSolve(context, sequence, attention, kept, scratch),
         work_(*scratch),
         system_(system) {}
 
-  void Forward(const Views<HeadTensor>& views, DeltaFormerSaved* kept);
-  void Backward(const Views<ConstHeadTensor>& views,
-                const DeltaFormerSaved& kept, ConstHeadTensor out);
+  void Forward(const Views<HeadTensor>& views);
+  void Backward(const Views<ConstHeadTensor>& views, ConstHeadTensor out);
 
  private:
+  void Begin(Block rows) override { BeginRowSums(KernelSums(rows), stream()); }
   void Solve(Block rows) override;
   void Update(Block rows, Block columns) override;
   void AdjointSolve(Block columns) override;
@@ -69,46 +68,29 @@ void DeltaFormerMixer::ShardedCall::PackSystem(
   groups_.Pack(views.beta, work_.beta, cp_rank(), stream());
 }
 
-void DeltaFormerMixer::ShardedCall::Forward(const Views<HeadTensor>& views,
-                                            DeltaFormerSaved* kept) {
+void DeltaFormerMixer::ShardedCall::Forward(const Views<HeadTensor>& views) {
   PackSystem({views.q, views.k, views.v, views.w, views.beta});
-  PostGathers({{work_.k}});
-  for (const Block block : groups_.OwnBlocks(cp_rank())) {
-    BeginRowSums(KernelSums(block, system_.kernel_x), stream());
-  }
-  RunForward(kept->lse_attention);
-  groups_.UnpackScalars(work_.lse_kernel, kept->lse_kernel, cp_rank(),
-                        stream());
-  groups_.Unpack(
-      work_.x, HeadsOf(kept->solution, 0, views.q.num_heads, views.q.head_dim),
-      cp_rank(), stream());
+  RunForward({{work_.k}});
 }
 
 void DeltaFormerMixer::ShardedCall::Backward(
-    const Views<ConstHeadTensor>& views, const DeltaFormerSaved& kept,
-    ConstHeadTensor out) {
+    const Views<ConstHeadTensor>& views, ConstHeadTensor out) {
   PackSystem(views);
-  groups_.Pack(HeadsOf(ConstTensor(kept.solution), 0, views.q.num_heads,
-                       views.q.head_dim),
-               work_.x, cp_rank(), stream());
-  groups_.PackScalars(kept.lse_kernel, work_.lse_kernel, cp_rank(), stream());
   std::vector<Tensor> system = {work_.beta, work_.lse_kernel};
   if (!w_is_key()) system.push_back(work_.w);
-  PostGathers({{work_.k, work_.x}, system});
-  RunBackward(out, kept.lse_attention);
+  RunBackward(out, {{work_.k, work_.x}, system});
 }
 
 void DeltaFormerMixer::ShardedCall::Solve(Block rows) {
-  DeltaChunkSolve(Chunk(rows), groups_.Part(system_.v, rows),
-                  KernelSums(rows, system_.kernel_x),
+  DeltaChunkSolve(Chunk(rows), groups_.Part(system_.v, rows), KernelSums(rows),
                   groups_.Rows(work_.x, rows),
-                  groups_.Scalars(work_.lse_kernel, rows),
-                  groups_.Part(system_.kernel_x, rows), stream());
+                  groups_.Scalars(work_.lse_kernel, rows), KernelX(rows),
+                  stream());
 }
 
 void DeltaFormerMixer::ShardedCall::Update(Block rows, Block columns) {
   DeltaChunkUpdate(Chunk(rows), Chunk(columns), groups_.Rows(work_.x, columns),
-                   KernelSums(rows, system_.kernel_x), stream());
+                   KernelSums(rows), stream());
 }
 
 void DeltaFormerMixer::ShardedCall::AdjointSolve(Block columns) {
@@ -117,8 +99,7 @@ void DeltaFormerMixer::ShardedCall::AdjointSolve(Block columns) {
                          groups_.Scalars(work_.lse_kernel, columns), y, y,
                          stream());
   CopyHeads(y, groups_.Part(system_.d_v, columns), stream());
-  DeltaChunkRowGradients(Chunk(columns), y,
-                         groups_.Part(system_.kernel_x, columns),
+  DeltaChunkRowGradients(Chunk(columns), y, KernelX(columns),
                          groups_.Scalars(work_.delta_kernel, columns),
                          groups_.Part(system_.d_beta, columns), stream());
 }
@@ -130,14 +111,11 @@ void DeltaFormerMixer::ShardedCall::AdjointUpdate(Block rows, Block columns) {
 }
 
 void DeltaFormerMixer::ShardedCall::ScoreGradients(Block rows, Block columns) {
-  AdjointRows adjoint;
-  adjoint.lse = groups_.Scalars(work_.lse_kernel, rows);
-  adjoint.delta = groups_.Scalars(work_.delta_kernel, rows);
-  adjoint.y = groups_.Rows(work_.d_x, rows);
-  DeltaChunkScoreGradients(
-      Chunk(rows), adjoint, Chunk(columns), groups_.Rows(work_.x, columns),
-      rows.chunk == columns.chunk, groups_.Part(system_.d_w, rows),
-      groups_.Rows(work_.d_k, columns), stream());
+  DeltaChunkScoreGradients(Chunk(rows), Adjoint(rows), Chunk(columns),
+                           groups_.Rows(work_.x, columns),
+                           rows.chunk == columns.chunk,
+                           groups_.Part(system_.d_w, rows),
+                           groups_.Rows(work_.d_k, columns), stream());
 }
 
 std::unique_ptr<MixerSaved> DeltaFormerMixer::AllocateShardedSaved(
@@ -167,7 +145,6 @@ void DeltaFormerMixer::ForwardSharded(const MixerContext& context,
                                       const SequenceShard& sequence,
                                       Tensor columns, MixerSaved* saved,
                                       MixerScratch* scratch, Tensor out) const {
-  auto& kept = *static_cast<DeltaFormerSaved*>(saved);
   const auto views = Split<HeadTensor>(columns);
   Stream& stream = *context.stream;
   const int64_t heads = views.q.num_heads;
@@ -183,11 +160,11 @@ void DeltaFormerMixer::ForwardSharded(const MixerContext& context,
   attention.out = HeadsOf(out, 0, heads, head_dim_);
   ShardedCall::System system;
   system.v = views.v;
-  system.kernel_x = HeadsOf(kept.kernel_x, 0, heads, head_dim_);
   system.scale = scale_;
-  ShardedCall(context, sequence, attention, system,
+  ShardedCall(context, sequence, attention,
+              *static_cast<const DeltaFormerSaved*>(saved), system,
               static_cast<DeltaFormerShardedScratch*>(scratch))
-      .Forward(views, &kept);
+      .Forward(views);
 }
 
 // The interface has nine parameters.
@@ -215,13 +192,12 @@ void DeltaFormerMixer::BackwardSharded(const MixerContext& context,
   attention.d_q = d_views.q;
   ShardedCall::System system;
   system.v = views.v;
-  system.kernel_x = HeadsOf(kept.kernel_x, 0, heads, head_dim_);
   system.scale = scale_;
   system.d_v = d_views.v;
   system.d_w = owns_w() ? d_views.w : HeadsOf(work.d_w, 0, heads, head_dim_);
   system.d_beta = d_views.beta;
-  ShardedCall(context, sequence, attention, system, &work)
-      .Backward(views, kept, HeadsOf(out, 0, heads, head_dim_));
+  ShardedCall(context, sequence, attention, kept, system, &work)
+      .Backward(views, HeadsOf(out, 0, heads, head_dim_));
 
   work.groups.Unpack(work.d_k, d_views.k, sequence.cp_rank, stream);
   if (!owns_w()) AddHeads(system.d_w, d_views.w, stream);
