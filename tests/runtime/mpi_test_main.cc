@@ -80,12 +80,14 @@ int RunTestsUnderMpi(int argc, char** argv, int num_ranks) {
   CUBIT_CHECK_OK(session);
   Session() = *std::move(session);
   const int rank = Session()->rank();
-  if (rank > 0) unsetenv("TEST_PREMATURE_EXIT_FILE");
-  testing::InitGoogleTest(&argc, argv);
   // One report of the results, by rank 0. GoogleTest took XML_OUTPUT_FILE from
-  // the environment before main.
+  // the environment before main, and InitGoogleTest makes the reporter.
   if (rank > 0) {
     testing::GTEST_FLAG(output) = "";
+    unsetenv("TEST_PREMATURE_EXIT_FILE");
+  }
+  testing::InitGoogleTest(&argc, argv);
+  if (rank > 0) {
     auto& listeners = testing::UnitTest::GetInstance()->listeners();
     delete listeners.Release(listeners.default_result_printer());
     listeners.Append(new FailurePrinter(rank));
