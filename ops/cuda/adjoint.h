@@ -80,6 +80,9 @@ constexpr int kSolveBlock = 64;
 void AdjointBFloat16(const AdjointArguments& in, cudaStream_t stream);
 void AdjointBFloat16x3(const AdjointArguments& in, cudaStream_t stream);
 void AdjointTFloat32(const AdjointArguments& in, cudaStream_t stream);
+// bf16 tensors by warpgroups (solve_engines.h). False, and nothing is done, for
+// a head dim that they do not serve.
+bool AdjointWarpgroup(const AdjointArguments& in, cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace cubit

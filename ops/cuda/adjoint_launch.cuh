@@ -38,9 +38,9 @@ struct GradientTiling<BFloat16Products, kDim> {
   static constexpr int kBlocksPerMultiprocessor = 2;
 };
 
-template <typename Products, int kDim>
+template <typename Products, int kDim, bool kWarpgroup = false>
 void LaunchAdjointSolve(const AdjointArguments& in, cudaStream_t stream) {
-  constexpr auto kKernel = AdjointSolveKernel<Products, kDim>;
+  constexpr auto kKernel = AdjointSolveKernel<Products, kDim, kWarpgroup>;
   constexpr size_t kBytes = sizeof(AdjointSolveMemory<Products, kDim>);
   AllowSharedMemory(kKernel, kBytes);
   const int num_blocks = (in.seq_len + kSolveBlock - 1) / kSolveBlock;
@@ -52,15 +52,14 @@ void LaunchAdjointSolve(const AdjointArguments& in, cudaStream_t stream) {
 template <typename Products, int kDim,
           typename Tiling = GradientTiling<Products, kDim>>
 void LaunchScoreGradients(const AdjointArguments& in, cudaStream_t stream) {
-  constexpr auto kKernel =
-      ScoreGradientsKernel<Products, kDim, Tiling::kSteps, Tiling::kStreamed,
-                           Tiling::kStages, Tiling::kBlocksPerMultiprocessor>;
   using Memory = GradientMemory<Products, kDim, Tiling::kSteps,
-                                Tiling::kStreamed, Tiling::kStages>;
+                                Tiling::kStreamed, Tiling::kStages, 4>;
+  constexpr auto kKernel =
+      ScoreGradientsKernel<Products, Memory, Tiling::kBlocksPerMultiprocessor>;
   AllowSharedMemory(kKernel, sizeof(Memory));
   const dim3 grid((in.seq_len + Memory::kRows - 1) / Memory::kRows,
                   in.batch * in.num_heads);
-  kKernel<<<grid, kGradientThreads, sizeof(Memory), stream>>>(in);
+  kKernel<<<grid, Memory::kThreads, sizeof(Memory), stream>>>(in);
   CUBIT_CUDA_CHECK_LAUNCH();
 }
 

@@ -27,6 +27,7 @@
 #include "ops/cuda/solve_queue.cuh"
 #include "ops/cuda/tile.cuh"
 #include "ops/cuda/unit_upper.cuh"
+#include "ops/cuda/warpgroup.cuh"
 
 namespace cubit {
 namespace cuda {
@@ -63,7 +64,7 @@ struct AdjointSolveMemory {
   using FloatTile = Tile<float, kSolveBlock, kDim>;
 
   alignas(1024) char keys[HeadTile::kBytes];
-  // Later the right-hand side in fp32.
+  // Later the right-hand side in fp32, or for a warpgroup in two bf16 parts.
   union {
     alignas(1024) char queries[2][HeadTile::kBytes];
     float rhs[FloatTile::kBytes / 4];
@@ -93,7 +94,8 @@ struct SolveItem {
   uint32_t launch;  // number of this launch
 };
 
-template <typename Products, int kDim>
+// kWarpgroup (bf16): the four warps multiply tiles together.
+template <typename Products, int kDim, bool kWarpgroup = false>
 class AdjointSolver {
  public:
   using Memory = AdjointSolveMemory<Products, kDim>;
@@ -127,19 +129,32 @@ class AdjointSolver {
     LoadHeads(in_.keys, item_.first, Keys());
     LoadQueries(item_.block, 0);
     CommitCopies();
-    const int last = LastBlock();
+    int last = LastBlock();
+    // The compiler must see that all lanes have the same blocks.
+    if constexpr (kWarpgroup) last = __shfl_sync(0xffffffffu, last, 0);
     if (last > item_.block) LoadQueries(last, 1);
     CommitCopies();
     LoadRightHandSide();
     WaitForCopies<1>();
-    __syncthreads();
+    ShareTiles();
     FormInverse();
+    if constexpr (kWarpgroup) LoadInverse();
     Stream(last);
-    Finish();
+    if constexpr (kWarpgroup) {
+      FinishWarpgroup();
+    } else {
+      Finish();
+    }
   }
 
  private:
   static constexpr int kStride = FloatTile::kStride;
+
+  // Behind the wait for copies: the tiles are everybody's.
+  __device__ __forceinline__ static void ShareTiles() {
+    if constexpr (kWarpgroup) ShowToTensorCores();
+    __syncthreads();
+  }
 
   __device__ __forceinline__ Element* Keys() {
     return reinterpret_cast<Element*>(m_.keys);
@@ -214,6 +229,38 @@ class AdjointSolver {
   // weights_ = P^T on the tile of own rows (keys) and the queries of a stage.
   __device__ __forceinline__ void Weigh(int stage, bool diagonal,
                                         bool compare_segments) {
+    MultiplyKeys(stage);
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int query = n * 8 + quad_ * 2 + e % 2;
+        const int half = e / 2;
+        float p = Exp2(fmaf(weights_[n][e], exponent_[half],
+                            -kLog2E * m_.lse[stage][query]));
+        if (compare_segments &&
+            m_.segments[stage][query] != key_segment_[half]) {
+          p = 0;
+        }
+        if (diagonal && query < own_row_ + group_ + 8 * half) p = 0;
+        weights_[n][e] = p;
+      }
+    }
+  }
+
+  // weights_ = own rows (keys) . queries of a stage.
+  __device__ __forceinline__ void MultiplyKeys(int stage) {
+    if constexpr (kWarpgroup) {
+      HoldAccumulators(weights_);
+      FenceProducts();
+#pragma unroll
+      for (int k = 0; k < kDim; k += 16) {
+        MultiplyWarpgroup(weights_, RowsOperand<HeadTile>(Keys(), 0, k),
+                          RowsOperand<HeadTile>(Queries(stage), 0, k), k > 0);
+      }
+      FinishProducts(weights_);
+      return;
+    }
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
 #pragma unroll
@@ -231,22 +278,13 @@ class AdjointSolver {
         Products::Multiply(weights_[2 * n + 1], a, b[1]);
       }
     }
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int query = n * 8 + quad_ * 2 + e % 2;
-        const int half = e / 2;
-        float p = Exp2(fmaf(weights_[n][e], exponent_[half],
-                            -kLog2E * m_.lse[stage][query]));
-        if (compare_segments &&
-            m_.segments[stage][query] != key_segment_[half]) {
-          p = 0;
-        }
-        if (diagonal && query < own_row_ + group_ + 8 * half) p = 0;
-        weights_[n][e] = p;
-      }
-    }
+  }
+
+  template <int kCount>
+  __device__ __forceinline__ static void FinishProducts(float (&c)[kCount][4]) {
+    CommitProducts();
+    WaitForProducts<0>();
+    HoldAccumulators(c);
   }
 
   // Whether some query of [first, first + 64) is in another document than some
@@ -314,7 +352,7 @@ class AdjointSolver {
       }
       CommitCopies();
       WaitForCopies<2>();
-      __syncthreads();
+      ShareTiles();
       Weigh(stage, /*diagonal=*/false, CrossesDocuments(block * kSolveBlock));
       if (in_.is_delta()) MultiplyByFactors(stage);
       if (!loaded) {
@@ -328,7 +366,7 @@ class AdjointSolver {
         LoadHeads(in_.y, block * kSolveBlock, Y(stage));
         CommitCopies();
         WaitForCopies<0>();
-        __syncthreads();
+        ShareTiles();
       }
       AddWeighted(Y(stage));
       loaded = load_next;
@@ -346,6 +384,19 @@ class AdjointSolver {
   }
 
   __device__ __forceinline__ void AddWeighted(const Element* y) {
+    if constexpr (kWarpgroup) {
+      typename Products::Left a[4];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        a[k] = Products::FromAccumulators(weights_[2 * k], weights_[2 * k + 1]);
+      }
+      HoldAccumulators(sums_);
+      FenceProducts();
+#pragma unroll
+      for (int k = 0; k < 4; ++k) MultiplyRows(a[k].x, y, 16 * k, true);
+      FinishProducts(sums_);
+      return;
+    }
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       const typename Products::Left a =
@@ -357,6 +408,18 @@ class AdjointSolver {
         Products::Multiply(sums_[2 * n], a, b[0]);
         Products::Multiply(sums_[2 * n + 1], a, b[1]);
       }
+    }
+  }
+
+  // sums_ += a . rows [row, row + 16) of a tile, or = if !add.
+  __device__ __forceinline__ void MultiplyRows(const uint32_t (&a)[4],
+                                               const Element* tile, int row,
+                                               bool add) {
+#pragma unroll
+    for (int panel = 0; panel < kDim / 64; ++panel) {
+      MultiplyWarpgroup</*kColumns=*/true>(
+          reinterpret_cast<float(&)[8][4]>(sums_[8 * panel]), a,
+          ColumnsOperand<HeadTile>(tile, row, 64 * panel), add);
     }
   }
 
@@ -404,6 +467,80 @@ class AdjointSolver {
     PublishReady(Flag(item_.block), item_.launch);
     StoreRows(in_.d_v, in_.is_delta() ? nullptr : in_.value_scale + item_.row0);
     FinishDots();
+  }
+
+  // The warp's rows of the inverse into registers, before they are needed.
+  __device__ __forceinline__ void LoadInverse() {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      BFloat16x3Products::LoadLeft<UnitUpperTile>(m_.inverse, own_row_, 16 * k,
+                                                  &inverse_[k]);
+    }
+  }
+
+  // Finish, with as little as possible between the last Y of others and the
+  // flag: the right-hand side in two bf16 parts, twelve products a panel, Y
+  // from registers to memory.
+  __device__ __forceinline__ void FinishWarpgroup() {
+    __syncthreads();  // everyone is done with the stages
+    Element* high = Queries(0);
+    Element* low = Queries(1);
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const SplitPair pair =
+            Split(-sums_[n][2 * half], -sums_[n][2 * half + 1]);
+        const int offset =
+            HeadTile::Offset(own_row_ + group_ + 8 * half, 8 * n + 2 * quad_);
+        *reinterpret_cast<uint32_t*>(high + offset) = pair.high;
+        *reinterpret_cast<uint32_t*>(low + offset) = pair.low;
+      }
+    }
+    ShareTiles();
+    HoldAccumulators(sums_);
+    FenceProducts();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      MultiplyRows(inverse_[k].low, high, 16 * k, k > 0);
+      MultiplyRows(inverse_[k].high, low, 16 * k, true);
+      MultiplyRows(inverse_[k].high, high, 16 * k, true);
+    }
+    FinishProducts(sums_);
+    StoreSums([this](int row) { return in_.is_delta() ? 1.0f : m_.g[row]; },
+              m_.solution);
+    WriteY();
+    PublishReady(Flag(item_.block), item_.launch);
+    StoreRows(in_.d_v, in_.is_delta() ? nullptr : in_.value_scale + item_.row0);
+    FinishDots();
+  }
+
+  // Y from the lane's part of sums_.
+  __device__ __forceinline__ void WriteY() {
+    Element* y = in_.y.Head<Element>(item_.b, item_.h);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = own_row_ + group_ + 8 * half;
+      if (item_.first + row >= in_.seq_len) continue;
+      const float f = in_.is_delta() ? 1.0f : m_.g[row];
+      Element* target = y + (item_.first + row) * in_.y.seq_stride;
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        const int column = 8 * n + 2 * quad_;
+        const float first = f * sums_[n][2 * half];
+        const float second = f * sums_[n][2 * half + 1];
+        if (in_.y.vectors) {
+          if (column < in_.head_dim) {
+            *reinterpret_cast<uint32_t*>(target + column) =
+                PackBFloat16(first, second);
+          }
+          continue;
+        }
+        if (column < in_.head_dim) StoreElement(first, target + column);
+        if (column + 1 < in_.head_dim)
+          StoreElement(second, target + column + 1);
+      }
+    }
   }
 
   __device__ __forceinline__ void MultiplyByInverse() {
@@ -454,6 +591,7 @@ class AdjointSolver {
   int key_segment_[2];
   float weights_[8][4];
   float sums_[kDim / 8][4];
+  SplitLeft inverse_[4];  // of a warpgroup
 };
 
 __device__ __forceinline__ float WarpSum(float x) {
@@ -496,8 +634,9 @@ __device__ __noinline__ float WeightedProducts(const AdjointArguments& in,
   return sum;
 }
 
-template <typename Products, int kDim>
-__device__ __forceinline__ void AdjointSolver<Products, kDim>::FinishDots() {
+template <typename Products, int kDim, bool kWarpgroup>
+__device__ __forceinline__ void
+AdjointSolver<Products, kDim, kWarpgroup>::FinishDots() {
   const int lane = threadIdx.x % 32;
   const Element* v = in_.v.Head<const Element>(item_.b, item_.h);
   const Element* x = in_.x.Head<const Element>(item_.b, item_.h);
@@ -548,8 +687,9 @@ __device__ __forceinline__ void AdjointSolver<Products, kDim>::FinishDots() {
   }
 }
 
-template <typename Products, int kDim>
-__global__ void __launch_bounds__(kSolveThreads)
+template <typename Products, int kDim, bool kWarpgroup = false>
+__global__ void __launch_bounds__(kSolveThreads,
+                                  kWarpgroup&& kDim <= 64 ? 3 : 1)
     AdjointSolveKernel(const __grid_constant__ AdjointArguments in) {
   using Memory = AdjointSolveMemory<Products, kDim>;
   extern __shared__ __align__(1024) char shared[];
@@ -569,7 +709,7 @@ __global__ void __launch_bounds__(kSolveThreads)
   item.row0 = static_cast<int64_t>(pair) * in.seq_len;
   item.launch = *const_cast<volatile uint32_t*>(&in.queue->launch) + 1;
   item.lambda = in.is_delta() ? 0.0f : expf(in.log_lambda[item.h]);
-  AdjointSolver<Products, kDim>(in, item, memory).Run();
+  AdjointSolver<Products, kDim, kWarpgroup>(in, item, memory).Run();
   if (threadIdx.x == 0) LeaveQueue(in.queue);
 }
 

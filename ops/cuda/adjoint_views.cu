@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "ops/cuda/adjoint_views.h"
+#include "ops/cuda/solve_engines.h"
 #include "ops/cuda/solve_queue.cuh"
 #include "runtime/check.h"
 #include "runtime/cuda_check.h"
@@ -59,6 +60,10 @@ void RunAdjoint(AdjointArguments in, const ConstHeadTensor& queries,
   in.lambda_partials = in.minus_delta + pairs * queries.seq_len;
   in.queue = GetSolveQueue(items, stream);
   if (queries.dtype == DType::kBFloat16) {
+    if (GetSolveEngine() == SolveEngine::kWarpgroup &&
+        AdjointWarpgroup(in, CudaStream(stream))) {
+      return;
+    }
     return AdjointBFloat16(in, CudaStream(stream));
   }
   CUBIT_CHECK(queries.dtype == DType::kFloat32)

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "ops/attention.h"
+#include "ops/cuda/solve_engines.h"
 #include "ops/cuda/triangular_solve.cuh"
 #include "ops/solve_precision.h"
 #include "runtime/check.h"
@@ -137,10 +138,19 @@ extern template void LaunchForProducts<KrrSystem, TFloat32Products>(
 extern template void LaunchForProducts<DeltaSystem, TFloat32Products>(
     const SolveArguments&, Stream&);
 
+// By warpgroups (solve_engines.h), in forward_warpgroup.cu. False, and nothing
+// is done, for a head dim that they do not serve.
+template <typename System>
+bool LaunchWarpgroupSolve(const SolveArguments& in, Stream& stream);
+
 template <typename System>
 void LaunchForwardSolve(DType dtype, SolvePrecision precision,
                         const SolveArguments& in, Stream& stream) {
   if (dtype == DType::kBFloat16) {
+    if (GetSolveEngine() == SolveEngine::kWarpgroup &&
+        LaunchWarpgroupSolve<System>(in, stream)) {
+      return;
+    }
     return LaunchForProducts<System, BFloat16Products>(in, stream);
   }
   CUBIT_CHECK(dtype == DType::kFloat32) << "dtype " << Name(dtype);

@@ -23,6 +23,7 @@
 #include "ops/cuda/products.cuh"
 #include "ops/cuda/solve_queue.cuh"
 #include "ops/cuda/tile.cuh"
+#include "ops/cuda/warpgroup.cuh"
 
 namespace cubit {
 namespace cuda {
@@ -156,8 +157,11 @@ __device__ __forceinline__ void StorePair(__nv_bfloat16* p, float x, float y) {
   *reinterpret_cast<__nv_bfloat162*>(p) = __floats2bfloat162_rn(x, y);
 }
 
-// One thread block: kWarps warps of 16 rows each.
-template <typename System, typename ProductsType, int kDimOfHead, int kNumWarps>
+// One thread block: kWarps warps of 16 rows each. kWarpgroup (bf16, four
+// warps): tiles are multiplied by the warpgroup as a whole, and the block is
+// factored before the last solution that it waits for.
+template <typename System, typename ProductsType, int kDimOfHead, int kNumWarps,
+          bool kWarpgroup = false>
 class ForwardSolver {
  public:
   using Products = ProductsType;
@@ -170,6 +174,7 @@ class ForwardSolver {
   static constexpr int kRows = 16 * kWarps;
   static constexpr int kKeys = 64;
   static constexpr int kDiagonalTiles = kRows / kKeys;
+  static_assert(!kWarpgroup || kRows == kKeys, "one tile a block of rows");
   static constexpr int kInverseStride = 20;  // 16-byte rows, few conflicts
   using KeyTile = Tile<Element, kKeys, kDim>;
   using BlockTile = Tile<Element, kRows, kDim>;
@@ -200,8 +205,12 @@ class ForwardSolver {
       StartItem(item);
       LoadQueries();
       FindMaxima();
-      Stream();
-      FactorBlock();
+      if constexpr (kWarpgroup) {
+        StreamAhead();
+      } else {
+        Stream();
+        FactorBlock();
+      }
       SolveBlock();
       PublishReady(in_.queue->ready + item, launch_);
     }
@@ -252,6 +261,11 @@ class ForwardSolver {
     }
     first_tile_ = first_key / kKeys;
     diagonal_tile_ = row_begin_ / kKeys;
+    if constexpr (kWarpgroup) {
+      // The compiler must see that all lanes have the same tiles.
+      first_tile_ = __shfl_sync(0xffffffffu, first_tile_, 0);
+      diagonal_tile_ = __shfl_sync(0xffffffffu, diagonal_tile_, 0);
+    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       row_input_[half] = System::template LoadRow<Element>(
@@ -321,7 +335,7 @@ class ForwardSolver {
     CopyKeys(first_tile_);
     for (int tile = first_tile_; tile < end; ++tile) {
       WaitForCopies<0>();
-      __syncthreads();
+      ShareTiles();
       if (tile + 1 < end) CopyKeys(tile + 1);
       Scores s;
       ComputeScores(tile, s);
@@ -422,8 +436,27 @@ class ForwardSolver {
     }
   }
 
+  // Behind the wait for copies: the tiles are everybody's.
+  __device__ static void ShareTiles() {
+    if constexpr (kWarpgroup) ShowToTensorCores();
+    __syncthreads();
+  }
+
   __device__ void ComputeScores(int tile, Scores& s) {
     const Element* keys = Keys(tile % 2);
+    if constexpr (kWarpgroup) {
+      HoldAccumulators(s);
+      FenceProducts();
+#pragma unroll
+      for (int k = 0; k < kDim / 16; ++k) {
+        MultiplyWarpgroup</*kColumns=*/false>(
+            s, query_[k].x, RowsOperand<KeyTile>(keys, 0, 16 * k), k > 0);
+      }
+      CommitProducts();
+      WaitForProducts<0>();
+      HoldAccumulators(s);
+      return;
+    }
 #pragma unroll
     for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
@@ -512,11 +545,7 @@ class ForwardSolver {
       if (tile + 1 < diagonal_tile_) CopyX(tile + 1);
       CommitCopies();
     }
-    // Or what the last item left would be kept in registers until now.
-#pragma unroll
-    for (int t = 0; t < kWarps - 1; ++t) lower_[t] = Left();
-#pragma unroll
-    for (int i = 0; i < 8; ++i) own_[i / 4][i % 4] = 0;
+    ClearDiagonal();
 #pragma unroll
     for (int d = 0; d < kDiagonalTiles; ++d) {
       WaitForCopies<0>();
@@ -526,8 +555,89 @@ class ForwardSolver {
     }
   }
 
+  // Or what the last item left would be kept in registers until now.
+  __device__ void ClearDiagonal() {
+#pragma unroll
+    for (int t = 0; t < kWarps - 1; ++t) lower_[t] = Left();
+#pragma unroll
+    for (int i = 0; i < 8; ++i) own_[i / 4][i % 4] = 0;
+  }
+
+  // Phases 1 and 2 of a warpgroup. What the next block of rows waits for comes
+  // last: the block's own tile and its inverses need all scores but no X, so
+  // the solution of the block before is awaited behind them.
+  __device__ void StreamAhead() {
+    sum_[0] = sum_[1] = 0;
+    self_[0] = self_[1] = 0;
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) acc_[n][i] = 0;
+    }
+    const int last = diagonal_tile_ - 1;
+    CopyKeys(first_tile_);
+    CopyRightHandSide();
+    if (first_tile_ < last) CopyX(first_tile_);
+    CommitCopies();
+    Scores s;
+    for (int tile = first_tile_; tile < last; ++tile) {
+      WaitForCopies<1>();
+      ShareTiles();
+      CopyKeys(tile + 1);
+      ComputeScores(tile, s);
+      Exponentiate(tile, s);
+      WaitForCopies<1>();
+      ShareTiles();
+      Accumulate(X(tile % 2), s);
+      if (tile + 1 < last) CopyX(tile + 1);
+      CommitCopies();
+    }
+    const bool has_last = first_tile_ <= last;
+    if (has_last) {
+      WaitForCopies<1>();
+      ShareTiles();
+      CopyKeys(diagonal_tile_);
+      ComputeScores(last, s);
+      Exponentiate(last, s);
+    }
+    ClearDiagonal();
+    WaitForCopies<0>();
+    ShareTiles();
+    KeepDiagonal(0);
+    FactorBlock();
+    if (!has_last) return;
+    CopyX(last);
+    CommitCopies();
+    WaitForCopies<0>();
+    ShareTiles();
+    Accumulate(X(last % 2), s);
+  }
+
   // acc += E X.
   __device__ void Accumulate(const Element* x, const Scores& e) {
+    if constexpr (kWarpgroup) {
+      Left a[kKeys / 16];
+#pragma unroll
+      for (int k = 0; k < kKeys / 16; ++k) {
+        a[k] = Products::FromAccumulators(e[2 * k], e[2 * k + 1]);
+      }
+      HoldAccumulators(acc_);
+      FenceProducts();
+#pragma unroll
+      for (int panel = 0; panel < kDim / 64; ++panel) {
+        auto& acc = reinterpret_cast<float(&)[8][4]>(acc_[8 * panel]);
+#pragma unroll
+        for (int k = 0; k < kKeys / 16; ++k) {
+          MultiplyWarpgroup</*kColumns=*/true>(
+              acc, a[k].x, ColumnsOperand<KeyTile>(x, 16 * k, 64 * panel),
+              /*add=*/true);
+        }
+      }
+      CommitProducts();
+      WaitForProducts<0>();
+      HoldAccumulators(acc_);
+      return;
+    }
 #pragma unroll
     for (int k = 0; k < kKeys / 16; ++k) {
       const Left a = Products::FromAccumulators(e[2 * k], e[2 * k + 1]);

@@ -19,6 +19,8 @@ def _code_flags():
     flags = []
     for arch in CUDA_ARCHS:
         flags.append("-gencode=arch=compute_%s,code=sm_%s" % (arch, arch))
+    if "90a" in CUDA_ARCHS:
+        flags.append("-DCUBIT_CUDA_SM90A")
     return flags
 
 def _compile(ctx, src, context):

@@ -17,9 +17,12 @@
 
 #include "runtime/command_line.h"
 #include "runtime/device.h"
+#include "runtime/status_macros.h"
 #include "tests/benchmarks/measure_cuda.h"
 #include "tests/benchmarks/write_json.h"
 
+ABSL_FLAG(std::string, solve_engine, "warp",
+          "products of the bf16 solves: warp, or warpgroup (Hopper)");
 ABSL_FLAG(std::string, json, "", "also write the results to this file");
 ABSL_FLAG(double, seconds, 0.05, "measured time of each figure");
 
@@ -161,8 +164,8 @@ nlohmann::json Measure(Size size, Precision precision, const Ceilings& ceilings,
   return results;
 }
 
-int Main(int argc, char** argv) {
-  ParseCommandLine(argc, argv, kUsage);
+absl::Status Run() {
+  CUBIT_RETURN_IF_ERROR(UseSolveEngine(absl::GetFlag(FLAGS_solve_engine)));
   Stream stream;
   const Ceilings ceilings =
       MeasureCeilings(absl::GetFlag(FLAGS_seconds), stream);
@@ -184,20 +187,18 @@ int Main(int argc, char** argv) {
       }
     }
   }
-  const absl::Status written =
-      WriteJson(absl::GetFlag(FLAGS_json),
-                {{"device", QueryDevice().name},
-                 {"copy_bytes_per_second", ceilings.bytes_per_second},
-                 {"product_flops_per_second", ceilings.flops_per_second},
-                 {"results", results}});
-  if (!written.ok()) {
-    std::fprintf(stderr, "%s\n", std::string(written.message()).c_str());
-    return 1;
-  }
-  return 0;
+  return WriteJson(absl::GetFlag(FLAGS_json),
+                   {{"device", QueryDevice().name},
+                    {"solve_engine", absl::GetFlag(FLAGS_solve_engine)},
+                    {"copy_bytes_per_second", ceilings.bytes_per_second},
+                    {"product_flops_per_second", ceilings.flops_per_second},
+                    {"results", results}});
 }
 
 }  // namespace
 }  // namespace cubit
 
-int main(int argc, char** argv) { return cubit::Main(argc, argv); }
+int main(int argc, char** argv) {
+  cubit::ParseCommandLine(argc, argv, cubit::kUsage);
+  return cubit::ExitStatus(cubit::Run());
+}

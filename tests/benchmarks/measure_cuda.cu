@@ -7,9 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include "ops/cuda/solve_engines.h"
 #include "ops/matmul.h"
 #include "runtime/check.h"
 #include "runtime/cuda_check.h"
@@ -17,6 +19,21 @@
 #include "tests/benchmarks/measure_cuda.h"
 
 namespace cubit {
+
+absl::Status UseSolveEngine(absl::string_view name) {
+  if (name == "warp") return absl::OkStatus();
+  if (name != "warpgroup") {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--solve_engine is \"", name, "\"; wanted warp or warpgroup"));
+  }
+  if (!cuda::HasWarpgroupSolve()) {
+    return absl::FailedPreconditionError(
+        "--solve_engine=warpgroup needs a GPU of compute capability 9.0 and a "
+        "build for sm_90a");
+  }
+  cuda::SetSolveEngine(cuda::SolveEngine::kWarpgroup);
+  return absl::OkStatus();
+}
 namespace {
 
 // Uniform in [-sqrt(3), sqrt(3)], by a multiplicative hash of the index.

@@ -10,12 +10,18 @@
 #include <vector>
 
 #include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 
 #include "runtime/device.h"
 #include "runtime/memory.h"
 #include "runtime/tensor.h"
 
 namespace cubit {
+
+// "warp" or "warpgroup" (ops/cuda/solve_engines.h), for all solves from now on.
+// InvalidArgument: another word; FailedPrecondition: no such GPU.
+absl::Status UseSolveEngine(absl::string_view name);
 
 // Median time of one call over at least `seconds` of calls, by events around
 // each, after some that are not counted. The call only issues work.

@@ -1,0 +1,409 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The second half of adjoint.h: gradients of queries, keys and column scales
+// once Y is known. One block of threads owns kRows rows of one head. As keys
+// they stream the queries that see them (column pass, dS^T a), then as queries
+// the keys that they see (row pass, dS b); the sums stay in registers, so
+// nothing is added in memory and every sum has a fixed order. The two passes of
+// a block cover together as many tiles as those of any other, so the grid is
+// balanced. The price: S and Y X^T are formed twice, six products where a sweep
+// that adds to memory needs four (docs/decisions/0023-backward-solve.md).
+//
+// Here is all but the products of a tile: score_gradients.cuh has those of
+// warps, warpgroup_gradients.cuh those of warpgroups.
+
+#ifndef CUBIT_OPS_CUDA_GRADIENT_ROWS_CUH_
+#define CUBIT_OPS_CUDA_GRADIENT_ROWS_CUH_
+
+#include <cstdint>
+
+#include "ops/cuda/adjoint.h"
+#include "ops/cuda/adjoint_solve.cuh"
+#include "ops/cuda/head_tile.cuh"
+#include "ops/cuda/mma.cuh"
+#include "ops/cuda/products.cuh"
+#include "ops/cuda/tile.cuh"
+
+namespace cubit {
+namespace cuda {
+
+// Own rows: 16 kSteps for each of kWarps warps; streamed rows: kStreamed at
+// once.
+template <typename Products, int kDimOfHead, int kStepsOfWarp,
+          int kStreamedRows, int kNumStages, int kWarps>
+struct GradientMemory {
+  using Element = typename Products::Element;
+  static constexpr int kDim = kDimOfHead;
+  static constexpr int kSteps = kStepsOfWarp;
+  static constexpr int kStreamed = kStreamedRows;
+  static constexpr int kStages = kNumStages;
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kRows = 16 * kSteps * kWarps;
+  using OwnTile = Tile<Element, kRows, kDim>;
+  using StreamedTile = Tile<Element, kStreamed, kDim>;
+
+  struct Stage {
+    alignas(1024) char scored[StreamedTile::kBytes];   // keys or queries
+    alignas(1024) char weighed[StreamedTile::kBytes];  // X or Y
+    float lse[kStreamed];                              // of queries
+    float minus_delta[kStreamed];
+    float factors[kStreamed];       // Delta: beta
+    float column_scale[kStreamed];  // of keys
+    int segments[kStreamed];
+  };
+  alignas(1024) char scored[OwnTile::kBytes];
+  alignas(1024) char weighed[OwnTile::kBytes];
+  Stage stages[kStages];
+  // Of own rows. In registers they would cost the products theirs.
+  float column_scale[kRows];
+  float lse[kRows];
+  float minus_delta[kRows];
+  float factors[kRows];
+  float key_dots[kRows];
+  int segments[kRows];
+};
+
+// What both kinds of products share: loads, the numbers of a tile, the ends of
+// the passes. A thread's rows and columns of a tile are those of accumulators.
+template <typename MemoryType>
+class GradientRows {
+ public:
+  using Memory = MemoryType;
+  using Stage = typename Memory::Stage;
+  using Element = typename Memory::Element;
+  using OwnTile = typename Memory::OwnTile;
+  using StreamedTile = typename Memory::StreamedTile;
+
+  __device__ __forceinline__ GradientRows(const AdjointArguments& in, int b,
+                                          int h, int first, Memory* m)
+      : in_(in), b_(b), h_(h), first_(first), m_(*m) {
+    group_ = threadIdx.x % 32 / 4;
+    quad_ = threadIdx.x % 4;
+    own_row_ = 16 * kSteps * (threadIdx.x / 32);
+    row0_ = (static_cast<int64_t>(b) * in.num_heads + h) * in.seq_len;
+    segments_ = in.segments == nullptr
+                    ? nullptr
+                    : in.segments + static_cast<int64_t>(b) * in.seq_len;
+    LoadOwnScalars();
+#pragma unroll
+    for (int i = 0; i < 2 * kSteps; ++i) row_sums_[i] = products_[i] = 0;
+  }
+
+ protected:
+  static constexpr int kDim = Memory::kDim;
+  static constexpr int kSteps = Memory::kSteps;
+  static constexpr int kStreamed = Memory::kStreamed;
+  static constexpr int kStages = Memory::kStages;
+  static constexpr int kThreads = Memory::kThreads;
+  static constexpr int kRows = Memory::kRows;
+  static constexpr int kGroups = kStreamed / 8;
+
+  // Own row of register pair i (step i / 2, upper or lower half of 16), in the
+  // block and in the sequence.
+  __device__ __forceinline__ int OwnRow(int i) const {
+    return own_row_ + i / 2 * 16 + i % 2 * 8 + group_;
+  }
+  __device__ __forceinline__ int RowOf(int i) const {
+    return first_ + OwnRow(i);
+  }
+  __device__ __forceinline__ int OwnEnd() const {
+    return min(first_ + kRows, in_.seq_len);
+  }
+
+  __device__ __forceinline__ void ClearSums() {
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sums_[s][n][e] = 0;
+      }
+    }
+  }
+
+  template <typename TileType>
+  __device__ __forceinline__ void Load(const DeviceHeads& heads, int row,
+                                       char* tile) {
+    CopyHeadRows<TileType, kThreads>(heads, b_, h_, row, in_.seq_len,
+                                     in_.head_dim,
+                                     reinterpret_cast<Element*>(tile));
+  }
+  __device__ __forceinline__ static const Element* Elements(const char* tile) {
+    return reinterpret_cast<const Element*>(tile);
+  }
+
+  __device__ __forceinline__ void LoadScalar(const float* per_token, int row,
+                                             int i, float* target) {
+    const bool valid = row < in_.seq_len;
+    CopyAsync4(SharedAddress(target + i), per_token + row0_ + (valid ? row : 0),
+               valid);
+  }
+
+  __device__ __forceinline__ float Beta(int row) const {
+    return ElementToFloat(
+        in_.beta.Head<const Element>(b_, h_)[row * in_.beta.seq_stride]);
+  }
+
+  // Streamed rows [row, row + kStreamed) and their scalars.
+  template <bool kColumnPass>
+  __device__ __forceinline__ void LoadStage(int row, Stage* stage) {
+    Load<StreamedTile>(kColumnPass ? in_.queries : in_.keys, row,
+                       stage->scored);
+    Load<StreamedTile>(kColumnPass ? in_.y : in_.x, row, stage->weighed);
+    const int i = threadIdx.x;
+    if (i >= kStreamed) return;
+    const bool valid = row + i < in_.seq_len;
+    if (kColumnPass) {
+      LoadScalar(in_.lse, row + i, i, stage->lse);
+      LoadScalar(in_.minus_delta, row + i, i, stage->minus_delta);
+      if (in_.is_delta()) stage->factors[i] = valid ? Beta(row + i) : 0.0f;
+    } else if (in_.is_delta()) {
+      stage->column_scale[i] = in_.scale;
+    } else {
+      LoadScalar(in_.column_scale, row + i, i, stage->column_scale);
+    }
+    if (segments_ != nullptr) {
+      CopyAsync4(SharedAddress(stage->segments + i),
+                 segments_ + (valid ? row + i : 0), valid);
+    }
+  }
+
+  // Streamed rows that some own row needs: from the first to before `end`.
+  template <bool kColumnPass>
+  __device__ __forceinline__ void Range(int* begin, int* end) const {
+    if (kColumnPass) {
+      *begin = first_;
+      *end = segments_ == nullptr
+                 ? in_.seq_len
+                 : DocumentEnd(segments_, OwnEnd() - 1, in_.seq_len);
+    } else {
+      *begin = segments_ == nullptr ? 0 : DocumentBegin(segments_, first_);
+      *begin = *begin / kStreamed * kStreamed;
+      *end = OwnEnd();
+    }
+  }
+
+  // Synchronised by the first tile.
+  __device__ __forceinline__ void LoadOwnScalars() {
+    for (int i = threadIdx.x; i < kRows; i += kThreads) {
+      const int row = first_ + i;
+      const bool valid = row < in_.seq_len;
+      m_.column_scale[i] = in_.scale;
+      if (!in_.is_delta()) {
+        m_.column_scale[i] = valid ? in_.column_scale[row0_ + row] : 0.0f;
+      }
+      m_.lse[i] = valid ? in_.lse[row0_ + row] : 0.0f;
+      m_.minus_delta[i] = valid ? in_.minus_delta[row0_ + row] : 0.0f;
+      m_.factors[i] = in_.is_delta() && valid ? Beta(row) : 1.0f;
+      m_.segments[i] = segments_ != nullptr && valid ? segments_[row] : -1;
+    }
+  }
+
+  __device__ __forceinline__ void ColumnPassGradients(
+      int row, const Stage& stage, bool on_diagonal, bool crosses,
+      const float (&products)[kSteps][kGroups][4],
+      float (*scores)[kSteps][kGroups][4]) {
+    float exponent[2 * kSteps];
+#pragma unroll
+    for (int i = 0; i < 2 * kSteps; ++i) {
+      exponent[i] = kLog2E * m_.column_scale[OwnRow(i)];
+    }
+#pragma unroll
+    for (int n = 0; n < kGroups; ++n) {
+#pragma unroll
+      for (int side = 0; side < 2; ++side) {
+        const int column = 8 * n + 2 * quad_ + side;
+        const float minus_lse = -kLog2E * stage.lse[column];
+        const float minus_delta = stage.minus_delta[column];
+        const float minus_factor =
+            in_.is_delta() ? -stage.factors[column] : -1.0f;
+        const int segment = crosses ? stage.segments[column] : 0;
+#pragma unroll
+        for (int i = 0; i < 2 * kSteps; ++i) {
+          float& score = (*scores)[i / 2][n][i % 2 * 2 + side];
+          float p = Exp2(fmaf(score, exponent[i], minus_lse));
+          if (on_diagonal && row + column <= RowOf(i)) p = 0;
+          if (crosses && segment != m_.segments[OwnRow(i)]) p = 0;
+          score = p * fmaf(minus_factor, products[i / 2][n][i % 2 * 2 + side],
+                           minus_delta);
+        }
+      }
+    }
+  }
+
+  // The gradients come out times column_scale.
+  __device__ __forceinline__ void RowPassGradients(
+      int row, const Stage& stage, bool on_diagonal, bool crosses,
+      const float (&products)[kSteps][kGroups][4],
+      float (*scores)[kSteps][kGroups][4]) {
+    float minus_lse[2 * kSteps];
+    float minus_delta[2 * kSteps];
+    float minus_factor[2 * kSteps];
+#pragma unroll
+    for (int i = 0; i < 2 * kSteps; ++i) {
+      minus_lse[i] = -kLog2E * m_.lse[OwnRow(i)];
+      minus_delta[i] = m_.minus_delta[OwnRow(i)];
+      minus_factor[i] = -m_.factors[OwnRow(i)];
+    }
+#pragma unroll
+    for (int n = 0; n < kGroups; ++n) {
+#pragma unroll
+      for (int side = 0; side < 2; ++side) {
+        const int column = 8 * n + 2 * quad_ + side;
+        const float scale = stage.column_scale[column];
+        const float exponent = kLog2E * scale;
+        const int segment = crosses ? stage.segments[column] : 0;
+#pragma unroll
+        for (int i = 0; i < 2 * kSteps; ++i) {
+          float& score = (*scores)[i / 2][n][i % 2 * 2 + side];
+          const float product = products[i / 2][n][i % 2 * 2 + side];
+          float p = Exp2(fmaf(score, exponent, minus_lse[i]));
+          if (on_diagonal && row + column >= RowOf(i)) p = 0;
+          if (crosses && segment != m_.segments[OwnRow(i)]) p = 0;
+          const float d_score =
+              p * fmaf(minus_factor[i], product, minus_delta[i]);
+          row_sums_[i] += d_score;
+          products_[i] = fmaf(p, product, products_[i]);
+          score = scale * d_score;
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ static float QuadSum(float x) {
+    x += __shfl_xor_sync(0xffffffffu, x, 1);
+    x += __shfl_xor_sync(0xffffffffu, x, 2);
+    return x;
+  }
+
+  // Writes the rows of sums_, plus own_factor[i] times the own scored row.
+  __device__ __forceinline__ void StoreSums(
+      const float (&own_factor)[2 * kSteps], const DeviceHeads& heads) {
+    Element* target = heads.Head<Element>(b_, h_);
+#pragma unroll
+    for (int i = 0; i < 2 * kSteps; ++i) {
+      const int row = RowOf(i);
+      if (row >= in_.seq_len) continue;
+      const Element* own = Elements(m_.scored);
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+          const int c = 8 * n + 2 * quad_ + side;
+          const float value =
+              sums_[i / 2][n][i % 2 * 2 + side] +
+              own_factor[i] *
+                  ElementToFloat(own[OwnTile::Offset(OwnRow(i), c)]);
+          if (c < in_.head_dim) {
+            StoreElement(value, target + row * heads.seq_stride + c);
+          }
+        }
+      }
+    }
+  }
+
+  // This thread's part of |r_i|^2.
+  __device__ __forceinline__ float SquareOfQuad(int i) const {
+    const Element* own = Elements(m_.scored);
+    float square = 0;
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+#pragma unroll
+      for (int side = 0; side < 2; ++side) {
+        const float r = ElementToFloat(
+            own[OwnTile::Offset(OwnRow(i), 8 * n + 2 * quad_ + side)]);
+        square = fmaf(r, r, square);
+      }
+    }
+    return square;
+  }
+
+  // Own rows as keys are complete, but for KRR's own score.
+  __device__ __forceinline__ void FinishColumns() {
+#pragma unroll
+    for (int i = 0; i < 2 * kSteps; ++i) {
+      const Element* own = Elements(m_.scored);
+      const float scale = m_.column_scale[OwnRow(i)];
+      float dot = 0;
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+          float& sum = sums_[i / 2][n][i % 2 * 2 + side];
+          const float r = ElementToFloat(
+              own[OwnTile::Offset(OwnRow(i), 8 * n + 2 * quad_ + side)]);
+          dot = fmaf(sum, r, dot);
+          sum *= scale;
+        }
+      }
+      dot = QuadSum(dot);
+      if (quad_ == 0) m_.key_dots[OwnRow(i)] = dot;
+    }
+    if (!in_.is_delta()) return;
+    const float nothing[2 * kSteps] = {};
+    StoreSums(nothing, in_.d_keys);
+    ClearSums();
+  }
+
+  // A row of KRR's dS sums to zero, so dS_ii is taken from the rest of the row:
+  // where P is near the identity, dP_ii - delta_i has no correct digit.
+  __device__ __forceinline__ void FinishRows() {
+    float own_factor[2 * kSteps] = {};
+#pragma unroll
+    for (int i = 0; i < 2 * kSteps; ++i) {
+      const int row = RowOf(i);
+      const bool writes = quad_ == 0 && row < in_.seq_len;
+      const float product = QuadSum(products_[i]);
+      const float self = -QuadSum(row_sums_[i]);
+      if (in_.is_delta()) {
+        if (writes) {
+          StoreElement(-product, in_.d_beta.Head<Element>(b_, h_) +
+                                     row * in_.d_beta.seq_stride);
+        }
+        continue;
+      }
+      own_factor[i] = 2 * m_.column_scale[OwnRow(i)] * self;
+      const float square = QuadSum(SquareOfQuad(i));
+      if (writes) {
+        in_.d_column_scale[row0_ + row] =
+            m_.key_dots[OwnRow(i)] + self * square;
+      }
+    }
+    StoreSums(own_factor, in_.d_queries);
+  }
+
+  const AdjointArguments& in_;
+  const int b_;
+  const int h_;
+  const int first_;
+  Memory& m_;
+  int group_;
+  int quad_;
+  int own_row_;  // first row of the warp, in the block
+  int64_t row0_;
+  const int32_t* segments_;
+  float row_sums_[2 * kSteps];  // of dS
+  float products_[2 * kSteps];  // sum_j P_ij Y_i . X_j, for d_beta
+  float sums_[kSteps][kDim / 8][4];
+};
+
+// d_log_lambda_h += -lambda sum of Y . X; one warp, in a fixed order.
+__device__ __forceinline__ void AddLogLambdaGradient(const AdjointArguments& in,
+                                                     int h) {
+  const int num_blocks = (in.seq_len + kSolveBlock - 1) / kSolveBlock;
+  const int lane = threadIdx.x % 32;
+  float sum = 0;
+  for (int b = 0; b < in.batch; ++b) {
+    const float* partials =
+        in.lambda_partials +
+        static_cast<int64_t>(b * in.num_heads + h) * num_blocks;
+    for (int i = lane; i < num_blocks; i += 32) sum += partials[i];
+  }
+  sum = WarpSum(sum);
+  if (lane == 0) in.d_log_lambda[h] += -expf(in.log_lambda[h]) * sum;
+}
+
+}  // namespace cuda
+}  // namespace cubit
+
+#endif  // CUBIT_OPS_CUDA_GRADIENT_ROWS_CUH_
