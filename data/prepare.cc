@@ -46,15 +46,16 @@ class Preparation {
         paths_(std::move(paths)),
         request_(std::move(request)),
         rule_(options.validation_fraction),
-        train_(Info("train")),
-        validation_(Info("validation")) {}
+        train_(Info("train"), options.shard_tokens),
+        validation_(Info("validation"), options.shard_tokens) {}
 
   absl::StatusOr<PrepareReport> Run();
 
  private:
   // What is done and being collected for one split.
   struct Split {
-    explicit Split(const TokenShardInfo& info) : builder(info), full(info) {}
+    Split(const TokenShardInfo& info, int64_t shard_tokens)
+        : builder(info, shard_tokens), full(info, shard_tokens) {}
     TokenShardBuilder builder;
     TokenShardBuilder full;          // being written, or empty
     int64_t finished_documents = 0;  // in shards of an earlier call

@@ -58,8 +58,9 @@ struct WrittenShard {
 class TokenShardBuilder {
  public:
   // `info` gives tokenizer, tokenizer_sha256, vocab_size, eot_id, split,
-  // source, created and writer; the rest is computed.
-  explicit TokenShardBuilder(TokenShardInfo info);
+  // source, created and writer; the rest is computed. There is room for
+  // `expected_tokens`, which takes memory only as they come.
+  explicit TokenShardBuilder(TokenShardInfo info, int64_t expected_tokens = 0);
 
   // Appends the end-of-text id and `ids`. CHECK: every id is in the vocabulary
   // and none is the end of text.

@@ -21,6 +21,10 @@ namespace {
 constexpr int64_t kChunkBytes = 128 << 10;
 // Stays in a processor's cache between its digest and its copy.
 constexpr int64_t kBlockBytes = 256 << 10;
+// More than the part of a file that describes its chunks.
+constexpr int64_t kIndexShare = 1024;
+// Beyond it memory is moved as the tokens get more: 128 MB or 256 MB.
+constexpr int64_t kMaxReservedTokens = int64_t{64} << 20;
 
 // Returns the XXH3-128 of the bytes.
 absl::StatusOr<std::string> WriteAside(FileSystem& files,
@@ -84,10 +88,18 @@ absl::StatusOr<std::string> FileDigest(FileSystem& files,
   return digest.Hex();
 }
 
-TokenShardBuilder::TokenShardBuilder(TokenShardInfo info)
+TokenShardBuilder::TokenShardBuilder(TokenShardInfo info,
+                                     int64_t expected_tokens)
     : info_(std::move(info)) {
   CUBIT_CHECK(info_.vocab_size >= 1 && info_.vocab_size <= int64_t{1} << 31);
   CUBIT_CHECK(info_.eot_id >= 0 && info_.eot_id < info_.vocab_size);
+  const auto reserved =
+      static_cast<size_t>(std::min(expected_tokens, kMaxReservedTokens));
+  if (TokenType(info_.vocab_size) == Hdf5Type::kUint16) {
+    tokens16_.reserve(reserved);
+  } else {
+    tokens32_.reserve(reserved);
+  }
 }
 
 int64_t TokenShardBuilder::num_tokens() const {
@@ -127,9 +139,14 @@ void TokenShardBuilder::AddDocument(absl::Span<const int32_t> ids) {
 
 absl::StatusOr<Hdf5Image> TokenShardBuilder::MakeImage(
     const TokenShardInfo& info, Hdf5Image memory) const {
-  CUBIT_ASSIGN_OR_RETURN(Hdf5Writer writer,
-                         Hdf5Writer::Create(std::move(memory)));
   const Hdf5Type type = TokenType(info.vocab_size);
+  const int64_t array_bytes =
+      info.num_tokens * SizeOf(type) +
+      static_cast<int64_t>(document_offsets_.size() * sizeof(uint64_t));
+  CUBIT_ASSIGN_OR_RETURN(
+      Hdf5Writer writer,
+      Hdf5Writer::Create(std::move(memory),
+                         array_bytes + array_bytes / kIndexShare));
   const void* const tokens = type == Hdf5Type::kUint16
                                  ? static_cast<const void*>(tokens16_.data())
                                  : tokens32_.data();
