@@ -68,6 +68,7 @@ class Preparation {
   }
 
   absl::Status Begin();
+  absl::Status FinishBegin();
   absl::Status CheckComplete(const PrepareRequest& found);
   absl::StatusOr<PrepareRequest> ReadRequest();
   absl::Status StartAgain(const std::vector<std::string>& names);
@@ -96,6 +97,9 @@ class Preparation {
   std::vector<int32_t> first_document_;
   int64_t documents_ = 0;
   std::vector<ShardEntry> shards_;
+  // Completes request_, or invalid. Nothing else uses files_ and the digests
+  // then.
+  std::future<absl::Status> digesting_;
   // Writes the shard after them, or invalid. Nothing else uses files_ and
   // shard_memory_ then.
   Hdf5Image shard_memory_;
@@ -195,7 +199,17 @@ absl::Status Preparation::Begin() {
       CUBIT_RETURN_IF_ERROR(StartAgain(names));
     }
   }
-  CUBIT_RETURN_IF_ERROR(DigestInputs(files_, nullptr, &request_));
+  // Beside the reading of the same files.
+  digesting_ = std::async(std::launch::async, [this] {
+    return DigestInputs(files_, nullptr, &request_);
+  });
+  return absl::OkStatus();
+}
+
+// No shard stands there before the request that it answers.
+absl::Status Preparation::FinishBegin() {
+  if (!digesting_.valid()) return absl::OkStatus();
+  CUBIT_RETURN_IF_ERROR(digesting_.get());
   CUBIT_RETURN_IF_ERROR(WriteFileAtomically(files_, Path(kPrepareRequestName),
                                             PrepareRequestToJson(request_)));
   return SaveTokenizer(tokenizer_, files_, Path(kTokenizerFolder));
@@ -249,6 +263,7 @@ absl::Status Preparation::AdoptShard(const std::string& name) {
 
 // In a thread of its own, one at a time: documents go on being collected.
 absl::Status Preparation::Flush(Split& split) {
+  CUBIT_RETURN_IF_ERROR(FinishBegin());
   CUBIT_RETURN_IF_ERROR(FinishFlush());
   std::swap(split.builder, split.full);
   flushing_ = std::async(
@@ -363,7 +378,8 @@ absl::Status Preparation::WriteShards() {
     if (split->builder.num_documents() == 0) continue;
     CUBIT_RETURN_IF_ERROR(Flush(*split));
   }
-  return absl::OkStatus();
+  // Where every shard is of an earlier call.
+  return FinishBegin();
 }
 
 absl::Status Preparation::Finish() {
@@ -428,6 +444,7 @@ absl::StatusOr<PrepareReport> Preparation::Run() {
     if (status.ok()) status = Finish();
   }
   if (!status.ok()) {
+    if (digesting_.valid()) digesting_.wait();
     CleanUp();
     return status;
   }
