@@ -55,9 +55,8 @@ class Preparation {
   // What is done and being collected for one split.
   struct Split {
     Split(const TokenShardInfo& info, int64_t shard_tokens)
-        : builder(info, shard_tokens), full(info, shard_tokens) {}
+        : builder(info, shard_tokens) {}
     TokenShardBuilder builder;
-    TokenShardBuilder full;          // being written, or empty
     int64_t finished_documents = 0;  // in shards of an earlier call
     int64_t seen_documents = 0;
   };
@@ -100,9 +99,9 @@ class Preparation {
   // Completes request_, or invalid. Nothing else uses files_ and the digests
   // then.
   std::future<absl::Status> digesting_;
-  // Writes the shard after them, or invalid. Nothing else uses files_ and
-  // shard_memory_ then.
-  Hdf5Image shard_memory_;
+  // Writes image_ as the shard after them, or invalid. Nothing else uses files_
+  // then.
+  ShardImage image_;
   std::future<absl::StatusOr<WrittenShard>> flushing_;
   FolderLock lock_;
   bool folder_was_there_ = false;
@@ -261,16 +260,19 @@ absl::Status Preparation::AdoptShard(const std::string& name) {
   return absl::OkStatus();
 }
 
-// In a thread of its own, one at a time: documents go on being collected.
+// Made here and written in a thread, one at a time: documents are collected
+// meanwhile.
 absl::Status Preparation::Flush(Split& split) {
   CUBIT_RETURN_IF_ERROR(FinishBegin());
   CUBIT_RETURN_IF_ERROR(FinishFlush());
-  std::swap(split.builder, split.full);
+  CUBIT_ASSIGN_OR_RETURN(image_,
+                         split.builder.MakeImage(std::move(image_.file)));
+  split.builder.Clear();
   flushing_ = std::async(
       std::launch::async,
-      [this, &split,
+      [this,
        path = Path(TokenShardName(static_cast<int64_t>(shards_.size())))] {
-        return split.full.Write(files_, path, &shard_memory_);
+        return WriteShardImage(files_, image_, path);
       });
   return absl::OkStatus();
 }

@@ -18,8 +18,8 @@ namespace {
 
 // Text that is numbered and not yet taken by the caller, for each thread and at
 // most; one batch always fits. More goes through more memory, and less would
-// let threads wait while the caller does.
-constexpr int64_t kQueuedBytes = int64_t{4} << 20;
+// let threads wait while the caller makes a shard.
+constexpr int64_t kQueuedBytes = int64_t{8} << 20;
 constexpr int64_t kMaxQueuedBytes = int64_t{64} << 20;
 
 struct Work {
