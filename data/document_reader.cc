@@ -212,7 +212,8 @@ class JsonLinesSource : public DocumentSource {
       return absl::OkStatus();
     }
     TextField field(text);
-    const absl::Status status = ReadJson(line, /*unique_keys=*/false, &field);
+    const absl::Status status =
+        ReadJson(line, /*unique_keys=*/false, &field, &buffer_);
     // What is JSON is UTF-8; an error of the encoding goes before others.
     const int64_t valid =
         status.ok() ? static_cast<int64_t>(line.size()) : ValidUtf8Prefix(line);
@@ -240,6 +241,7 @@ class JsonLinesSource : public DocumentSource {
   LineReader lines_;
   const std::string name_;
   absl::string_view line_;  // in lines_
+  std::string buffer_;      // takes turns with the text of documents
   int64_t number_ = 0;      // of the line last read, from 1
   int64_t stated_tokens_ = -1;
 };

@@ -49,9 +49,11 @@ class Hdf5Image {
 // version 1.10 with checksums of all metadata, no time stamps.
 class Hdf5Writer {
  public:
-  // The file is built in the memory of `old`, whose bytes are lost, and needs
-  // more only where it gets longer than that.
-  static absl::StatusOr<Hdf5Writer> Create(Hdf5Image old);
+  // The file is built in the memory of `old`, whose bytes are lost, or where
+  // that is too little for `expected_bytes`, in new memory. It is moved only
+  // where the file gets longer.
+  static absl::StatusOr<Hdf5Writer> Create(Hdf5Image old,
+                                           int64_t expected_bytes);
   Hdf5Writer(Hdf5Writer&&) noexcept;
   ~Hdf5Writer();
 

@@ -119,11 +119,23 @@ Hdf5Writer::Hdf5Writer(std::unique_ptr<State> state)
 Hdf5Writer::Hdf5Writer(Hdf5Writer&&) noexcept = default;
 Hdf5Writer::~Hdf5Writer() = default;
 
-absl::StatusOr<Hdf5Writer> Hdf5Writer::Create(Hdf5Image old) {
+absl::StatusOr<Hdf5Writer> Hdf5Writer::Create(Hdf5Image old,
+                                              int64_t expected_bytes) {
   hdf5_internal::Prepare();
   auto state = std::make_unique<State>();
-  state->block.data = std::exchange(old.data_, nullptr);
-  state->block.capacity = static_cast<size_t>(std::exchange(old.capacity_, 0));
+  Block& block = state->block;
+  if (old.capacity_ < expected_bytes) {
+    // Away before there is another: both may not fit.
+    old = Hdf5Image();
+    // HDF5 asks for multiples of its growth.
+    const size_t wanted = static_cast<size_t>(expected_bytes) / kGrowthBytes;
+    block.capacity = (wanted + 1) * kGrowthBytes;
+    block.data = std::malloc(block.capacity);
+    if (block.data == nullptr) return WriterError("no memory");
+  } else {
+    block.data = std::exchange(old.data_, nullptr);
+    block.capacity = static_cast<size_t>(std::exchange(old.capacity_, 0));
+  }
   CUBIT_ASSIGN_OR_RETURN(const Handle access, AccessProperties(&state->block));
   const Handle creation(H5Pcreate(H5P_FILE_CREATE), H5Pclose);
   if (!creation.ok() || H5Pset_obj_track_times(creation.get(), false) < 0 ||

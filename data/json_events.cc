@@ -34,8 +34,12 @@ std::string Printable(absl::string_view name) {
 // copied in runs: text of documents passes through here.
 class JsonParser {
  public:
-  JsonParser(absl::string_view text, bool unique_keys, JsonHandler* handler)
-      : text_(text), unique_keys_(unique_keys), handler_(handler) {}
+  JsonParser(absl::string_view text, bool unique_keys, JsonHandler* handler,
+             std::string* buffer)
+      : text_(text),
+        unique_keys_(unique_keys),
+        handler_(handler),
+        string_(*buffer) {}
 
   absl::Status Run() {
     if (absl::StartsWith(text_, kByteOrderMark)) at_ = 3;
@@ -90,7 +94,7 @@ class JsonParser {
   size_t at_ = 0;
   JsonPath path_;
   std::vector<Container> open_;
-  std::string string_;  // the last one
+  std::string& string_;  // the last one
 };
 
 absl::Status JsonParser::Value() {
@@ -349,8 +353,11 @@ const char* Describe(JsonValue::Kind kind) {
 }
 
 absl::Status ReadJson(absl::string_view text, bool unique_keys,
-                      JsonHandler* handler) {
-  return JsonParser(text, unique_keys, handler).Run();
+                      JsonHandler* handler, std::string* buffer) {
+  std::string own;
+  return JsonParser(text, unique_keys, handler,
+                    buffer == nullptr ? &own : buffer)
+      .Run();
 }
 
 }  // namespace cubit

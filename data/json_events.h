@@ -47,8 +47,10 @@ class JsonHandler {
 // Parses `text`, one JSON value in UTF-8. InvalidArgumentError "invalid JSON at
 // byte N: reason" (N from 1), or for nesting over kMaxJsonDepth or, where
 // `unique_keys`, a key that an object holds twice; else the handler's error.
+// Strings are made in `buffer`, where it is given: who reads many texts keeps
+// its memory.
 absl::Status ReadJson(absl::string_view text, bool unique_keys,
-                      JsonHandler* handler);
+                      JsonHandler* handler, std::string* buffer = nullptr);
 
 }  // namespace cubit
 

@@ -14,9 +14,9 @@
 namespace cubit {
 namespace {
 
-// Enough that a lock a batch costs nothing, little enough that threads share
-// the last ones.
-constexpr int64_t kBatchBytes = 256 << 10;
+// Enough that a lock and the waking of a thread a batch cost little, little
+// enough that threads share the last ones.
+constexpr int64_t kBatchBytes = 512 << 10;
 constexpr size_t kBatchDocuments = 4096;
 // Read ahead of one piece; one batch always fits. A usual piece fits whole.
 constexpr int64_t kAheadBytes = int64_t{16} << 20;
@@ -44,7 +44,8 @@ struct PieceQueue::State {
   TokenVocabulary vocabulary;
 
   std::mutex mutex;
-  std::condition_variable changed;
+  std::condition_variable added;    // to the first piece, or it ended
+  std::condition_variable removed;  // what readers wait for
   // The pieces from number `first` on that threads have taken, by mutex as all
   // below.
   std::deque<std::unique_ptr<OpenPiece>> open;
@@ -62,7 +63,7 @@ struct PieceQueue::State {
 bool PieceQueue::State::Push(DocumentBatch* batch, OpenPiece* open_piece) {
   std::unique_lock<std::mutex> lock(mutex);
   const int64_t bytes = batch->bytes;
-  changed.wait(lock, [this, open_piece, bytes] {
+  removed.wait(lock, [this, open_piece, bytes] {
     return stopping || open_piece->batches.empty() ||
            open_piece->bytes + bytes <= kAheadBytes;
   });
@@ -70,7 +71,7 @@ bool PieceQueue::State::Push(DocumentBatch* batch, OpenPiece* open_piece) {
   open_piece->bytes += bytes;
   open_piece->batches.push_back(std::move(*batch));
   *batch = DocumentBatch();
-  changed.notify_all();
+  if (open_piece == open.front().get()) added.notify_one();
   return true;
 }
 
@@ -102,7 +103,7 @@ void PieceQueue::State::Main() {
   std::unique_lock<std::mutex> lock(mutex);
   while (true) {
     // As many pieces are open as there are threads.
-    changed.wait(lock, [this] {
+    removed.wait(lock, [this] {
       return stopping || taken == pieces.size() || open.size() < threads.size();
     });
     if (stopping || taken == pieces.size()) return;
@@ -115,7 +116,7 @@ void PieceQueue::State::Main() {
     lock.lock();
     open_piece->error = std::move(status);
     open_piece->ended = true;
-    changed.notify_all();
+    if (open_piece == open.front().get()) added.notify_one();
   }
 }
 
@@ -142,14 +143,15 @@ PieceQueue::~PieceQueue() {
 void PieceQueue::Stop() {
   const std::lock_guard<std::mutex> lock(state_->mutex);
   state_->stopping = true;
-  state_->changed.notify_all();
+  state_->added.notify_one();
+  state_->removed.notify_all();
 }
 
 absl::StatusOr<bool> PieceQueue::Next(DocumentBatch* batch) {
   State& state = *state_;
   std::unique_lock<std::mutex> lock(state.mutex);
   while (true) {
-    state.changed.wait(lock, [&state] {
+    state.added.wait(lock, [&state] {
       if (state.stopping || !state.error.ok()) return true;
       if (state.open.empty()) return state.taken == state.pieces.size();
       return state.open.front()->ended || !state.open.front()->batches.empty();
@@ -162,12 +164,12 @@ absl::StatusOr<bool> PieceQueue::Next(DocumentBatch* batch) {
       *batch = std::move(piece.batches.front());
       piece.batches.pop_front();
       piece.bytes -= batch->bytes;
-      state.changed.notify_all();
+      state.removed.notify_all();
       return true;
     }
     state.error = piece.error;
     state.open.pop_front();
-    state.changed.notify_all();
+    state.removed.notify_all();
   }
 }
 

@@ -34,7 +34,7 @@ class PieceQueue {
   PieceQueue(const PieceQueue&) = delete;
   PieceQueue& operator=(const PieceQueue&) = delete;
 
-  // Replaces *batch with the next, of about 256 KiB; false after the last. An
+  // Replaces *batch with the next, of about 512 KiB; false after the last. An
   // error comes after the documents before it and repeats. For one thread; Stop
   // may be called by another.
   absl::StatusOr<bool> Next(DocumentBatch* batch);

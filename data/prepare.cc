@@ -46,17 +46,17 @@ class Preparation {
         paths_(std::move(paths)),
         request_(std::move(request)),
         rule_(options.validation_fraction),
-        train_(Info("train")),
-        validation_(Info("validation")) {}
+        train_(Info("train"), options.shard_tokens),
+        validation_(Info("validation"), options.shard_tokens) {}
 
   absl::StatusOr<PrepareReport> Run();
 
  private:
   // What is done and being collected for one split.
   struct Split {
-    explicit Split(const TokenShardInfo& info) : builder(info), full(info) {}
+    Split(const TokenShardInfo& info, int64_t shard_tokens)
+        : builder(info, shard_tokens) {}
     TokenShardBuilder builder;
-    TokenShardBuilder full;          // being written, or empty
     int64_t finished_documents = 0;  // in shards of an earlier call
     int64_t seen_documents = 0;
   };
@@ -67,6 +67,7 @@ class Preparation {
   }
 
   absl::Status Begin();
+  absl::Status FinishBegin();
   absl::Status CheckComplete(const PrepareRequest& found);
   absl::StatusOr<PrepareRequest> ReadRequest();
   absl::Status StartAgain(const std::vector<std::string>& names);
@@ -95,9 +96,12 @@ class Preparation {
   std::vector<int32_t> first_document_;
   int64_t documents_ = 0;
   std::vector<ShardEntry> shards_;
-  // Writes the shard after them, or invalid. Nothing else uses files_ and
-  // shard_memory_ then.
-  Hdf5Image shard_memory_;
+  // Completes request_, or invalid. Nothing else uses files_ and the digests
+  // then.
+  std::future<absl::Status> digesting_;
+  // Writes image_ as the shard after them, or invalid. Nothing else uses files_
+  // then.
+  ShardImage image_;
   std::future<absl::StatusOr<WrittenShard>> flushing_;
   FolderLock lock_;
   bool folder_was_there_ = false;
@@ -194,7 +198,17 @@ absl::Status Preparation::Begin() {
       CUBIT_RETURN_IF_ERROR(StartAgain(names));
     }
   }
-  CUBIT_RETURN_IF_ERROR(DigestInputs(files_, nullptr, &request_));
+  // Beside the reading of the same files.
+  digesting_ = std::async(std::launch::async, [this] {
+    return DigestInputs(files_, nullptr, &request_);
+  });
+  return absl::OkStatus();
+}
+
+// No shard stands there before the request that it answers.
+absl::Status Preparation::FinishBegin() {
+  if (!digesting_.valid()) return absl::OkStatus();
+  CUBIT_RETURN_IF_ERROR(digesting_.get());
   CUBIT_RETURN_IF_ERROR(WriteFileAtomically(files_, Path(kPrepareRequestName),
                                             PrepareRequestToJson(request_)));
   return SaveTokenizer(tokenizer_, files_, Path(kTokenizerFolder));
@@ -246,15 +260,19 @@ absl::Status Preparation::AdoptShard(const std::string& name) {
   return absl::OkStatus();
 }
 
-// In a thread of its own, one at a time: documents go on being collected.
+// Made here and written in a thread, one at a time: documents are collected
+// meanwhile.
 absl::Status Preparation::Flush(Split& split) {
+  CUBIT_RETURN_IF_ERROR(FinishBegin());
   CUBIT_RETURN_IF_ERROR(FinishFlush());
-  std::swap(split.builder, split.full);
+  CUBIT_ASSIGN_OR_RETURN(image_,
+                         split.builder.MakeImage(std::move(image_.file)));
+  split.builder.Clear();
   flushing_ = std::async(
       std::launch::async,
-      [this, &split,
+      [this,
        path = Path(TokenShardName(static_cast<int64_t>(shards_.size())))] {
-        return split.full.Write(files_, path, &shard_memory_);
+        return WriteShardImage(files_, image_, path);
       });
   return absl::OkStatus();
 }
@@ -362,7 +380,8 @@ absl::Status Preparation::WriteShards() {
     if (split->builder.num_documents() == 0) continue;
     CUBIT_RETURN_IF_ERROR(Flush(*split));
   }
-  return absl::OkStatus();
+  // Where every shard is of an earlier call.
+  return FinishBegin();
 }
 
 absl::Status Preparation::Finish() {
@@ -427,6 +446,7 @@ absl::StatusOr<PrepareReport> Preparation::Run() {
     if (status.ok()) status = Finish();
   }
   if (!status.ok()) {
+    if (digesting_.valid()) digesting_.wait();
     CleanUp();
     return status;
   }

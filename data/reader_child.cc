@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstring>
 #include <new>
+#include <utility>
 
 #include "data/token_shard.h"
 #include "data/tokenizer.h"
@@ -21,9 +22,9 @@ namespace {
 constexpr int64_t kMaxPathBytes = 1 << 16;
 constexpr int64_t kMaxPaths = 1 << 20;
 
-absl::Status GetRequest(MessageSocket* socket, ReaderRequest* request) {
+absl::Status GetRequest(MessageEnd* end, ReaderRequest* request) {
   char task = 0;
-  CUBIT_RETURN_IF_ERROR(socket->GetKind(&task));
+  CUBIT_RETURN_IF_ERROR(end->GetKind(&task));
   request->task = static_cast<ReaderTask>(task);
   int64_t eot_id = 0;
   int64_t paths = 0;
@@ -32,13 +33,13 @@ absl::Status GetRequest(MessageSocket* socket, ReaderRequest* request) {
         &request->limits.cpu_seconds, &request->piece.begin_group,
         &request->piece.end_group, &request->vocabulary.size, &eot_id,
         &paths}) {
-    CUBIT_RETURN_IF_ERROR(socket->GetInteger(value));
+    CUBIT_RETURN_IF_ERROR(end->GetInteger(value));
   }
   request->vocabulary.eot_id = static_cast<int32_t>(eot_id);
   CUBIT_CHECK(paths >= 0 && paths <= kMaxPaths) << paths;
   request->piece.paths.resize(static_cast<size_t>(paths));
   for (std::string& path : request->piece.paths) {
-    CUBIT_RETURN_IF_ERROR(socket->GetBytes(kMaxPathBytes, &path));
+    CUBIT_RETURN_IF_ERROR(end->GetBytes(kMaxPathBytes, &path));
   }
   return absl::OkStatus();
 }
@@ -76,37 +77,37 @@ void ApplyLimits(const ReaderLimits& limits) {
   Limit(RLIMIT_AS, AddressSpaceBytes() + limits.memory_bytes);
 }
 
-void Say(ReaderAnswer answer, MessageSocket* socket) {
-  socket->PutKind(static_cast<char>(answer));
+void Say(ReaderAnswer answer, MessageEnd* end) {
+  end->PutKind(static_cast<char>(answer));
 }
 
 absl::Status Gone() { return absl::UnavailableError("nobody listens"); }
 
-void PutDocument(const InputDocument& document, MessageSocket* socket) {
-  Say(document.is_tokens ? ReaderAnswer::kTokens : ReaderAnswer::kText, socket);
-  socket->PutInteger(document.path);
+void PutDocument(const InputDocument& document, MessageEnd* end) {
+  Say(document.is_tokens ? ReaderAnswer::kTokens : ReaderAnswer::kText, end);
+  end->PutInteger(document.path);
   if (document.is_tokens) {
-    socket->PutBytes({reinterpret_cast<const char*>(document.ids.data()),
-                      document.ids.size() * sizeof(int32_t)});
+    end->PutBytes({reinterpret_cast<const char*>(document.ids.data()),
+                   document.ids.size() * sizeof(int32_t)});
   } else {
-    socket->PutInteger(document.stated_tokens);
-    socket->PutBytes(document.text);
+    end->PutInteger(document.stated_tokens);
+    end->PutBytes(document.text);
   }
 }
 
 // Before what may be the end of this process.
-bool SayPath(size_t path, MessageSocket* socket) {
-  Say(ReaderAnswer::kPath, socket);
-  socket->PutInteger(static_cast<int64_t>(path));
-  return socket->Flush();
+bool SayPath(size_t path, MessageEnd* end) {
+  Say(ReaderAnswer::kPath, end);
+  end->PutInteger(static_cast<int64_t>(path));
+  return end->Flush();
 }
 
-absl::Status SendPiece(const ReaderRequest& request, MessageSocket* socket) {
+absl::Status SendPiece(const ReaderRequest& request, MessageEnd* end) {
   const bool several = request.piece.paths.size() > 1;
   for (size_t path = 0; path < request.piece.paths.size(); ++path) {
     InputPiece piece = request.piece;
     piece.paths = {request.piece.paths[path]};
-    if (several && !SayPath(path, socket)) return Gone();
+    if (several && !SayPath(path, end)) return Gone();
     CUBIT_ASSIGN_OR_RETURN(const auto stream, InputReader::InThisProcess().Open(
                                                   piece, request.vocabulary));
     InputDocument document;
@@ -114,63 +115,63 @@ absl::Status SendPiece(const ReaderRequest& request, MessageSocket* socket) {
       CUBIT_ASSIGN_OR_RETURN(const bool more, stream->Next(&document));
       if (!more) break;
       document.path = static_cast<int64_t>(path);
-      PutDocument(document, socket);
-      if (!socket->FlushIfFull()) return Gone();
+      PutDocument(document, end);
+      if (end->gone()) return Gone();
     }
   }
   return absl::OkStatus();
 }
 
-absl::Status SendGroups(const std::string& path, MessageSocket* socket) {
+absl::Status SendGroups(const std::string& path, MessageEnd* end) {
   CUBIT_ASSIGN_OR_RETURN(const std::vector<ParquetGroup> groups,
                          ReadParquetGroups(path));
   for (const ParquetGroup& group : groups) {
-    Say(ReaderAnswer::kGroup, socket);
-    socket->PutInteger(group.rows);
-    socket->PutInteger(group.text_bytes);
+    Say(ReaderAnswer::kGroup, end);
+    end->PutInteger(group.rows);
+    end->PutInteger(group.text_bytes);
   }
   return absl::OkStatus();
 }
 
 absl::Status CheckShards(const std::vector<std::string>& paths, bool verify,
-                         MessageSocket* socket) {
+                         MessageEnd* end) {
   for (size_t i = 0; i < paths.size(); ++i) {
-    if (!SayPath(i, socket)) return Gone();
+    if (!SayPath(i, end)) return Gone();
     CUBIT_ASSIGN_OR_RETURN(TokenShard shard, TokenShard::Open(paths[i], 0));
     if (verify) CUBIT_RETURN_IF_ERROR(shard.Verify());
   }
   return absl::OkStatus();
 }
 
-absl::Status Answer(const ReaderRequest& request, MessageSocket* socket) {
+absl::Status Answer(const ReaderRequest& request, MessageEnd* end) {
   switch (request.task) {
     case ReaderTask::kPiece:
-      return SendPiece(request, socket);
+      return SendPiece(request, end);
     case ReaderTask::kParquetGroups:
-      return SendGroups(request.piece.paths.at(0), socket);
+      return SendGroups(request.piece.paths.at(0), end);
     case ReaderTask::kTokenizer:
       return LoadTokenizer(request.piece.paths.at(0)).status();
     case ReaderTask::kOpenShards:
-      return CheckShards(request.piece.paths, /*verify=*/false, socket);
+      return CheckShards(request.piece.paths, /*verify=*/false, end);
     case ReaderTask::kVerifyShards:
-      return CheckShards(request.piece.paths, /*verify=*/true, socket);
+      return CheckShards(request.piece.paths, /*verify=*/true, end);
   }
   return absl::InternalError("an unknown task");
 }
 
 }  // namespace
 
-void PutRequest(const ReaderRequest& request, MessageSocket* socket) {
-  socket->PutKind(static_cast<char>(request.task));
+void PutRequest(const ReaderRequest& request, MessageEnd* end) {
+  end->PutKind(static_cast<char>(request.task));
   for (const int64_t value :
        {request.limits.memory_bytes, request.limits.open_files,
         request.limits.cpu_seconds, request.piece.begin_group,
         request.piece.end_group, request.vocabulary.size,
         int64_t{request.vocabulary.eot_id},
         static_cast<int64_t>(request.piece.paths.size())}) {
-    socket->PutInteger(value);
+    end->PutInteger(value);
   }
-  for (const std::string& path : request.piece.paths) socket->PutBytes(path);
+  for (const std::string& path : request.piece.paths) end->PutBytes(path);
 }
 
 absl::optional<int> RunReaderProcess(int argc, char** argv) {
@@ -178,20 +179,23 @@ absl::optional<int> RunReaderProcess(int argc, char** argv) {
     return absl::nullopt;
   }
   // What the parent had open without meaning to pass it on.
-  close_range(kReaderProcessSocket + 1, ~0u, 0);
-  MessageSocket socket(kReaderProcessSocket);
+  close_range(kReaderProcessMemory + 1, ~0u, 0);
+  absl::StatusOr<AnswerBlocks> blocks = AnswerBlocks::Map(kReaderProcessMemory);
+  close(kReaderProcessMemory);
+  if (!blocks.ok()) return 1;
+  AnsweringEnd end(OwnedFd(kReaderProcessSocket), *std::move(blocks));
   for (bool first = true;; first = false) {
     ReaderRequest request;
     // Who asks for no more is gone.
-    if (!GetRequest(&socket, &request).ok()) return first ? 1 : 0;
+    if (!GetRequest(&end, &request).ok()) return first ? 1 : 0;
     if (first) ApplyLimits(request.limits);
-    const absl::Status status = Answer(request, &socket);
-    Say(status.ok() ? ReaderAnswer::kEnd : ReaderAnswer::kError, &socket);
+    const absl::Status status = Answer(request, &end);
+    Say(status.ok() ? ReaderAnswer::kEnd : ReaderAnswer::kError, &end);
     if (!status.ok()) {
-      socket.PutInteger(static_cast<int64_t>(status.code()));
-      socket.PutBytes(status.message());
+      end.PutInteger(static_cast<int64_t>(status.code()));
+      end.PutBytes(status.message());
     }
-    if (!socket.Flush()) return 1;
+    if (!end.Flush()) return 1;
     if (!status.ok()) return 0;
   }
 }

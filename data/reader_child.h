@@ -11,9 +11,11 @@
 
 namespace cubit {
 
-// How a program is told to be such a process, and where its socket is.
+// How a program is told to be such a process, and where it finds its socket and
+// the memory of its answers.
 constexpr char kReaderProcessFlag[] = "--cubit_reader_process";
 constexpr int kReaderProcessSocket = 3;
+constexpr int kReaderProcessMemory = 4;
 // Exit status after an allocation that the limit forbade.
 constexpr int kReaderOutOfMemory = 77;
 
@@ -24,7 +26,7 @@ struct ReaderRequest {
   TokenVocabulary vocabulary;
 };
 
-void PutRequest(const ReaderRequest& request, MessageSocket* socket);
+void PutRequest(const ReaderRequest& request, MessageEnd* end);
 
 }  // namespace cubit
 

@@ -2,11 +2,14 @@
 
 #include "data/reader_messages.h"
 
+#include <fcntl.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cmath>
 #include <cstring>
@@ -20,91 +23,135 @@
 namespace cubit {
 namespace {
 
-constexpr size_t kBufferBytes = 256 << 10;
+constexpr size_t kMemoryBytes =
+    AnswerBlocks::kBlocks * AnswerBlocks::kBlockBytes;
+constexpr size_t kRequestBytes = 4 << 10;
+// Says that a block may be filled again.
+constexpr char kReturned = 'r';
+
+absl::Status SystemError(const char* what) {
+  return absl::UnavailableError(
+      absl::StrCat("cannot ", what, ": ", std::strerror(errno)));
+}
 
 }  // namespace
 
-MessageSocket::MessageSocket(MessageSocket&& other) noexcept
-    : fd_(std::exchange(other.fd_, -1)),
-      out_(std::move(other.out_)),
-      in_(std::move(other.in_)),
-      in_begin_(std::exchange(other.in_begin_, 0)),
-      in_end_(std::exchange(other.in_end_, 0)) {}
-
-MessageSocket& MessageSocket::operator=(MessageSocket&& other) noexcept {
+OwnedFd::OwnedFd(OwnedFd&& other) noexcept
+    : fd_(std::exchange(other.fd_, -1)) {}
+OwnedFd& OwnedFd::operator=(OwnedFd&& other) noexcept {
   std::swap(fd_, other.fd_);
-  std::swap(out_, other.out_);
-  std::swap(in_, other.in_);
-  std::swap(in_begin_, other.in_begin_);
-  std::swap(in_end_, other.in_end_);
   return *this;
 }
-
-MessageSocket::~MessageSocket() {
+OwnedFd::~OwnedFd() {
   if (fd_ >= 0) close(fd_);
 }
 
-void MessageSocket::PutInteger(int64_t value) {
-  out_.append(reinterpret_cast<const char*>(&value), sizeof(value));
+absl::StatusOr<AnswerBlocks> AnswerBlocks::Make(int lowest_fd, OwnedFd* fd) {
+  const OwnedFd made(
+      memfd_create("cubit answers", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  *fd = OwnedFd(fcntl(made.get(), F_DUPFD_CLOEXEC, lowest_fd));
+  // A process that could shorten it could end this one by SIGBUS.
+  if (fd->get() < 0 ||
+      ftruncate(fd->get(), static_cast<off_t>(kMemoryBytes)) != 0 ||
+      fcntl(fd->get(), F_ADD_SEALS,
+            F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+    return SystemError("make memory to share");
+  }
+  return Map(fd->get());
 }
 
-void MessageSocket::PutBytes(absl::string_view bytes) {
+absl::StatusOr<AnswerBlocks> AnswerBlocks::Map(int fd) {
+  void* const data =
+      mmap(nullptr, kMemoryBytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (data == MAP_FAILED) return SystemError("map shared memory");
+  return AnswerBlocks(static_cast<char*>(data));
+}
+
+AnswerBlocks::AnswerBlocks(AnswerBlocks&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)) {}
+AnswerBlocks& AnswerBlocks::operator=(AnswerBlocks&& other) noexcept {
+  std::swap(data_, other.data_);
+  return *this;
+}
+AnswerBlocks::~AnswerBlocks() {
+  if (data_ != nullptr) munmap(data_, kMemoryBytes);
+}
+
+absl::Span<char> AnswerBlocks::Block(uint64_t number) const {
+  return {data_ + number % kBlocks * kBlockBytes, kBlockBytes};
+}
+
+void MessageEnd::Put(absl::string_view bytes) {
+  while (!bytes.empty() && !gone_) {
+    const absl::Span<char> free = room().subspan(put_);
+    const size_t count = std::min(free.size(), bytes.size());
+    std::memcpy(free.data(), bytes.data(), count);
+    bytes.remove_prefix(count);
+    put_ += count;
+    if (count == free.size()) Flush();
+  }
+}
+
+void MessageEnd::PutInteger(int64_t value) {
+  Put({reinterpret_cast<const char*>(&value), sizeof(value)});
+}
+
+void MessageEnd::PutBytes(absl::string_view bytes) {
   PutInteger(static_cast<int64_t>(bytes.size()));
-  out_.append(bytes.data(), bytes.size());
+  Put(bytes);
 }
 
-bool MessageSocket::Flush() {
-  size_t done = 0;
-  while (done < out_.size()) {
-    const ssize_t sent =
-        send(fd_, out_.data() + done, out_.size() - done, MSG_NOSIGNAL);
+bool MessageEnd::Flush() {
+  if (put_ > 0 && !gone_) gone_ = !Send(put_);
+  put_ = 0;
+  return !gone_;
+}
+
+bool MessageEnd::SendAll(const void* data, size_t bytes) {
+  const char* rest = static_cast<const char*>(data);
+  while (bytes > 0) {
+    const ssize_t sent = send(socket_.get(), rest, bytes, MSG_NOSIGNAL);
     if (sent < 0 && errno == EINTR) continue;
     if (sent < 0) return false;
-    done += static_cast<size_t>(sent);
+    rest += sent;
+    bytes -= static_cast<size_t>(sent);
   }
-  out_.clear();
   return true;
 }
 
-bool MessageSocket::FlushIfFull() {
-  return out_.size() < kBufferBytes || Flush();
-}
-
-void MessageSocket::SetTimeout(double seconds) {
+void MessageEnd::SetTimeout(double seconds) {
   // Rounded up: a timeout of zero would mean none.
   const auto microseconds = static_cast<int64_t>(std::ceil(1e6 * seconds));
   const timeval timeout = {microseconds / 1000000, microseconds % 1000000};
   CUBIT_CHECK_GT(microseconds, 0);
-  CUBIT_CHECK_EQ(
-      setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &timeout, sizeof(timeout)), 0);
+  CUBIT_CHECK_EQ(setsockopt(socket_.get(), SOL_SOCKET, SO_RCVTIMEO, &timeout,
+                            sizeof(timeout)),
+                 0);
 }
 
-absl::Status MessageSocket::Fill() {
-  in_.resize(kBufferBytes);
-  in_begin_ = 0;
-  in_end_ = 0;
+absl::StatusOr<size_t> MessageEnd::ReceiveSome(void* data, size_t bytes) {
   ssize_t got = 0;
   do {
-    got = recv(fd_, in_.data(), in_.size(), 0);
+    got = recv(socket_.get(), data, bytes, 0);
   } while (got < 0 && errno == EINTR);
   if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
     return absl::DeadlineExceededError("silent");
   }
   if (got <= 0) return absl::UnavailableError("gone");
-  in_end_ = static_cast<size_t>(got);
-  return absl::OkStatus();
+  return static_cast<size_t>(got);
 }
 
-absl::StatusOr<absl::string_view> MessageSocket::Take(int64_t bytes) {
-  if (in_begin_ == in_end_) CUBIT_RETURN_IF_ERROR(Fill());
-  const size_t count =
-      std::min(in_end_ - in_begin_, static_cast<size_t>(bytes));
-  const absl::string_view taken(in_.data() + in_begin_, count);
-  in_begin_ += count;
+absl::StatusOr<absl::string_view> MessageEnd::Take(int64_t bytes) {
+  if (received_.empty()) {
+    CUBIT_ASSIGN_OR_RETURN(received_, Receive());
+  }
+  const absl::string_view taken =
+      received_.substr(0, static_cast<size_t>(bytes));
+  received_.remove_prefix(taken.size());
   return taken;
 }
 
-absl::Status MessageSocket::Get(int64_t bytes, char* data) {
+absl::Status MessageEnd::Get(int64_t bytes, char* data) {
   while (bytes > 0) {
     CUBIT_ASSIGN_OR_RETURN(const absl::string_view taken, Take(bytes));
     std::memcpy(data, taken.data(), taken.size());
@@ -114,13 +161,13 @@ absl::Status MessageSocket::Get(int64_t bytes, char* data) {
   return absl::OkStatus();
 }
 
-absl::Status MessageSocket::GetKind(char* kind) { return Get(1, kind); }
+absl::Status MessageEnd::GetKind(char* kind) { return Get(1, kind); }
 
-absl::Status MessageSocket::GetInteger(int64_t* value) {
+absl::Status MessageEnd::GetInteger(int64_t* value) {
   return Get(sizeof(*value), reinterpret_cast<char*>(value));
 }
 
-absl::Status MessageSocket::GetBytes(int64_t max, std::string* bytes) {
+absl::Status MessageEnd::GetBytes(int64_t max, std::string* bytes) {
   int64_t size = 0;
   CUBIT_RETURN_IF_ERROR(GetInteger(&size));
   if (size < 0 || size > max) {
@@ -136,7 +183,7 @@ absl::Status MessageSocket::GetBytes(int64_t max, std::string* bytes) {
   return absl::OkStatus();
 }
 
-absl::Status MessageSocket::GetIds(int64_t max, std::vector<int32_t>* ids) {
+absl::Status MessageEnd::GetIds(int64_t max, std::vector<int32_t>* ids) {
   int64_t bytes = 0;
   CUBIT_RETURN_IF_ERROR(GetInteger(&bytes));
   constexpr int64_t kIdBytes = sizeof(int32_t);
@@ -145,6 +192,68 @@ absl::Status MessageSocket::GetIds(int64_t max, std::vector<int32_t>* ids) {
   }
   ids->resize(static_cast<size_t>(bytes / kIdBytes));
   return Get(bytes, reinterpret_cast<char*>(ids->data()));
+}
+
+AskingEnd::AskingEnd(OwnedFd socket, AnswerBlocks blocks)
+    : MessageEnd(std::move(socket)),
+      blocks_(std::move(blocks)),
+      request_(kRequestBytes) {}
+
+// Also before a request: the process waits for all its blocks first.
+bool AskingEnd::ReturnBlock() {
+  return !std::exchange(holds_block_, false) ||
+         SendAll(&kReturned, sizeof(kReturned));
+}
+
+bool AskingEnd::Send(size_t bytes) {
+  return ReturnBlock() && SendAll(request_.data(), bytes);
+}
+
+absl::StatusOr<absl::string_view> AskingEnd::Receive() {
+  // If the process is gone, what it said before is still there.
+  ReturnBlock();
+  uint32_t filled = 0;
+  char* const field = reinterpret_cast<char*>(&filled);
+  for (size_t got = 0; got < sizeof(filled);) {
+    CUBIT_ASSIGN_OR_RETURN(const size_t more,
+                           ReceiveSome(field + got, sizeof(filled) - got));
+    got += more;
+  }
+  if (filled == 0 || filled > AnswerBlocks::kBlockBytes) {
+    return absl::DataLossError(absl::StrCat("a block of ", filled, " bytes"));
+  }
+  holds_block_ = true;
+  return absl::string_view(blocks_.Block(block_++).data(), filled);
+}
+
+AnsweringEnd::AnsweringEnd(OwnedFd socket, AnswerBlocks blocks)
+    : MessageEnd(std::move(socket)),
+      blocks_(std::move(blocks)),
+      request_(kRequestBytes) {}
+
+bool AnsweringEnd::AwaitBlocks(uint64_t most) {
+  while (block_ - returned_ > most) {
+    std::array<char, AnswerBlocks::kBlocks> returned;
+    const absl::StatusOr<size_t> count =
+        ReceiveSome(returned.data(), block_ - returned_ - most);
+    if (!count.ok()) return false;
+    returned_ += *count;
+  }
+  return true;
+}
+
+bool AnsweringEnd::Send(size_t bytes) {
+  const auto filled = static_cast<uint32_t>(bytes);
+  if (!SendAll(&filled, sizeof(filled))) return false;
+  ++block_;
+  return AwaitBlocks(AnswerBlocks::kBlocks - 1);
+}
+
+absl::StatusOr<absl::string_view> AnsweringEnd::Receive() {
+  if (!AwaitBlocks(0)) return absl::UnavailableError("gone");
+  CUBIT_ASSIGN_OR_RETURN(const size_t count,
+                         ReceiveSome(request_.data(), request_.size()));
+  return absl::string_view(request_.data(), count);
 }
 
 }  // namespace cubit

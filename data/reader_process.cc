@@ -52,7 +52,9 @@ std::vector<char*> Pointers(std::vector<std::string>& strings) {
   return pointers;
 }
 
-absl::StatusOr<pid_t> StartProcess(int fd) {
+// `memory` is above the numbers that the process finds them by.
+absl::StatusOr<pid_t> StartProcess(const OwnedFd& socket,
+                                   const OwnedFd& memory) {
   std::vector<std::string> arguments = {"cubit reader", kReaderProcessFlag};
   std::vector<std::string> environment = ChildEnvironment();
   posix_spawn_file_actions_t actions;
@@ -61,7 +63,10 @@ absl::StatusOr<pid_t> StartProcess(int fd) {
                                    O_RDONLY, 0);
   posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, "/dev/null",
                                    O_WRONLY, 0);
-  posix_spawn_file_actions_adddup2(&actions, fd, kReaderProcessSocket);
+  posix_spawn_file_actions_adddup2(&actions, socket.get(),
+                                   kReaderProcessSocket);
+  posix_spawn_file_actions_adddup2(&actions, memory.get(),
+                                   kReaderProcessMemory);
   pid_t pid = -1;
   const int error =
       posix_spawn(&pid, "/proc/self/exe", &actions, nullptr,
@@ -76,7 +81,7 @@ absl::StatusOr<pid_t> StartProcess(int fd) {
 class ReaderChild {
  public:
   explicit ReaderChild(std::vector<std::string> paths)
-      : paths_(std::move(paths)), socket_(-1) {}
+      : paths_(std::move(paths)) {}
   ~ReaderChild() { End(); }
   ReaderChild(const ReaderChild&) = delete;
   ReaderChild& operator=(const ReaderChild&) = delete;
@@ -88,12 +93,17 @@ class ReaderChild {
       return absl::UnavailableError(
           absl::StrCat("cannot make a socket: ", std::strerror(errno)));
     }
-    socket_ = MessageSocket(fds[0]);
-    const absl::StatusOr<pid_t> pid = StartProcess(fds[1]);
-    close(fds[1]);
+    OwnedFd ours(fds[0]);
+    const OwnedFd theirs(fds[1]);
+    OwnedFd memory;
+    CUBIT_ASSIGN_OR_RETURN(
+        AnswerBlocks blocks,
+        AnswerBlocks::Make(kReaderProcessMemory + 1, &memory));
+    end_ = std::make_unique<AskingEnd>(std::move(ours), std::move(blocks));
+    const absl::StatusOr<pid_t> pid = StartProcess(theirs, memory);
     if (!pid.ok()) return pid.status();
     pid_ = *pid;
-    socket_.SetTimeout(limits_.silent_seconds);
+    end_->SetTimeout(limits_.silent_seconds);
     Ask(request);
     return absl::OkStatus();
   }
@@ -101,23 +111,23 @@ class ReaderChild {
   // The first request, or one after kEnd, of the same paths.
   void Ask(const ReaderRequest& request) {
     path_ = 0;
-    PutRequest(request, &socket_);
+    PutRequest(request, end_.get());
     // If it is gone already, the first answer says why.
-    socket_.Flush();
+    end_->Flush();
   }
 
-  MessageSocket& socket() { return socket_; }
+  AskingEnd& end() { return *end_; }
 
   // The next kind of answer; kError becomes its status, kPath is noted.
   absl::StatusOr<ReaderAnswer> Next() {
     while (true) {
       char kind = 0;
-      CUBIT_RETURN_IF_ERROR(Check(socket_.GetKind(&kind)));
+      CUBIT_RETURN_IF_ERROR(Check(end_->GetKind(&kind)));
       const auto answer = static_cast<ReaderAnswer>(kind);
       if (answer == ReaderAnswer::kError) return ReceiveError();
       if (answer != ReaderAnswer::kPath) return answer;
       int64_t path = 0;
-      CUBIT_RETURN_IF_ERROR(Check(socket_.GetInteger(&path)));
+      CUBIT_RETURN_IF_ERROR(Check(end_->GetInteger(&path)));
       if (path < 0 || path >= static_cast<int64_t>(paths_.size())) {
         return Nonsense("an unknown file");
       }
@@ -154,8 +164,8 @@ class ReaderChild {
   absl::Status ReceiveError() {
     int64_t code = 0;
     std::string message;
-    CUBIT_RETURN_IF_ERROR(Check(socket_.GetInteger(&code)));
-    CUBIT_RETURN_IF_ERROR(Check(socket_.GetBytes(kMaxMessageBytes, &message)));
+    CUBIT_RETURN_IF_ERROR(Check(end_->GetInteger(&code)));
+    CUBIT_RETURN_IF_ERROR(Check(end_->GetBytes(kMaxMessageBytes, &message)));
     if (code <= 0 ||
         code > static_cast<int64_t>(absl::StatusCode::kUnauthenticated)) {
       return Nonsense("an unknown error");
@@ -200,7 +210,7 @@ class ReaderChild {
   const std::vector<std::string> paths_;
   size_t path_ = 0;  // that the process reads
   ReaderLimits limits_;
-  MessageSocket socket_;
+  std::unique_ptr<AskingEnd> end_;
   pid_t pid_ = -1;
 };
 
@@ -263,15 +273,15 @@ class ProcessReader::Stream : public InputStream {
       waiting_->Put(std::move(child_));
       return false;
     }
-    MessageSocket& socket = child_->socket();
-    CUBIT_RETURN_IF_ERROR(child_->Check(socket.GetInteger(&document->path)));
+    AskingEnd& end = child_->end();
+    CUBIT_RETURN_IF_ERROR(child_->Check(end.GetInteger(&document->path)));
     document->is_tokens = answer == ReaderAnswer::kTokens;
     document->stated_tokens = -1;
     document->text.clear();
     document->ids.clear();
     if (document->is_tokens) {
       CUBIT_RETURN_IF_ERROR(
-          child_->Check(socket.GetIds(kMaxDocumentTokens, &document->ids)));
+          child_->Check(end.GetIds(kMaxDocumentTokens, &document->ids)));
       for (const int32_t id : document->ids) {
         if (id < 0 || id >= vocabulary_.size || id == vocabulary_.eot_id) {
           return child_->Nonsense("an id beyond the vocabulary");
@@ -281,9 +291,9 @@ class ProcessReader::Stream : public InputStream {
     }
     if (answer != ReaderAnswer::kText) return child_->Nonsense("an answer");
     CUBIT_RETURN_IF_ERROR(
-        child_->Check(socket.GetInteger(&document->stated_tokens)));
+        child_->Check(end.GetInteger(&document->stated_tokens)));
     CUBIT_RETURN_IF_ERROR(
-        child_->Check(socket.GetBytes(kMaxDocumentBytes, &document->text)));
+        child_->Check(end.GetBytes(kMaxDocumentBytes, &document->text)));
     if (document->text.empty()) return child_->Nonsense("an empty text");
     return true;
   }
@@ -311,9 +321,9 @@ absl::StatusOr<std::vector<ParquetGroup>> ProcessReader::ParquetGroups(
     CUBIT_ASSIGN_OR_RETURN(const ReaderAnswer answer, child.Next());
     if (answer == ReaderAnswer::kEnd) return groups;
     ParquetGroup group;
-    CUBIT_RETURN_IF_ERROR(child.Check(child.socket().GetInteger(&group.rows)));
+    CUBIT_RETURN_IF_ERROR(child.Check(child.end().GetInteger(&group.rows)));
     CUBIT_RETURN_IF_ERROR(
-        child.Check(child.socket().GetInteger(&group.text_bytes)));
+        child.Check(child.end().GetInteger(&group.text_bytes)));
     if (answer != ReaderAnswer::kGroup || group.rows < 0 ||
         group.text_bytes < 0 ||
         static_cast<int64_t>(groups.size()) == kMaxGroups) {

@@ -54,12 +54,26 @@ struct WrittenShard {
   std::string xxh3_128;  // of the whole file
 };
 
-// Collects documents in memory and writes them as one shard.
+// A shard as it will lie on disk.
+struct ShardImage {
+  TokenShardInfo info;
+  Hdf5Image file;
+};
+
+// Writes `image` to `path`. A reader finds the old file or the new one, whole:
+// the new one is written aside, synced, read back against its digest and
+// renamed. On an error the temporary file is removed.
+absl::StatusOr<WrittenShard> WriteShardImage(FileSystem& files,
+                                             const ShardImage& image,
+                                             const std::string& path);
+
+// Collects documents in memory for one shard after the other.
 class TokenShardBuilder {
  public:
   // `info` gives tokenizer, tokenizer_sha256, vocab_size, eot_id, split,
-  // source, created and writer; the rest is computed.
-  explicit TokenShardBuilder(TokenShardInfo info);
+  // source, created and writer; the rest is computed. There is room for
+  // `expected_tokens`, which takes memory only as they come.
+  explicit TokenShardBuilder(TokenShardInfo info, int64_t expected_tokens = 0);
 
   // Appends the end-of-text id and `ids`. CHECK: every id is in the vocabulary
   // and none is the end of text.
@@ -69,17 +83,20 @@ class TokenShardBuilder {
   int64_t num_tokens() const;
   int64_t num_documents() const;
 
-  // Writes what was collected (at least one document) to `path` and forgets it.
-  // A reader finds the old file or the new one, whole: the new one is written
-  // aside, synced, read back against its digest and renamed. On an error the
-  // temporary file is removed and the documents are kept. The file is made in
-  // memory, that of `memory` where it is not null, which keeps it for the next.
-  absl::StatusOr<WrittenShard> Write(FileSystem& files, const std::string& path,
-                                     Hdf5Image* memory = nullptr);
+  // The shard of what was collected (at least one document), in the memory of
+  // `old` as far as that reaches.
+  absl::StatusOr<ShardImage> MakeImage(Hdf5Image old) const;
+  // Forgets what was collected and keeps its memory.
+  void Clear();
+
+  // All three: makes the image, writes it and forgets the documents, which are
+  // kept on an error.
+  absl::StatusOr<WrittenShard> Write(FileSystem& files,
+                                     const std::string& path);
 
  private:
-  absl::StatusOr<Hdf5Image> MakeImage(const TokenShardInfo& info,
-                                      Hdf5Image memory) const;
+  absl::StatusOr<Hdf5Image> MakeFile(const TokenShardInfo& info,
+                                     Hdf5Image old) const;
 
   TokenShardInfo info_;
   // One of the two, by the vocabulary: as in the file.

@@ -21,6 +21,10 @@ namespace {
 constexpr int64_t kChunkBytes = 128 << 10;
 // Stays in a processor's cache between its digest and its copy.
 constexpr int64_t kBlockBytes = 256 << 10;
+// More than the part of a file that describes its chunks.
+constexpr int64_t kIndexShare = 1024;
+// Beyond it memory is moved as the tokens get more: 128 MB or 256 MB.
+constexpr int64_t kMaxReservedTokens = int64_t{64} << 20;
 
 // Returns the XXH3-128 of the bytes.
 absl::StatusOr<std::string> WriteAside(FileSystem& files,
@@ -84,10 +88,18 @@ absl::StatusOr<std::string> FileDigest(FileSystem& files,
   return digest.Hex();
 }
 
-TokenShardBuilder::TokenShardBuilder(TokenShardInfo info)
+TokenShardBuilder::TokenShardBuilder(TokenShardInfo info,
+                                     int64_t expected_tokens)
     : info_(std::move(info)) {
   CUBIT_CHECK(info_.vocab_size >= 1 && info_.vocab_size <= int64_t{1} << 31);
   CUBIT_CHECK(info_.eot_id >= 0 && info_.eot_id < info_.vocab_size);
+  const auto reserved =
+      static_cast<size_t>(std::min(expected_tokens, kMaxReservedTokens));
+  if (TokenType(info_.vocab_size) == Hdf5Type::kUint16) {
+    tokens16_.reserve(reserved);
+  } else {
+    tokens32_.reserve(reserved);
+  }
 }
 
 int64_t TokenShardBuilder::num_tokens() const {
@@ -125,11 +137,16 @@ void TokenShardBuilder::AddDocument(absl::Span<const int32_t> ids) {
   document_offsets_.push_back(static_cast<uint64_t>(num_tokens()));
 }
 
-absl::StatusOr<Hdf5Image> TokenShardBuilder::MakeImage(
-    const TokenShardInfo& info, Hdf5Image memory) const {
-  CUBIT_ASSIGN_OR_RETURN(Hdf5Writer writer,
-                         Hdf5Writer::Create(std::move(memory)));
+absl::StatusOr<Hdf5Image> TokenShardBuilder::MakeFile(
+    const TokenShardInfo& info, Hdf5Image old) const {
   const Hdf5Type type = TokenType(info.vocab_size);
+  const int64_t array_bytes =
+      info.num_tokens * SizeOf(type) +
+      static_cast<int64_t>(document_offsets_.size() * sizeof(uint64_t));
+  CUBIT_ASSIGN_OR_RETURN(
+      Hdf5Writer writer,
+      Hdf5Writer::Create(std::move(old),
+                         array_bytes + array_bytes / kIndexShare));
   const void* const tokens = type == Hdf5Type::kUint16
                                  ? static_cast<const void*>(tokens16_.data())
                                  : tokens32_.data();
@@ -143,31 +160,48 @@ absl::StatusOr<Hdf5Image> TokenShardBuilder::MakeImage(
   return writer.Finish();
 }
 
-absl::StatusOr<WrittenShard> TokenShardBuilder::Write(FileSystem& files,
-                                                      const std::string& path,
-                                                      Hdf5Image* memory) {
+absl::StatusOr<ShardImage> TokenShardBuilder::MakeImage(Hdf5Image old) const {
   CUBIT_CHECK_GE(num_documents(), 1);
-  WrittenShard shard;
-  shard.info = info_;
-  shard.info.num_tokens = num_tokens();
-  shard.info.num_documents = num_documents();
-  shard.info.max_token_id = max_token_id_;
-  shard.info.tokens_xxh3_128 =
+  ShardImage image;
+  image.info = info_;
+  image.info.num_tokens = num_tokens();
+  image.info.num_documents = num_documents();
+  image.info.max_token_id = max_token_id_;
+  image.info.tokens_xxh3_128 =
       tokens32_.empty() ? Xxh3_128Hex(tokens16_.data(), 2 * tokens16_.size())
                         : Xxh3_128Hex(tokens32_.data(), 4 * tokens32_.size());
-  Hdf5Image image;
-  CUBIT_ASSIGN_OR_RETURN(
-      image, MakeImage(shard.info,
-                       memory != nullptr ? std::move(*memory) : Hdf5Image()));
-  auto give_back = absl::MakeCleanup([&image, memory] {
-    if (memory != nullptr) *memory = std::move(image);
-  });
-  shard.bytes = image.bytes();
+  CUBIT_ASSIGN_OR_RETURN(image.file, MakeFile(image.info, std::move(old)));
+  return image;
+}
+
+void TokenShardBuilder::Clear() {
+  tokens16_.clear();
+  tokens32_.clear();
+  document_offsets_ = {0};
+  max_token_id_ = 0;
+}
+
+absl::StatusOr<WrittenShard> TokenShardBuilder::Write(FileSystem& files,
+                                                      const std::string& path) {
+  CUBIT_ASSIGN_OR_RETURN(const ShardImage image, MakeImage(Hdf5Image()));
+  CUBIT_ASSIGN_OR_RETURN(WrittenShard shard,
+                         WriteShardImage(files, image, path));
+  Clear();
+  return shard;
+}
+
+absl::StatusOr<WrittenShard> WriteShardImage(FileSystem& files,
+                                             const ShardImage& image,
+                                             const std::string& path) {
+  WrittenShard shard;
+  shard.info = image.info;
+  shard.bytes = image.file.bytes();
   const std::string temporary = path + ".tmp";
   // What removing it answers does not matter: the first error is returned.
   auto remove = absl::MakeCleanup(
       [&files, &temporary] { files.Remove(temporary).IgnoreError(); });
-  CUBIT_ASSIGN_OR_RETURN(shard.xxh3_128, WriteAside(files, temporary, image));
+  CUBIT_ASSIGN_OR_RETURN(shard.xxh3_128,
+                         WriteAside(files, temporary, image.file));
   CUBIT_ASSIGN_OR_RETURN(const std::string found, FileDigest(files, temporary));
   if (found != shard.xxh3_128) {
     return absl::DataLossError(
@@ -177,11 +211,6 @@ absl::StatusOr<WrittenShard> TokenShardBuilder::Write(FileSystem& files,
   CUBIT_RETURN_IF_ERROR(files.Rename(temporary, path));
   std::move(remove).Cancel();
   CUBIT_RETURN_IF_ERROR(files.SyncFolder(FolderOf(path)));
-
-  tokens16_.clear();
-  tokens32_.clear();
-  document_offsets_ = {0};
-  max_token_id_ = 0;
   return shard;
 }
 

@@ -16,8 +16,11 @@
 namespace cubit {
 namespace {
 
-// Text that is numbered and not yet taken by the caller; one batch always fits.
-constexpr int64_t kQueuedBytes = int64_t{32} << 20;
+// Text that is numbered and not yet taken by the caller, for each thread and at
+// most; one batch always fits. More goes through more memory, and less would
+// let threads wait while the caller makes a shard.
+constexpr int64_t kQueuedBytes = int64_t{8} << 20;
+constexpr int64_t kMaxQueuedBytes = int64_t{64} << 20;
 
 struct Work {
   std::vector<InputDocument> documents;
@@ -52,8 +55,13 @@ struct TokenizePipeline::State {
   std::function<bool(int64_t)> wanted;
   std::unique_ptr<PieceQueue> pieces;
 
+  int64_t max_queued_bytes = 0;
+
   std::mutex mutex;
-  std::condition_variable changed;
+  // One for each kind of thread that waits, so that none wakes for nothing.
+  std::condition_variable work_added;  // for workers
+  std::condition_variable room_made;   // for the orderer
+  std::condition_variable front_done;  // for Next
   // In order. The first `taken` are with tokenising threads or done.
   std::deque<std::unique_ptr<Work>> queue;  // by mutex, as all below
   size_t taken = 0;
@@ -82,13 +90,14 @@ absl::Span<const int32_t> TokenizedBatch::Ids(int64_t d) const {
 bool TokenizePipeline::State::Push(std::unique_ptr<Work> work) {
   std::unique_lock<std::mutex> lock(mutex);
   const int64_t bytes = work->result.text_bytes;
-  changed.wait(lock, [this, bytes] {
-    return stopping || queue.empty() || queued_bytes + bytes <= kQueuedBytes;
+  room_made.wait(lock, [this, bytes] {
+    return stopping || queue.empty() ||
+           queued_bytes + bytes <= max_queued_bytes;
   });
   if (stopping) return false;
   queued_bytes += bytes;
   queue.push_back(std::move(work));
-  changed.notify_all();
+  work_added.notify_one();
   return true;
 }
 
@@ -116,13 +125,14 @@ void TokenizePipeline::State::OrderMain() {
   const std::lock_guard<std::mutex> lock(mutex);
   error = std::move(status);
   read_all = true;
-  changed.notify_all();
+  work_added.notify_all();
+  front_done.notify_one();
 }
 
 void TokenizePipeline::State::WorkMain() {
   std::unique_lock<std::mutex> lock(mutex);
   for (;;) {
-    changed.wait(
+    work_added.wait(
         lock, [this] { return stopping || read_all || taken < queue.size(); });
     if (stopping) return;
     if (taken == queue.size()) {
@@ -135,7 +145,7 @@ void TokenizePipeline::State::WorkMain() {
     work->Tokenize(*tokenizer);
     lock.lock();
     work->done = true;
-    changed.notify_all();
+    if (work == queue.front().get()) front_done.notify_one();
   }
 }
 
@@ -149,6 +159,7 @@ TokenizePipeline::TokenizePipeline(std::vector<InputPiece> pieces,
       std::max(1, std::min(threads, static_cast<int>(pieces.size())));
   state_->tokenizer = &tokenizer;
   state_->wanted = std::move(wanted);
+  state_->max_queued_bytes = std::min(threads * kQueuedBytes, kMaxQueuedBytes);
   state_->pieces = std::make_unique<PieceQueue>(
       std::move(pieces), reader,
       TokenVocabulary{tokenizer.vocab_size(), tokenizer.eot_id()}, readers);
@@ -164,7 +175,8 @@ TokenizePipeline::~TokenizePipeline() {
     const std::lock_guard<std::mutex> lock(state_->mutex);
     state_->stopping = true;
   }
-  state_->changed.notify_all();
+  state_->work_added.notify_all();
+  state_->room_made.notify_one();
   state_->pieces->Stop();
   state_->orderer.join();
   for (std::thread& worker : state_->workers) worker.join();
@@ -173,7 +185,7 @@ TokenizePipeline::~TokenizePipeline() {
 absl::StatusOr<bool> TokenizePipeline::Next(TokenizedBatch* batch) {
   std::unique_lock<std::mutex> lock(state_->mutex);
   auto& queue = state_->queue;
-  state_->changed.wait(lock, [this, &queue] {
+  state_->front_done.wait(lock, [this, &queue] {
     return queue.empty() ? state_->read_all : queue.front()->done;
   });
   if (queue.empty()) {
@@ -184,7 +196,7 @@ absl::StatusOr<bool> TokenizePipeline::Next(TokenizedBatch* batch) {
   queue.pop_front();
   --state_->taken;
   state_->queued_bytes -= batch->text_bytes;
-  state_->changed.notify_all();
+  state_->room_made.notify_one();
   return true;
 }
 
