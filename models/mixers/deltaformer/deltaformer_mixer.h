@@ -21,10 +21,12 @@ struct DeltaFormerSaved : MixerSaved {
   Tensor lse_attention;  // [B, H, T]
   Tensor solution;       // [B, T, H * K]
   // The same and what it is solved from in fp32; absent where the solve takes
-  // the activations as they are.
+  // the activations as they are. Sequence shards have solution32 alone: what
+  // they solve from is scratch.
   Tensor w32, k32, v32, solution32;  // [B, T, H * K]
   Tensor beta32;                     // [B, T, H]
-  Tensor kernel_x;  // W X, [B, Tl, H * K]; on sequence shards alone
+  // W X, [B, Tl, H * K] in fp32; on sequence shards alone.
+  Tensor kernel_x;
 };
 
 struct DeltaFormerScratch : MixerScratch {
@@ -43,7 +45,9 @@ struct DeltaFormerShardedScratch : ShardedSolveScratch {
 
   // Rows of all ranks; w is k's where it is the key.
   Tensor w, beta;
-  Tensor d_w;  // [B, Tl, H * K]: where w has no projection of its own
+  // Local [B, Tl, H * K]: where w has no projection of its own, of the
+  // activations' dtype, and in fp32 where activations are not.
+  Tensor d_w, d_w32;
 };
 
 struct DeltaFormerCache : MixerCache {
@@ -97,6 +101,9 @@ class DeltaFormerMixer : public TokenMixer, public SequenceShardedMixer {
  private:
   class ShardedCall;
 
+  // What both forms of the mixer keep.
+  std::unique_ptr<DeltaFormerSaved> AllocateKept(const MixerShape& shape,
+                                                 Arena& arena) const;
   bool owns_w() const { return options_.w == DeltaWeights::kOwn; }
 
   template <typename View>
