@@ -368,8 +368,8 @@ class AdjointSolver {
     StoreSums([](int) { return -1.0f; }, m_.rhs);
     __syncthreads();
     SetZero(sums_);
-    MultiplyAddExactly<UnitUpperTile, FloatTile>(
-        m_.inverse, own_row_, own_row_, kSolveBlock, m_.rhs, sums_);
+    MultiplyAddExactly<UnitUpperTile, FloatTile>(m_.inverse, own_row_, own_row_,
+                                                 kSolveBlock, m_.rhs, sums_);
     StoreSums([this](int row) { return in_.is_delta() ? 1.0f : m_.g[row]; },
               m_.solution);
     __syncwarp();

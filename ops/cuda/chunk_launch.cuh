@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Launches of chunk_pair.cuh and chunk_solve.cuh for one kind of products:
-// instantiated by chunk_*.cu, which compile side by side.
+// What the launches of chunk_pair.cuh, chunk_solve.cuh and chunk_rows.cuh
+// share.
 
 #ifndef CUBIT_OPS_CUDA_CHUNK_LAUNCH_CUH_
 #define CUBIT_OPS_CUDA_CHUNK_LAUNCH_CUH_

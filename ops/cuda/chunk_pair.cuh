@@ -24,8 +24,7 @@ namespace cubit {
 namespace cuda {
 
 // Shared memory: the own side's tiles and two stages of the other's. A pass
-// that forms no y_i . x_j has no own tile of them (`kWeighsOwn`); one that only
-// forms scores and adds has them streamed alone.
+// that forms no y_i . x_j has no own tile of y or x (`kWeighsOwn`).
 template <typename Products, int kDim, int kStreamedRows, bool kWeighsOwn>
 struct ChunkMemory {
   using Element = typename Products::Element;
