@@ -7,8 +7,13 @@
 // attention.h does whole sequences; results agree to rounding, also between two
 // orders of the chunks, and one order gives the same bits every time.
 //
-// A backward needs q, k, v, out and lse of every chunk. The ops run on the CPU;
-// with CUDA they end the program (the plan of a run refuses such layouts).
+// A backward needs q, k, v, out and lse of every chunk.
+//
+// On the CPU all tensors are fp32. On a GPU q, k, v, out and d_out may each be
+// fp32 or bf16, and the dtype of q says how products are formed: from bf16
+// operands (what is fp32 is rounded as it is read) or as attention.h forms
+// those of fp32 tensors. Sums, lse, delta and d_q, d_k, d_v, which are added
+// to, are fp32 there too; head dims go up to 128.
 
 #ifndef CUBIT_OPS_CHUNKED_ATTENTION_H_
 #define CUBIT_OPS_CHUNKED_ATTENTION_H_
@@ -43,19 +48,19 @@ struct RowSums {
 void BeginRowSums(const RowSums& sums, Stream& stream);
 
 // Adds a chunk of keys to begun sums: S_ij = scale q_i . k_j.
-//   q [B, Tq, H, K]; k, v [B, Tk, H, K], fp32; views may be strided.
-// Returns at once for chunks without a document in common.
+//   q [B, Tq, H, K]; k, v [B, Tk, H, K]; views may be strided.
+// Chunks without a document in common are not read.
 void AttentionChunkForward(ConstHeadTensor q, ConstHeadTensor k,
                            ConstHeadTensor v, float scale,
                            const ChunkMask& mask, const RowSums& sums,
                            Stream& stream);
 
-// out_i = weighted_i / row_sum_i [B, Tq, H, K]; lse [B, H, Tq] fp32. A query
-// that met no key gets 0 and -inf. out may be sums.weighted.
+// out_i = weighted_i / row_sum_i [B, Tq, H, K], in out's dtype; lse [B, H, Tq]
+// fp32. A query that met no key gets 0 and -inf. out may be sums.weighted.
 void FinishRowSums(const RowSums& sums, HeadTensor out, Tensor lse,
                    Stream& stream);
 
-// delta [B, H, Tq] = rows of d_out . out; written.
+// delta [B, H, Tq] fp32 = rows of d_out . out; written.
 void AttentionChunkDelta(ConstHeadTensor out, ConstHeadTensor d_out,
                          Tensor delta, Stream& stream);
 
@@ -69,9 +74,9 @@ struct AttentionChunkRows {
 };
 
 struct AttentionChunkGradients {
-  HeadTensor d_q;  // [B, Tq, H, K]
-  HeadTensor d_k;  // [B, Tk, H, K]
-  HeadTensor d_v;  // [B, Tk, H, K]
+  HeadTensor d_q;  // [B, Tq, H, K] fp32
+  HeadTensor d_k;  // [B, Tk, H, K] fp32
+  HeadTensor d_v;  // [B, Tk, H, K] fp32
 };
 
 // Adds what the pairs of two chunks give to `gradients`, which alias nothing.

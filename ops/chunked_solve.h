@@ -17,12 +17,18 @@
 // and kernel_x (KRR with lambda <= 1 in every head: x and lse).
 //
 // `rows` and `columns` are chunks of one sequence, which may differ in length;
-// columns come before rows or, where `diagonal` is set, are the same chunk. All
-// tensors are fp32 unless said otherwise. Views may be strided; tensors [B, H,
-// Tc] are contiguous. Outputs alias nothing unless said. Chunks without a
-// document in common cost nothing. Two orders of the chunks agree to rounding;
-// one order gives the same bits every time, and krr.h and delta_solve.h agree
-// to rounding. CPU alone, as in chunked_attention.h.
+// columns come before rows or, where `diagonal` is set, are the same chunk.
+// Views may be strided; tensors [B, H, Tc] are contiguous. Outputs alias
+// nothing unless said. Chunks without a document in common cost nothing. Two
+// orders of the chunks agree to rounding; one order gives the same bits every
+// time, and krr.h and delta_solve.h agree to rounding.
+//
+// All tensors are fp32 unless said otherwise. On a GPU the activations r, w, k,
+// v and beta may each be fp32 or bf16, and so may d_v, d_beta and the d_r of
+// KrrChunkFinish, which are written. The dtype of r (w) says how products are
+// formed: in bf16, operands are rounded to it as they are read, and x and y,
+// fp32 tensors, hold bf16 values, as those of krr.h are; in fp32, as
+// SolvePrecision::kBFloat16x3 does. Head dims go up to 128 there.
 
 #ifndef CUBIT_OPS_CHUNKED_SOLVE_H_
 #define CUBIT_OPS_CHUNKED_SOLVE_H_
@@ -96,7 +102,8 @@ struct KrrRowGradients {
 // and delta = -y . (P X) are written, d_log_lambda += -lambda sum y . x.
 // P X is value_scale v - lambda x (krr.md, fact 4); where lambda > 1 that
 // difference has no correct digit, and kernel_x of KrrChunkSolve is read.
-// d_v may be y. CHECK: kernel_x is there if any lambda > 1.
+// d_v may be y. CHECK: kernel_x is there if any lambda > 1; on a GPU, which
+// alone knows lambda, the kernel says so and ends in an error of the device.
 void KrrChunkRowGradients(const KrrRightSide& right, ConstHeadTensor x,
                           ConstHeadTensor kernel_x, ConstHeadTensor y,
                           const KrrRowGradients& gradients, Stream& stream);

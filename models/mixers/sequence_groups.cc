@@ -5,6 +5,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "ops/convert_heads.h"
 #include "ops/heads.h"
 #include "runtime/check.h"
 #include "runtime/status_macros.h"
@@ -32,6 +33,14 @@ View PartOf(View view, int64_t b, int64_t first_head, int64_t heads,
 
 }  // namespace
 
+void CopyOrConvertHeads(ConstHeadTensor x, HeadTensor y, Stream& stream) {
+  if (x.dtype == y.dtype) {
+    CopyHeads(x, y, stream);
+  } else {
+    ConvertHeads(x, y, stream);
+  }
+}
+
 SequenceGroups::SequenceGroups(const SequenceLayout& layout, int64_t batch,
                                int64_t num_heads)
     : layout_(layout), batch_(batch), num_heads_(num_heads), heads_(num_heads) {
@@ -45,10 +54,10 @@ int64_t SequenceGroups::BlocksOf(BlockSet set) const {
   return set == BlockSet::kAll ? layout_.num_chunks() : chunks_per_rank();
 }
 
-Tensor SequenceGroups::AllocateRows(BlockSet set, int64_t width,
+Tensor SequenceGroups::AllocateRows(BlockSet set, DType dtype, int64_t width,
                                     Arena& arena) const {
-  return arena.Allocate(DType::kFloat32, {count(), BlocksOf(set),
-                                          layout_.chunk_len(), heads_ * width});
+  return arena.Allocate(
+      dtype, {count(), BlocksOf(set), layout_.chunk_len(), heads_ * width});
 }
 
 Tensor SequenceGroups::AllocateScalars(BlockSet set, DType dtype,
@@ -131,14 +140,14 @@ std::vector<Block> SequenceGroups::OwnBlocks(int cp_rank) const {
 void SequenceGroups::Pack(ConstHeadTensor local, const Tensor& buffer,
                           int cp_rank, Stream& stream) const {
   for (const Block block : OwnBlocks(cp_rank)) {
-    CopyHeads(Part(local, block), Rows(buffer, block), stream);
+    CopyOrConvertHeads(Part(local, block), Rows(buffer, block), stream);
   }
 }
 
 void SequenceGroups::Unpack(const Tensor& buffer, HeadTensor local, int cp_rank,
                             Stream& stream) const {
   for (const Block block : OwnBlocks(cp_rank)) {
-    CopyHeads(Rows(buffer, block), Part(local, block), stream);
+    CopyOrConvertHeads(Rows(buffer, block), Part(local, block), stream);
   }
 }
 

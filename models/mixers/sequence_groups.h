@@ -35,6 +35,9 @@ enum class BlockSet {
   kOwn   // of one rank
 };
 
+// y = x in y's dtype, as CopyHeads or ConvertHeads.
+void CopyOrConvertHeads(ConstHeadTensor x, HeadTensor y, Stream& stream);
+
 // G groups of Hg heads; chunks of Tc tokens. Local views are [B, Tl, H, K] with
 // the rank's chunks one after the other (sequence_layout.h).
 class SequenceGroups {
@@ -48,8 +51,9 @@ class SequenceGroups {
   int count() const { return static_cast<int>(batch_ * blocks_of_heads()); }
   int64_t heads() const { return heads_; }
 
-  // fp32 [G, blocks, Tc, Hg * width].
-  Tensor AllocateRows(BlockSet set, int64_t width, Arena& arena) const;
+  // [G, blocks, Tc, Hg * width].
+  Tensor AllocateRows(BlockSet set, DType dtype, int64_t width,
+                      Arena& arena) const;
   // [G, blocks, Hg, Tc].
   Tensor AllocateScalars(BlockSet set, DType dtype, Arena& arena) const;
 
@@ -72,7 +76,8 @@ class SequenceGroups {
   std::vector<Block> OwnBlocks(int cp_rank) const;
 
   // Between a local view [B, Tl, H, K] and the rank's own blocks of a buffer of
-  // rows; likewise of scalars, with [B, H, Tl].
+  // rows, converted where their dtypes differ; likewise of scalars, with [B, H,
+  // Tl], of one dtype.
   void Pack(ConstHeadTensor local, const Tensor& buffer, int cp_rank,
             Stream& stream) const;
   void Unpack(const Tensor& buffer, HeadTensor local, int cp_rank,

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "ops/convert_heads.h"
 #include "ops/rotary.h"
 #include "runtime/check.h"
 #include "runtime/profile_range.h"
@@ -26,17 +27,18 @@ bool IsAttention(WavefrontActionKind kind) {
 }  // namespace
 
 ShardedSolveScratch::ShardedSolveScratch(const MixerShape& shape,
+                                         DType solve_dtype,
                                          const SequenceLayout& layout,
                                          Arena& arena)
     : groups(layout, shape.batch, shape.num_heads) {
-  CUBIT_CHECK(shape.dtype == DType::kFloat32)
-      << "sequence shards are computed in F32, not " << Name(shape.dtype);
   CUBIT_CHECK_EQ(shape.seq_len, layout.local_seq_len());
   const WavefrontShape wavefront = WavefrontShape::Of(layout, groups.count());
   forward = MakeWavefront(WavefrontPass::kForward, true, wavefront, {});
   backward = MakeWavefront(WavefrontPass::kBackward, true, wavefront, {});
-  for (Tensor* rows : {&k, &x, &d_k, &d_x}) {
-    *rows = groups.AllocateRows(BlockSet::kAll, shape.head_dim, arena);
+  k = groups.AllocateRows(BlockSet::kAll, solve_dtype, shape.head_dim, arena);
+  for (Tensor* rows : {&x, &d_k, &d_x}) {
+    *rows = groups.AllocateRows(BlockSet::kAll, DType::kFloat32, shape.head_dim,
+                                arena);
   }
   lse_kernel = groups.AllocateScalars(BlockSet::kAll, DType::kFloat32, arena);
   for (Tensor* scalars : {&lse_attention, &delta_attention, &delta_kernel,
@@ -45,6 +47,10 @@ ShardedSolveScratch::ShardedSolveScratch(const MixerShape& shape,
   }
   for (Tensor* sums : {&row_sum_kernel, &row_sum_attention}) {
     *sums = groups.AllocateScalars(BlockSet::kOwn, DType::kFloat64, arena);
+  }
+  if (shape.dtype == DType::kFloat32) return;
+  for (Tensor* local : {&weighted_attention, &d_q}) {
+    *local = arena.Allocate(DType::kFloat32, shape.rows());
   }
 }
 
@@ -60,6 +66,8 @@ ShardedSolve::ShardedSolve(const MixerContext& context,
       attention_(attention),
       saved_(saved),
       kernel_x_(Local(saved.kernel_x)),
+      weighted_(HeadsInFloat32(attention.out, scratch->weighted_attention)),
+      d_q_(HeadsInFloat32(attention.d_q, scratch->d_q)),
       stream_(*context.stream),
       lane_(LaneOf(sequence)) {
   CUBIT_CHECK(context.mask.causal);
@@ -135,12 +143,17 @@ void ShardedSolve::RunForward(const Gathers& gathers) {
                         stream_);
   groups_.UnpackScalars(scratch_.lse_kernel, saved_.lse_kernel, cp_rank(),
                         stream_);
-  groups_.Unpack(scratch_.x, Local(saved_.solution), cp_rank(), stream_);
+  for (const Tensor& solution : {saved_.solution, saved_.solution32}) {
+    if (solution.empty()) continue;
+    groups_.Unpack(scratch_.x, Local(solution), cp_rank(), stream_);
+  }
 }
 
 void ShardedSolve::RunBackward(ConstHeadTensor out, const Gathers& gathers) {
   forward_ = false;
-  groups_.Pack(Local(saved_.solution), scratch_.x, cp_rank(), stream_);
+  const Tensor& solution =
+      saved_.solution32.empty() ? saved_.solution : saved_.solution32;
+  groups_.Pack(Local(solution), scratch_.x, cp_rank(), stream_);
   groups_.PackScalars(saved_.lse_kernel, scratch_.lse_kernel, cp_rank(),
                       stream_);
   PostGathers(gathers);
@@ -151,10 +164,12 @@ void ShardedSolve::RunBackward(ConstHeadTensor out, const Gathers& gathers) {
         groups_.Part(out, block), groups_.Part(attention_.d_out, block),
         groups_.Scalars(scratch_.delta_attention, block), stream_);
   }
-  for (const Tensor& parts : {scratch_.d_k, scratch_.d_x}) {
+  for (const Tensor& parts : {scratch_.d_k, scratch_.d_x, scratch_.d_q}) {
+    if (parts.empty()) continue;
     SetZero(parts.raw(), parts.size_bytes(), stream_);
   }
   Run(scratch_.backward);
+  if (!scratch_.d_q.empty()) ConvertHeads(d_q_, attention_.d_q, stream_);
 }
 
 void ShardedSolve::Run(const WavefrontSchedule& schedule) {
@@ -186,7 +201,7 @@ RowSums ShardedSolve::AttentionSums(Block rows) const {
   RowSums sums;
   sums.row_max = groups_.Scalars(scratch_.row_max_attention, rows);
   sums.row_sum = groups_.Scalars(scratch_.row_sum_attention, rows);
-  sums.weighted = groups_.Part(attention_.out, rows);
+  sums.weighted = groups_.Part(weighted_, rows);
   return sums;
 }
 
@@ -212,7 +227,7 @@ void ShardedSolve::AttendBackward(Block rows, Block columns) {
   queries.lse = groups_.Scalars(scratch_.lse_attention, rows);
   queries.delta = groups_.Scalars(scratch_.delta_attention, rows);
   AttentionChunkGradients gradients;
-  gradients.d_q = groups_.Part(attention_.d_q, rows);
+  gradients.d_q = groups_.Part(d_q_, rows);
   gradients.d_k = groups_.Rows(scratch_.d_k, columns);
   gradients.d_v = groups_.Rows(scratch_.d_x, columns);
   AttentionChunkBackward(queries, groups_.Rows(scratch_.k, columns),
@@ -220,6 +235,11 @@ void ShardedSolve::AttendBackward(Block rows, Block columns) {
                          groups_.Mask(context_.mask.segment_ids, rows.group,
                                       rows.chunk, columns.chunk),
                          gradients, stream_);
+}
+
+HeadTensor HeadsInFloat32(HeadTensor heads, const Tensor& in_float32) {
+  if (heads.empty() || heads.dtype == DType::kFloat32) return heads;
+  return HeadsOf(in_float32, 0, heads.num_heads, heads.head_dim);
 }
 
 CommunicationLane& LaneOf(const SequenceShard& sequence) {

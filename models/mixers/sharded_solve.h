@@ -38,15 +38,19 @@ struct SolveSaved : MixerSaved {
   Tensor lse_kernel;     // [B, H, T]
   Tensor lse_attention;  // [B, H, T]
   Tensor solution;       // [B, T, H * K]: X
+  // X in fp32; absent where the solve takes the activations as they are.
+  Tensor solution32;
   // The kernel's rows times X, [B, Tl, H * K] in fp32; on sequence shards
   // alone.
   Tensor kernel_x;
 };
 
-// Work space of one call; buffers are those of sequence_groups.h.
+// Work space of one call; buffers are those of sequence_groups.h. Keys, and
+// what else the system reads of all ranks, are of `solve_dtype`; solutions,
+// sums and gradients are fp32 whatever the activations are.
 struct ShardedSolveScratch : MixerScratch {
-  ShardedSolveScratch(const MixerShape& shape, const SequenceLayout& layout,
-                      Arena& arena);
+  ShardedSolveScratch(const MixerShape& shape, DType solve_dtype,
+                      const SequenceLayout& layout, Arena& arena);
 
   SequenceGroups groups;
   WavefrontSchedule forward;
@@ -65,6 +69,8 @@ struct ShardedSolveScratch : MixerScratch {
   Tensor delta_kernel;
   Tensor row_max_kernel, row_max_attention;
   Tensor row_sum_kernel, row_sum_attention;  // fp64
+  // Local [B, Tl, H * K] in fp32; absent where activations are.
+  Tensor weighted_attention, d_q;
 };
 
 // Tensors of the attention in a call, local views [B, Tl, H, K].
@@ -141,11 +147,18 @@ class ShardedSolve : public WavefrontWork {
   const ShardedAttention attention_;
   const SolveSaved& saved_;
   const HeadTensor kernel_x_;
+  // Of attention_, or fp32 in its place.
+  HeadTensor weighted_;
+  HeadTensor d_q_;
   Stream& stream_;
   CommunicationLane& lane_;
   std::vector<CommunicationLane::Ticket> gathers_;  // [stages, G]
   bool forward_ = true;
 };
+
+// `heads` of the activations' dtype, or, where these are not fp32, `in_float32`
+// [B, Tl, H * K] in their place.
+HeadTensor HeadsInFloat32(HeadTensor heads, const Tensor& in_float32);
 
 // The lane of a sharded call. CHECK: there is one, and its group is the
 // layout's.

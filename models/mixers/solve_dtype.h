@@ -16,6 +16,11 @@ inline bool SolvesInFloat32(KrrPrecision precision, DType dtype) {
   return precision != KrrPrecision::kActivations && dtype != DType::kFloat32;
 }
 
+// What the solve takes then.
+inline DType SolveDType(KrrPrecision precision, DType dtype) {
+  return SolvesInFloat32(precision, dtype) ? DType::kFloat32 : dtype;
+}
+
 // Products of fp32 operands; where the solve takes bf16, of no effect.
 inline SolvePrecision SolveWith(KrrPrecision precision) {
   return precision == KrrPrecision::kTFloat32 ? SolvePrecision::kTFloat32

@@ -27,6 +27,7 @@
 #include "ops/cuda/solve_queue.cuh"
 #include "ops/cuda/tile.cuh"
 #include "ops/cuda/unit_upper.cuh"
+#include "ops/cuda/warp_products.cuh"
 #include "ops/cuda/warpgroup.cuh"
 
 namespace cubit {
@@ -261,23 +262,8 @@ class AdjointSolver {
       FinishProducts(weights_);
       return;
     }
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) weights_[n][e] = 0;
-    }
-#pragma unroll
-    for (int k = 0; k < kDim; k += 16) {
-      typename Products::Left a;
-      Products::template LoadLeft<HeadTile>(Keys(), own_row_, k, &a);
-#pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        typename Products::Right b[2];
-        Products::template LoadRight<HeadTile>(Queries(stage), 16 * n, k, b);
-        Products::Multiply(weights_[2 * n], a, b[0]);
-        Products::Multiply(weights_[2 * n + 1], a, b[1]);
-      }
-    }
+    MultiplyTransposed<Products, HeadTile, HeadTile>(Keys(), own_row_,
+                                                     Queries(stage), weights_);
   }
 
   template <int kCount>
@@ -397,18 +383,7 @@ class AdjointSolver {
       FinishProducts(sums_);
       return;
     }
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      const typename Products::Left a =
-          Products::FromAccumulators(weights_[2 * k], weights_[2 * k + 1]);
-#pragma unroll
-      for (int n = 0; n < kDim / 16; ++n) {
-        typename Products::Right b[2];
-        Products::template LoadRightDirect<HeadTile>(y, 16 * k, 16 * n, b);
-        Products::Multiply(sums_[2 * n], a, b[0]);
-        Products::Multiply(sums_[2 * n + 1], a, b[1]);
-      }
-    }
+    MultiplyAdd<Products, HeadTile>(weights_, y, sums_);
   }
 
   // sums_ += a . rows [row, row + 16) of a tile, or = if !add.
@@ -459,7 +434,9 @@ class AdjointSolver {
     __syncthreads();  // everyone is done with the stages
     StoreSums([](int) { return -1.0f; }, m_.rhs);
     __syncthreads();
-    MultiplyByInverse();
+    SetZero(sums_);
+    MultiplyAddExactly<UnitUpperTile, FloatTile>(m_.inverse, own_row_, own_row_,
+                                                 kSolveBlock, m_.rhs, sums_);
     StoreSums([this](int row) { return in_.is_delta() ? 1.0f : m_.g[row]; },
               m_.solution);
     __syncwarp();
@@ -539,26 +516,6 @@ class AdjointSolver {
         if (column < in_.head_dim) StoreElement(first, target + column);
         if (column + 1 < in_.head_dim)
           StoreElement(second, target + column + 1);
-      }
-    }
-  }
-
-  __device__ __forceinline__ void MultiplyByInverse() {
-    using Exact = BFloat16x3Products;
-#pragma unroll
-    for (int n = 0; n < kDim / 8; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) sums_[n][e] = 0;
-    }
-    for (int k = own_row_; k < kSolveBlock; k += 16) {
-      Exact::Left a;
-      Exact::LoadLeft<UnitUpperTile>(m_.inverse, own_row_, k, &a);
-#pragma unroll
-      for (int n = 0; n < kDim / 16; ++n) {
-        Exact::Right b[2];
-        Exact::LoadRightDirect<FloatTile>(m_.rhs, k, 16 * n, b);
-        Exact::Multiply(sums_[2 * n], a, b[0]);
-        Exact::Multiply(sums_[2 * n + 1], a, b[1]);
       }
     }
   }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Products of one warp on tensor cores in the precisions of the solves: bf16
-// tensors, fp32 tensors as two bf16 parts, fp32 tensors as tf32. One interface:
+// Products of one warp on tensor cores: bf16 tensors, fp32 tensors as two bf16
+// parts, as tf32, or as two tf32 parts. One interface:
 //   Left    16 x 16 operand (m x k)     Right   16 x 8 operand (k x n)
-// with fragments laid out as the bf16 instruction wants them, in all three (see
-// mma.cuh): lane (group, quad) of a Left has rows group, group + 8 and columns
-// 2 quad, + 1, + 8, + 9; of a Right the same k and column group. So what
-// FromAccumulators makes of a product can be the left operand of the next.
+// with fragments laid out as the bf16 instruction wants them, in all of them
+// (see mma.cuh): lane (group, quad) of a Left has rows group, group + 8 and
+// columns 2 quad, + 1, + 8, + 9; of a Right the same k and column group. So
+// what FromAccumulators makes of a product can be the left operand of the next.
 
 #ifndef CUBIT_OPS_CUDA_PRODUCTS_CUH_
 #define CUBIT_OPS_CUDA_PRODUCTS_CUH_
@@ -248,8 +248,50 @@ struct TFloat32Parts {
   }
 };
 
+// Each operand the sum of two tf32 numbers, in the instruction's order of k as
+// in TFloat32Parts; the product of the small parts is left out: nearly the
+// exactness of fp32 products.
+struct TFloat32PairParts {
+  struct Left {
+    TFloat32Parts::Left high;
+    TFloat32Parts::Left low;
+  };
+  struct Right {
+    TFloat32Parts::Right high;
+    TFloat32Parts::Right low;
+  };
+  // What rounding to tf32 leaves of x.
+  __device__ __forceinline__ static float Rest(float x) {
+    return x - TFloat32Parts::Round(x);
+  }
+  __device__ __forceinline__ static Left FromAccumulators(
+      const float (&c0)[4], const float (&c1)[4]) {
+    float rest[2][4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      rest[0][i] = Rest(c0[i]);
+      rest[1][i] = Rest(c1[i]);
+    }
+    return {TFloat32Parts::FromAccumulators(c0, c1),
+            TFloat32Parts::FromAccumulators(rest[0], rest[1])};
+  }
+  __device__ __forceinline__ static float Round(float x) { return x; }
+  __device__ __forceinline__ static Right MakeRight(float x0, float x1,
+                                                    float x8, float x9) {
+    return {TFloat32Parts::MakeRight(x0, x1, x8, x9),
+            TFloat32Parts::MakeRight(Rest(x0), Rest(x1), Rest(x8), Rest(x9))};
+  }
+  __device__ __forceinline__ static void Multiply(float (&c)[4], const Left& a,
+                                                  const Right& b) {
+    TFloat32Parts::Multiply(c, a.low, b.high);
+    TFloat32Parts::Multiply(c, a.high, b.low);
+    TFloat32Parts::Multiply(c, a.high, b.high);
+  }
+};
+
 using BFloat16x3Products = Float32Products<BFloat16Parts>;
 using TFloat32Products = Float32Products<TFloat32Parts>;
+using TFloat32x3Products = Float32Products<TFloat32PairParts>;
 
 }  // namespace cuda
 }  // namespace cubit

@@ -13,6 +13,7 @@
 
 #include "ops/attention.h"
 #include "ops/attention_reference.h"
+#include "runtime/bfloat16.h"
 #include "tests/ops/chunked_case.h"
 #include "tests/ops/head_array.h"
 #include "tests/testing/numerics.h"
@@ -20,6 +21,8 @@
 namespace cubit {
 namespace {
 
+using ::cubit::testing::ActivationArray;
+using ::cubit::testing::Activations;
 using ::cubit::testing::Append;
 using ::cubit::testing::Chunk;
 using ::cubit::testing::ChunkOrder;
@@ -30,6 +33,7 @@ using ::cubit::testing::HeadArray;
 using ::cubit::testing::HeadSize;
 using ::cubit::testing::HostTensor;
 using ::cubit::testing::InOrder;
+using ::cubit::testing::IsOnGpu;
 using ::cubit::testing::Named;
 using ::cubit::testing::OwnedRowSums;
 using ::cubit::testing::Poisoned;
@@ -50,14 +54,15 @@ void PrintTo(const AttentionCase& c, std::ostream* out) { *out << c.name; }
 // One attention, chunk by chunk.
 class ChunkedRun {
  public:
-  explicit ChunkedRun(const AttentionCase& c)
+  explicit ChunkedRun(const AttentionCase& c,
+                      Activations activations = Activations::kFloat32)
       : size(c.size),
         chunks(Cut(c.lengths, c.size.seq_len)),
         scale(1 / std::sqrt(static_cast<float>(c.size.head_dim))),
-        q(c.size, "q", c.stddev),
-        k(c.size, "k", c.stddev),
-        v(c.size, "v"),
-        d_out(c.size, "d_out") {
+        q({c.size, "q", c.stddev}, activations),
+        k({c.size, "k", c.stddev}, activations),
+        v({c.size, "v"}, activations),
+        d_out({c.size, "d_out"}, activations) {
     if (c.documents.empty()) return;
     mask = TestMask(true, Documents(size.batch, size.seq_len, c.documents));
   }
@@ -75,14 +80,14 @@ class ChunkedRun {
       HostTensor<float> delta = Poisoned(chunk_lse.shape());
       Stream stream;
       AttentionChunkDelta(rows.Of(std::as_const(out).view()),
-                          rows.Of(d_out.view()), delta.view(), stream);
+                          rows.Of(d_out.activation()), delta.view(), stream);
       for (int j : InOrder(Range(0, i + 1), order)) {
         const Chunk& keys = chunks[static_cast<size_t>(j)];
         WithMask(i, j, [&](const ChunkMask& pair) {
           AttentionChunkBackward(
-              {rows.Of(q.view()), rows.Of(d_out.view()), chunk_lse.view(),
-               delta.view()},
-              keys.Of(k.view()), keys.Of(v.view()), scale, pair,
+              {rows.Of(q.activation()), rows.Of(d_out.activation()),
+               chunk_lse.view(), delta.view()},
+              keys.Of(k.activation()), keys.Of(v.activation()), scale, pair,
               {rows.Of(d_q.view()), keys.Of(d_k.view()), keys.Of(d_v.view())},
               stream);
         });
@@ -136,7 +141,7 @@ class ChunkedRun {
   std::vector<Chunk> chunks;
   float scale;
   TestMask mask;
-  HeadArray q, k, v, d_out;
+  ActivationArray q, k, v, d_out;
 
  private:
   template <typename Body>
@@ -163,8 +168,9 @@ class ChunkedRun {
     for (int other : InOrder(Range(0, chunk + 1), order)) {
       const Chunk& keys = chunks[static_cast<size_t>(other)];
       WithMask(chunk, other, [&](const ChunkMask& pair) {
-        AttentionChunkForward(rows.Of(q.view()), keys.Of(k.view()),
-                              keys.Of(v.view()), scale, pair, sums, stream);
+        AttentionChunkForward(rows.Of(q.activation()), keys.Of(k.activation()),
+                              keys.Of(v.activation()), scale, pair, sums,
+                              stream);
       });
     }
     HostTensor<float> lse = Poisoned(owned.row_max.shape());
@@ -188,6 +194,15 @@ TEST_P(ChunkedAttention, MatchesReferenceInEveryOrder) {
   }
 }
 
+TEST_P(ChunkedAttention, TakesBFloat16OnAGpu) {
+  if (!IsOnGpu()) GTEST_SKIP() << "skipped: fp32 alone on a CPU";
+  const ChunkedRun run(GetParam(), Activations::kBFloat16);
+  // Scores of bf16 operands are as exact as those of fp32 ones.
+  ExpectWithinBudget(run.Op(ChunkOrder::kOddFirst), run.Reference<float>(),
+                     run.Reference<double>(), /*score_roundings=*/1,
+                     testing::ProductRoundings(Activations::kBFloat16));
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Cases, ChunkedAttention,
     ::testing::Values(
@@ -197,6 +212,8 @@ INSTANTIATE_TEST_SUITE_P(
         AttentionCase{"FourOdd", {2, 2, 132, 16}, {33, 33, 33, 33}},
         AttentionCase{"SixOdd", {1, 1, 210, 8}, {35, 35, 35, 35, 35, 35}},
         AttentionCase{"Unequal", {2, 1, 200, 16}, {100, 3, 65, 32}},
+        AttentionCase{"Dim80", {1, 1, 140, 80}, {70, 70}},
+        AttentionCase{"Dim128", {1, 1, 140, 128}, {70, 70}},
         AttentionCase{"Sharp", {1, 1, 150, 16}, {75, 75}, 3.0},
         AttentionCase{"Documents",
                       {2, 2, 240, 16},
@@ -210,6 +227,7 @@ INSTANTIATE_TEST_SUITE_P(
                       {70, 140}}));
 
 TEST(ChunkedAttention, WholeTilesGiveTheBitsOfTheWholeSequence) {
+  if (IsOnGpu()) GTEST_SKIP() << "skipped: a GPU has other kernels for it";
   const ChunkedRun run({"", {2, 2, 250, 16}, {128, 64, 58}});
   HeadArray out(run.size);
   HostTensor<float> lse = Poisoned({2, 2, 250});
@@ -224,6 +242,51 @@ TEST(ChunkedAttention, WholeTilesGiveTheBitsOfTheWholeSequence) {
 TEST(ChunkedAttention, TwoRunsGiveTheSameBits) {
   const ChunkedRun run({"", {2, 2, 150, 8}, {50, 50, 50}, 1.0, {10, 140}});
   EXPECT_EQ(run.Op(ChunkOrder::kOddFirst), run.Op(ChunkOrder::kOddFirst));
+}
+
+// The values of `array` with nothing between the rows.
+HostTensor<float> WithoutGaps(const HeadArray& array) {
+  const HeadSize& s = array.size();
+  HostTensor<float> columns({s.batch, s.seq_len, s.num_heads * s.head_dim});
+  const HeadTensor rows = HeadsOf(columns.view(), 0, s.num_heads, s.head_dim);
+  for (int64_t b = 0; b < s.batch; ++b) {
+    for (int64_t t = 0; t < s.seq_len; ++t) {
+      for (int64_t h = 0; h < s.num_heads; ++h) {
+        const float* from = array.view().row<float>(b, t, h);
+        std::copy(from, from + s.head_dim, rows.row<float>(b, t, h));
+      }
+    }
+  }
+  return columns;
+}
+
+// A GPU reads tiles in vectors, element by element, and converted.
+TEST(ChunkedAttention, WhereAndAsWhatKeysLieChangesNoBit) {
+  for (const int64_t head_dim : {16, 64, 80}) {
+    const HeadSize size = {2, 2, 70, head_dim};
+    const auto narrow =
+        IsOnGpu() ? Activations::kBFloat16 : Activations::kFloat32;
+    const ActivationArray q({size, "q"}, narrow), k({size, "k"}, narrow),
+        v({size, "v"}, narrow);
+    const HostTensor<float> flat_k = WithoutGaps(k), flat_v = WithoutGaps(v);
+    const auto flat = [&size](const HostTensor<float>& x) {
+      return HeadsOf(x.view(), 0, size.num_heads, size.head_dim);
+    };
+    const auto run = [&size](ConstHeadTensor queries, ConstHeadTensor keys,
+                             ConstHeadTensor values) {
+      OwnedRowSums sums(size);
+      Stream stream;
+      BeginRowSums(sums.view(), stream);
+      AttentionChunkForward(queries, keys, values, 0.3f, {true, {}, {}},
+                            sums.view(), stream);
+      return sums.weighted.Values();
+    };
+    for (const ConstHeadTensor& queries : {q.view(), q.activation()}) {
+      const std::vector<float> want = run(queries, k.view(), v.view());
+      EXPECT_EQ(run(queries, flat(flat_k), flat(flat_v)), want) << head_dim;
+      EXPECT_EQ(run(queries, k.activation(), v.activation()), want) << head_dim;
+    }
+  }
 }
 
 TEST(ChunkedAttention, GradientsAreAddedToWhatIsThere) {
@@ -263,6 +326,38 @@ TEST(ChunkedAttention, AQueryThatMeetsNoKeyGetsZero) {
                          {false, ones.view(), zeros.view()},
                          {d.view(), d.view(), d.view()}, stream);
   EXPECT_EQ(d.Values(), old);
+}
+
+TEST(ChunkedAttention, OutIsRoundedToBFloat16OnAGpu) {
+  if (!IsOnGpu()) GTEST_SKIP() << "skipped: fp32 alone on a CPU";
+  const HeadSize size = {1, 2, 40, 8};
+  const HeadArray x(size, "x");
+  OwnedRowSums sums(size);
+  HeadArray wide(size);
+  // All NaN: what is forgotten shows.
+  const ActivationArray narrow(HeadArray(size), Activations::kBFloat16);
+  HeadTensor out = wide.view();
+  const ConstHeadTensor target = narrow.activation();
+  out.data = const_cast<void*>(target.data);
+  out.dtype = target.dtype;
+  out.batch_stride = target.batch_stride;
+  out.seq_stride = target.seq_stride;
+  out.head_stride = target.head_stride;
+  HostTensor<float> lse = Poisoned({1, 2, 40});
+  Stream stream;
+  BeginRowSums(sums.view(), stream);
+  AttentionChunkForward(x.view(), x.view(), x.view(), 1.0f, {true, {}, {}},
+                        sums.view(), stream);
+  FinishRowSums(sums.view(), wide.view(), lse.view(), stream);
+  FinishRowSums(sums.view(), out, lse.view(), stream);
+  for (int64_t h = 0; h < 2; ++h) {
+    for (int64_t t = 0; t < 40; ++t) {
+      for (int64_t c = 0; c < 8; ++c) {
+        EXPECT_EQ(ToFloat(target.row<BFloat16>(0, t, h)[c]),
+                  ToFloat(ToBFloat16(wide.view().row<float>(0, t, h)[c])));
+      }
+    }
+  }
 }
 
 TEST(ChunkedAttention, HugeLogitsOverflowNothing) {

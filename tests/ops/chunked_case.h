@@ -7,10 +7,13 @@
 #define CUBIT_TESTS_OPS_CHUNKED_CASE_H_
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "ops/chunked_attention.h"
+#include "runtime/bfloat16.h"
 #include "runtime/check.h"
 #include "runtime/tensor.h"
 #include "tests/ops/head_array.h"
@@ -105,6 +108,53 @@ struct OwnedRowSums {
   HostTensor<float> row_max;
   HostTensor<double> row_sum;
   HeadArray weighted;
+};
+
+// What the ops of a test take for activations.
+enum class Activations {
+  kFloat32,
+  kBFloat16,  // on a GPU alone
+};
+
+// How much coarser than fp32 the products are: of bf16 tensors, every operand
+// is rounded to 2^-9 of itself instead of 2^-24.
+inline double ProductRoundings(Activations activations) {
+  return activations == Activations::kBFloat16 ? 32768.0 : ProductRoundings();
+}
+inline bool IsOnGpu() { return ProductRoundings() > 1; }
+
+// An activation: fp32, and in bf16 where the ops of a test take that. The fp32
+// values, which references read, are then the rounded ones.
+class ActivationArray : public HeadArray {
+ public:
+  ActivationArray(HeadArray values, Activations activations)
+      : HeadArray(std::move(values)) {
+    if (activations == Activations::kFloat32) return;
+    const HeadTensor rows = HeadArray::view();
+    for (int64_t b = 0; b < rows.batch; ++b) {
+      for (int64_t t = 0; t < rows.seq_len; ++t) {
+        for (int64_t h = 0; h < rows.num_heads; ++h) {
+          float* row = rows.row<float>(b, t, h);
+          for (int64_t c = 0; c < rows.head_dim; ++c) {
+            narrow_.push_back(ToBFloat16(row[c]));
+            row[c] = ToFloat(narrow_.back());
+          }
+        }
+      }
+    }
+  }
+
+  // Contiguous in bf16, strided in fp32.
+  ConstHeadTensor activation() const {
+    if (narrow_.empty()) return view();
+    const HeadSize& s = size();
+    return HeadsOf(ConstTensor(narrow_.data(), DType::kBFloat16,
+                               {s.batch, s.seq_len, s.num_heads * s.head_dim}),
+                   0, s.num_heads, s.head_dim);
+  }
+
+ private:
+  std::vector<BFloat16> narrow_;
 };
 
 }  // namespace testing

@@ -21,6 +21,8 @@
 namespace cubit {
 namespace {
 
+using ::cubit::testing::ActivationArray;
+using ::cubit::testing::Activations;
 using ::cubit::testing::Append;
 using ::cubit::testing::Chunk;
 using ::cubit::testing::ChunkOrder;
@@ -32,9 +34,11 @@ using ::cubit::testing::HeadSize;
 using ::cubit::testing::HostTensor;
 using ::cubit::testing::InOrder;
 using ::cubit::testing::IsClose;
+using ::cubit::testing::IsOnGpu;
 using ::cubit::testing::Named;
 using ::cubit::testing::OwnedRowSums;
 using ::cubit::testing::Poisoned;
+using ::cubit::testing::ProductRoundings;
 using ::cubit::testing::Range;
 using ::cubit::testing::TestMask;
 using ::cubit::testing::ToDouble;
@@ -67,13 +71,14 @@ std::vector<T> FiniteLse(std::vector<T> lse) {
 }
 
 struct DeltaInputs {
-  explicit DeltaInputs(const DeltaCase& c)
+  explicit DeltaInputs(const DeltaCase& c,
+                       Activations activations = Activations::kFloat32)
       : size(c.size),
-        w(c.size, "w", c.stddev),
-        k(c.size, "k", c.stddev),
-        v(c.size, "v"),
-        d_x(c.size, "d_x"),
-        beta(BetaSize(c.size), "beta", c.beta_stddev) {
+        w({c.size, "w", c.stddev}, activations),
+        k({c.size, "k", c.stddev}, activations),
+        v({c.size, "v"}, activations),
+        beta({BetaSize(c.size), "beta", c.beta_stddev}, activations),
+        d_x(c.size, "d_x") {
     if (c.documents.empty()) return;
     mask = TestMask(true, Documents(size.batch, size.seq_len, c.documents));
   }
@@ -113,7 +118,8 @@ struct DeltaInputs {
 
   HeadSize size;
   TestMask mask;
-  HeadArray w, k, v, d_x, beta;
+  ActivationArray w, k, v, beta;
+  HeadArray d_x;
 };
 
 // Delta solved chunk by chunk, there and back. Outputs start as NaN.
@@ -148,7 +154,7 @@ class ChunkedDelta {
                          columns.chunk.Of(std::as_const(x_).view()),
                          rows.sums.view(), stream_);
       }
-      DeltaChunkSolve(Factors(rows), rows.chunk.Of(in_.v.view()),
+      DeltaChunkSolve(Factors(rows), rows.chunk.Of(in_.v.activation()),
                       rows.sums.view(), rows.chunk.Of(x_.view()),
                       rows.lse.view(), KernelX(&rows), stream_);
     }
@@ -202,8 +208,9 @@ class ChunkedDelta {
 
   int num_chunks() const { return static_cast<int>(parts_.size()); }
   DeltaChunk Factors(const Part& part) const {
-    return {part.chunk.Of(in_.w.view()), part.chunk.Of(in_.k.view()),
-            part.chunk.Of(in_.beta.view()), ViewOrAbsent(part.segments),
+    return {part.chunk.Of(in_.w.activation()),
+            part.chunk.Of(in_.k.activation()),
+            part.chunk.Of(in_.beta.activation()), ViewOrAbsent(part.segments),
             kScale};
   }
   HeadTensor KernelX(Part* part) {
@@ -259,8 +266,18 @@ TEST_P(ChunkedDeltaSolve, MatchesReferenceInEveryOrder) {
         ChunkOrder::kOddFirst}) {
     SCOPED_TRACE(static_cast<int>(order));
     ExpectWithinBudget(RunChunked(in, GetParam().lengths, order), plain, exact,
-                       in.ScoreRoundings());
+                       in.ScoreRoundings(), ProductRoundings());
   }
+}
+
+TEST_P(ChunkedDeltaSolve, TakesBFloat16OnAGpu) {
+  if (!IsOnGpu()) GTEST_SKIP() << "skipped: fp32 alone on a CPU";
+  const DeltaInputs in(GetParam(), Activations::kBFloat16);
+  // Scores of bf16 operands are as exact as those of fp32 ones.
+  ExpectWithinBudget(RunChunked(in, GetParam().lengths, ChunkOrder::kOddFirst),
+                     in.Reference<float>(), in.Reference<double>(),
+                     /*score_roundings=*/1,
+                     ProductRoundings(Activations::kBFloat16));
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -272,6 +289,8 @@ INSTANTIATE_TEST_SUITE_P(
         DeltaCase{"FourOdd", {2, 2, 132, 16}, {33, 33, 33, 33}},
         DeltaCase{"SixOdd", {1, 1, 210, 8}, {35, 35, 35, 35, 35, 35}},
         DeltaCase{"Unequal", {2, 1, 200, 16}, {100, 3, 65, 32}},
+        DeltaCase{"Dim80", {1, 1, 140, 80}, {70, 70}},
+        DeltaCase{"Dim128", {1, 1, 140, 128}, {70, 70}},
         DeltaCase{"Sharp", {1, 1, 150, 16}, {75, 75}, 3.0},
         DeltaCase{"BetaZero", {1, 1, 100, 16}, {50, 50}, 1.0, 0.0},
         DeltaCase{"Documents",
@@ -295,7 +314,7 @@ TEST(ChunkedDeltaSolve, GradientsKeepTheirDigitsForASmallBeta) {
         RunChunked(in, {40, 40, 40, 40}, ChunkOrder::kAscending);
     const double budget =
         static_cast<double>(std::numeric_limits<float>::epsilon()) *
-        (1 + in.ScoreRoundings());
+        (1 + in.ScoreRoundings()) * ProductRoundings();
     for (const auto& [name, want] : in.Reference<double>()) {
       EXPECT_TRUE(IsClose(ToDouble(got.at(name)), want, budget))
           << name << ", beta " << beta;
@@ -304,6 +323,7 @@ TEST(ChunkedDeltaSolve, GradientsKeepTheirDigitsForASmallBeta) {
 }
 
 TEST(ChunkedDeltaSolve, WholeTilesSolveToTheBitsOfTheWholeSequence) {
+  if (IsOnGpu()) GTEST_SKIP() << "skipped: a GPU has other kernels for it";
   const DeltaInputs in({"", {2, 2, 250, 16}, {}});
   ChunkedDelta chunked(in, {128, 64, 58}, ChunkOrder::kAscending);
   chunked.Forward();

@@ -20,6 +20,8 @@
 namespace cubit {
 namespace {
 
+using ::cubit::testing::ActivationArray;
+using ::cubit::testing::Activations;
 using ::cubit::testing::Chunk;
 using ::cubit::testing::ChunkOrder;
 using ::cubit::testing::Cut;
@@ -29,10 +31,12 @@ using ::cubit::testing::HeadArray;
 using ::cubit::testing::HeadSize;
 using ::cubit::testing::HostTensor;
 using ::cubit::testing::InOrder;
+using ::cubit::testing::IsOnGpu;
 using ::cubit::testing::KrrCase;
 using ::cubit::testing::Named;
 using ::cubit::testing::OwnedRowSums;
 using ::cubit::testing::Poisoned;
+using ::cubit::testing::ProductRoundings;
 using ::cubit::testing::Range;
 using ::cubit::testing::TestMask;
 using ::cubit::testing::ViewOrAbsent;
@@ -43,10 +47,13 @@ class ChunkedKrr {
   // `in_place`: outputs share memory with inputs wherever the header says that
   // they may.
   ChunkedKrr(const KrrCase& krr, const std::vector<int64_t>& lengths,
-             ChunkOrder order, bool in_place = false)
+             ChunkOrder order, bool in_place = false,
+             Activations activations = Activations::kFloat32)
       : krr_(krr),
         order_(order),
         in_place_(in_place),
+        r_(krr.r, activations),
+        v_(krr.v, activations),
         x_(krr.size),
         kernel_x_(krr.size),
         g_(krr.d_x),
@@ -139,11 +146,11 @@ class ChunkedKrr {
 
   int num_chunks() const { return static_cast<int>(parts_.size()); }
   KrrChunk Factors(const Part& part) const {
-    return {part.chunk.Of(krr_.r.view()), part.column_scale.view(),
+    return {part.chunk.Of(r_.activation()), part.column_scale.view(),
             ViewOrAbsent(part.segments)};
   }
   KrrRightSide RightSide(const Part& part) const {
-    return {part.chunk.Of(krr_.v.view()), part.value_scale.view(),
+    return {part.chunk.Of(v_.activation()), part.value_scale.view(),
             krr_.log_lambda.view()};
   }
   HeadTensor KernelX(Part* part) {
@@ -188,6 +195,7 @@ class ChunkedKrr {
   const KrrCase& krr_;
   ChunkOrder order_;
   bool in_place_;
+  ActivationArray r_, v_;
   Stream stream_;
   std::vector<Part> parts_;
   HeadArray x_, kernel_x_, g_, y_, d_queries_, d_keys_, d_r_, d_v_;
@@ -195,8 +203,9 @@ class ChunkedKrr {
 };
 
 Named<float> RunChunked(const KrrCase& krr, const std::vector<int64_t>& lengths,
-                        ChunkOrder order, bool in_place = false) {
-  ChunkedKrr run(krr, lengths, order, in_place);
+                        ChunkOrder order, bool in_place = false,
+                        Activations activations = Activations::kFloat32) {
+  ChunkedKrr run(krr, lengths, order, in_place, activations);
   run.Forward();
   run.Backward();
   return run.Results();
@@ -243,8 +252,21 @@ TEST_P(ChunkedKrrSolve, MatchesReferenceInEveryOrder) {
         ChunkOrder::kOddFirst}) {
     SCOPED_TRACE(static_cast<int>(order));
     ExpectWithinBudget(RunChunked(krr, GetParam().lengths, order), plain, exact,
-                       krr.ScoreRoundings());
+                       krr.ScoreRoundings(), ProductRoundings());
   }
+}
+
+TEST_P(ChunkedKrrSolve, TakesBFloat16OnAGpu) {
+  if (!IsOnGpu()) GTEST_SKIP() << "skipped: fp32 alone on a CPU";
+  KrrCase krr = MakeKrr(GetParam());
+  krr.r = ActivationArray(krr.r, Activations::kBFloat16);
+  krr.v = ActivationArray(krr.v, Activations::kBFloat16);
+  // Scores of bf16 operands are as exact as those of fp32 ones.
+  ExpectWithinBudget(RunChunked(krr, GetParam().lengths, ChunkOrder::kOddFirst,
+                                /*in_place=*/false, Activations::kBFloat16),
+                     krr.RunReference<float>(), krr.RunReference<double>(),
+                     /*score_roundings=*/1,
+                     ProductRoundings(Activations::kBFloat16));
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -256,7 +278,9 @@ INSTANTIATE_TEST_SUITE_P(
         ChunkedCase{"FourOdd", {2, 2, 132, 16}, {33, 33, 33, 33}},
         ChunkedCase{"FourOverATile", {1, 2, 300, 8}, {75, 75, 75, 75}},
         ChunkedCase{"SixOdd", {1, 1, 210, 32}, {35, 35, 35, 35, 35, 35}},
-        ChunkedCase{"Unequal", {2, 1, 200, 16}, {100, 3, 65, 32}}));
+        ChunkedCase{"Unequal", {2, 1, 200, 16}, {100, 3, 65, 32}},
+        ChunkedCase{"Dim80", {1, 1, 140, 80}, {70, 70}},
+        ChunkedCase{"Dim128", {1, 1, 140, 128}, {70, 70}}));
 
 INSTANTIATE_TEST_SUITE_P(
     Kernels, ChunkedKrrSolve,
@@ -315,6 +339,7 @@ INSTANTIATE_TEST_SUITE_P(Masks, ChunkedKrrSolve,
 // Chunks of whole tiles in the order of the sequence are the blocks of the
 // whole solve.
 TEST(ChunkedKrrSolve, WholeTilesSolveToTheBitsOfTheWholeSequence) {
+  if (IsOnGpu()) GTEST_SKIP() << "skipped: a GPU has other kernels for it";
   for (const float scale : {1.0f, -1.0f}) {
     const KrrCase krr = MakeKrr({"", {2, 2, 250, 16}, {}, 0.3, scale, 1});
     ChunkedKrr chunked(krr, {128, 64, 58}, ChunkOrder::kAscending);
@@ -388,6 +413,9 @@ TEST(ChunkedKrrSolve, ChunksOfOtherDocumentsAreNotRead) {
 }
 
 TEST(ChunkedKrrSolveDeathTest, LambdaOverOneNeedsKernelX) {
+  if (IsOnGpu()) {
+    GTEST_SKIP() << "skipped: the kernel says so, and the GPU is lost with it";
+  }
   const KrrCase krr = MakeKrr({"", {1, 1, 4, 8}, {}, 0.5, 1, 0.5});
   HeadArray d_v(krr.size);
   HostTensor<float> d_value_scale = Poisoned(krr.value_scale.shape());

@@ -106,8 +106,8 @@ template CubitMixer::Scalars<ConstTensor> CubitMixer::Named(
 template CubitMixer::Scalars<Tensor> CubitMixer::Named(
     const std::vector<Tensor>&) const;
 
-std::unique_ptr<MixerSaved> CubitMixer::AllocateSaved(const MixerShape& shape,
-                                                      Arena& arena) const {
+std::unique_ptr<CubitSaved> CubitMixer::AllocateKept(const MixerShape& shape,
+                                                     Arena& arena) const {
   auto saved = std::make_unique<CubitSaved>();
   for (Tensor* tensor : {&saved->column_scale, &saved->value_scale,
                          &saved->lse_kernel, &saved->lse_attention}) {
@@ -115,7 +115,16 @@ std::unique_ptr<MixerSaved> CubitMixer::AllocateSaved(const MixerShape& shape,
   }
   saved->solution = arena.Allocate(shape.dtype, shape.rows());
   if (SolvesInFloat32(precision_, shape.dtype)) {
-    for (Tensor* tensor : {&saved->r32, &saved->v32, &saved->solution32}) {
+    saved->solution32 = arena.Allocate(DType::kFloat32, shape.rows());
+  }
+  return saved;
+}
+
+std::unique_ptr<MixerSaved> CubitMixer::AllocateSaved(const MixerShape& shape,
+                                                      Arena& arena) const {
+  std::unique_ptr<CubitSaved> saved = AllocateKept(shape, arena);
+  if (SolvesInFloat32(precision_, shape.dtype)) {
+    for (Tensor* tensor : {&saved->r32, &saved->v32}) {
       *tensor = arena.Allocate(DType::kFloat32, shape.rows());
     }
   }

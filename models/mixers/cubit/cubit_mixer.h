@@ -18,9 +18,9 @@ namespace cubit {
 struct CubitSaved : SolveSaved {
   Tensor column_scale;  // [B, H, T]
   Tensor value_scale;   // [B, H, T]
-  // X and what it is solved from, [B, T, H * K] in fp32; absent where
-  // the solve takes the activations as they are.
-  Tensor r32, v32, solution32;
+  // What X is solved from, [B, T, H * K] in fp32; absent where the solve takes
+  // the activations as they are, and on sequence shards, where it is scratch.
+  Tensor r32, v32;
 };
 
 struct CubitScratch : MixerScratch {
@@ -43,10 +43,11 @@ struct CubitShardedScratch : ShardedSolveScratch {
   Tensor d_keys;        // rows: parts, then sums of the rank's own blocks
   // Scalars of the rank's own blocks.
   Tensor value_scale, d_column_scale, d_value_scale;
-  Tensor row_sums;  // fp64
-  // Local: [B, H, Tl], and [B, Tl, H * K] where r is shared with k.
-  Tensor local_d_column_scale, local_d_value_scale;
-  Tensor d_r;
+  Tensor row_sums;                                   // fp64
+  Tensor local_d_column_scale, local_d_value_scale;  // [B, H, Tl]
+  // Local [B, Tl, H * K]: where r is shared with k, of the activations' dtype,
+  // and in fp32 where activations are not.
+  Tensor d_r, d_r32;
 };
 
 struct CubitCache : MixerCache {
@@ -111,6 +112,10 @@ class CubitMixer : public TokenMixer, public SequenceShardedMixer {
 
  private:
   class ShardedCall;
+
+  // What both forms of the mixer keep.
+  std::unique_ptr<CubitSaved> AllocateKept(const MixerShape& shape,
+                                           Arena& arena) const;
 
   // The per-head views of the fused projections.
   template <typename View>

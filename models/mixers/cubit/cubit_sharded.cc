@@ -9,7 +9,9 @@
 #include "models/mixers/cubit/cubit_mixer.h"
 #include "models/mixers/sequence_groups.h"
 #include "models/mixers/sharded_solve.h"
+#include "models/mixers/solve_dtype.h"
 #include "ops/chunked_solve.h"
+#include "ops/convert_heads.h"
 #include "ops/heads.h"
 #include "ops/krr.h"
 #include "runtime/check.h"
@@ -24,7 +26,7 @@ class CubitMixer::ShardedCall : public ShardedSolve {
     ConstHeadTensor v;
     ConstTensor log_lambda;  // [H]
     HeadTensor d_v;
-    HeadTensor d_r;       // zero at first
+    HeadTensor d_r;       // fp32, zero at first
     Tensor d_log_lambda;  // [H]
   };
 
@@ -153,22 +155,24 @@ void CubitMixer::ShardedCall::ScoreGradients(Block rows, Block columns) {
 
 std::unique_ptr<MixerSaved> CubitMixer::AllocateShardedSaved(
     const MixerShape& shape, const SequenceLayout&, Arena& arena) const {
-  std::unique_ptr<MixerSaved> saved = AllocateSaved(shape, arena);
-  static_cast<CubitSaved*>(saved.get())->kernel_x =
-      arena.Allocate(DType::kFloat32, shape.rows());
+  std::unique_ptr<CubitSaved> saved = AllocateKept(shape, arena);
+  saved->kernel_x = arena.Allocate(DType::kFloat32, shape.rows());
   return saved;
 }
 
 std::unique_ptr<MixerScratch> CubitMixer::AllocateShardedScratch(
     const MixerShape& shape, const SequenceLayout& layout, Arena& arena) const {
-  auto scratch = std::make_unique<CubitShardedScratch>(shape, layout, arena);
+  const DType solve_dtype = SolveDType(precision_, shape.dtype);
+  auto scratch =
+      std::make_unique<CubitShardedScratch>(shape, solve_dtype, layout, arena);
   const SequenceGroups& groups = scratch->groups;
-  scratch->r = options_.share
-                   ? scratch->k
-                   : groups.AllocateRows(BlockSet::kAll, head_dim_, arena);
+  scratch->r = options_.share ? scratch->k
+                              : groups.AllocateRows(BlockSet::kAll, solve_dtype,
+                                                    head_dim_, arena);
   scratch->column_scale =
       groups.AllocateScalars(BlockSet::kAll, DType::kFloat32, arena);
-  scratch->d_keys = groups.AllocateRows(BlockSet::kAll, head_dim_, arena);
+  scratch->d_keys =
+      groups.AllocateRows(BlockSet::kAll, DType::kFloat32, head_dim_, arena);
   for (Tensor* scalars : {&scratch->value_scale, &scratch->d_column_scale,
                           &scratch->d_value_scale}) {
     *scalars = groups.AllocateScalars(BlockSet::kOwn, DType::kFloat32, arena);
@@ -180,7 +184,10 @@ std::unique_ptr<MixerScratch> CubitMixer::AllocateShardedScratch(
     *local = arena.Allocate(DType::kFloat32, shape.per_token());
   }
   if (options_.share) {
-    scratch->d_r = arena.Allocate(DType::kFloat32, shape.rows());
+    scratch->d_r = arena.Allocate(shape.dtype, shape.rows());
+  }
+  if (shape.dtype != DType::kFloat32) {
+    scratch->d_r32 = arena.Allocate(DType::kFloat32, shape.rows());
   }
   return scratch;
 }
@@ -230,8 +237,12 @@ void CubitMixer::BackwardSharded(const MixerContext& context,
   const auto gradients = Named(d_scalars);
   Stream& stream = *context.stream;
   const int64_t heads = views.q.num_heads;
-  SetZero(d_columns.raw(), d_columns.size_bytes(), stream);
-  if (options_.share) SetZero(work.d_r.raw(), work.d_r.size_bytes(), stream);
+  const HeadTensor d_r =
+      options_.share ? HeadsOf(work.d_r, 0, heads, head_dim_) : d_views.r;
+  for (const Tensor& sums : {d_columns, work.d_r, work.d_r32}) {
+    if (sums.empty()) continue;
+    SetZero(sums.raw(), sums.size_bytes(), stream);
+  }
 
   ShardedAttention attention;
   attention.q = views.q;
@@ -242,19 +253,18 @@ void CubitMixer::BackwardSharded(const MixerContext& context,
   system.v = views.v;
   system.log_lambda = scalars.log_lambda;
   system.d_v = d_views.v;
-  system.d_r =
-      options_.share ? HeadsOf(work.d_r, 0, heads, head_dim_) : d_views.r;
+  system.d_r = HeadsInFloat32(d_r, work.d_r32);
   system.d_log_lambda = gradients.log_lambda;
   ShardedCall(context, sequence, attention, kept, system, &work)
       .Backward(views, HeadsOf(out, 0, heads, head_dim_));
+  if (!work.d_r32.empty()) ConvertHeads(system.d_r, d_r, stream);
 
-  KrrFactorsBackward(views.r, views.lrr, scalars.scale, scalars.upper_scale,
-                     kept.column_scale, work.local_d_column_scale,
-                     work.local_d_value_scale, system.d_r, d_views.lrr,
-                     gradients.scale, gradients.lower, gradients.upper_scale,
-                     stream);
+  KrrFactorsBackward(
+      views.r, views.lrr, scalars.scale, scalars.upper_scale, kept.column_scale,
+      work.local_d_column_scale, work.local_d_value_scale, d_r, d_views.lrr,
+      gradients.scale, gradients.lower, gradients.upper_scale, stream);
   work.groups.Unpack(work.d_k, d_views.k, sequence.cp_rank, stream);
-  if (options_.share) AddHeads(system.d_r, d_views.k, stream);
+  if (options_.share) AddHeads(d_r, d_views.k, stream);
   RotateShardBackward(context.rotary_table, sequence, d_views.q, stream);
   RotateShardBackward(context.rotary_table, sequence, d_views.k, stream);
   if (!options_.share) {

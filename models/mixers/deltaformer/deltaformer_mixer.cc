@@ -82,15 +82,23 @@ void DeltaFormerMixer::Prepare(const MixerContext& context, int64_t position,
   }
 }
 
-std::unique_ptr<MixerSaved> DeltaFormerMixer::AllocateSaved(
+std::unique_ptr<DeltaFormerSaved> DeltaFormerMixer::AllocateKept(
     const MixerShape& shape, Arena& arena) const {
   auto saved = std::make_unique<DeltaFormerSaved>();
   saved->lse_kernel = arena.Allocate(DType::kFloat32, shape.per_token());
   saved->lse_attention = arena.Allocate(DType::kFloat32, shape.per_token());
   saved->solution = arena.Allocate(shape.dtype, shape.rows());
   if (SolvesInFloat32(precision_, shape.dtype)) {
-    for (Tensor* tensor :
-         {&saved->w32, &saved->k32, &saved->v32, &saved->solution32}) {
+    saved->solution32 = arena.Allocate(DType::kFloat32, shape.rows());
+  }
+  return saved;
+}
+
+std::unique_ptr<MixerSaved> DeltaFormerMixer::AllocateSaved(
+    const MixerShape& shape, Arena& arena) const {
+  std::unique_ptr<DeltaFormerSaved> saved = AllocateKept(shape, arena);
+  if (SolvesInFloat32(precision_, shape.dtype)) {
+    for (Tensor* tensor : {&saved->w32, &saved->k32, &saved->v32}) {
       *tensor = arena.Allocate(DType::kFloat32, shape.rows());
     }
     saved->beta32 = arena.Allocate(

@@ -17,10 +17,10 @@
 namespace cubit {
 
 struct DeltaFormerSaved : SolveSaved {
-  // X and what it is solved from in fp32; absent where the solve takes
-  // the activations as they are.
-  Tensor w32, k32, v32, solution32;  // [B, T, H * K]
-  Tensor beta32;                     // [B, T, H]
+  // What X is solved from in fp32; absent where the solve takes the activations
+  // as they are, and on sequence shards, where it is scratch.
+  Tensor w32, k32, v32;  // [B, T, H * K]
+  Tensor beta32;         // [B, T, H]
 };
 
 struct DeltaFormerScratch : MixerScratch {
@@ -39,7 +39,9 @@ struct DeltaFormerShardedScratch : ShardedSolveScratch {
 
   // Rows of all ranks; w is k's where it is the key.
   Tensor w, beta;
-  Tensor d_w;  // [B, Tl, H * K]: where w has no projection of its own
+  // Local [B, Tl, H * K]: where w has no projection of its own, of the
+  // activations' dtype, and in fp32 where activations are not.
+  Tensor d_w, d_w32;
 };
 
 struct DeltaFormerCache : MixerCache {
@@ -93,6 +95,9 @@ class DeltaFormerMixer : public TokenMixer, public SequenceShardedMixer {
  private:
   class ShardedCall;
 
+  // What both forms of the mixer keep.
+  std::unique_ptr<DeltaFormerSaved> AllocateKept(const MixerShape& shape,
+                                                 Arena& arena) const;
   bool owns_w() const { return options_.w == DeltaWeights::kOwn; }
 
   template <typename View>

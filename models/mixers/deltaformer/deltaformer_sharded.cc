@@ -9,7 +9,9 @@
 #include "models/mixers/deltaformer/deltaformer_mixer.h"
 #include "models/mixers/sequence_groups.h"
 #include "models/mixers/sharded_solve.h"
+#include "models/mixers/solve_dtype.h"
 #include "ops/chunked_solve.h"
+#include "ops/convert_heads.h"
 #include "ops/heads.h"
 #include "runtime/check.h"
 
@@ -23,7 +25,7 @@ class DeltaFormerMixer::ShardedCall : public ShardedSolve {
     ConstHeadTensor v;
     float scale = 1;
     HeadTensor d_v;
-    HeadTensor d_w;     // zero at first
+    HeadTensor d_w;     // fp32, zero at first
     HeadTensor d_beta;  // [B, Tl, H, 1]
   };
 
@@ -98,7 +100,7 @@ void DeltaFormerMixer::ShardedCall::AdjointSolve(Block columns) {
   DeltaChunkAdjointSolve(Chunk(columns),
                          groups_.Scalars(work_.lse_kernel, columns), y, y,
                          stream());
-  CopyHeads(y, groups_.Part(system_.d_v, columns), stream());
+  CopyOrConvertHeads(y, groups_.Part(system_.d_v, columns), stream());
   DeltaChunkRowGradients(Chunk(columns), y, KernelX(columns),
                          groups_.Scalars(work_.delta_kernel, columns),
                          groups_.Part(system_.d_beta, columns), stream());
@@ -120,23 +122,25 @@ void DeltaFormerMixer::ShardedCall::ScoreGradients(Block rows, Block columns) {
 
 std::unique_ptr<MixerSaved> DeltaFormerMixer::AllocateShardedSaved(
     const MixerShape& shape, const SequenceLayout&, Arena& arena) const {
-  std::unique_ptr<MixerSaved> saved = AllocateSaved(shape, arena);
-  static_cast<DeltaFormerSaved*>(saved.get())->kernel_x =
-      arena.Allocate(DType::kFloat32, shape.rows());
+  std::unique_ptr<DeltaFormerSaved> saved = AllocateKept(shape, arena);
+  saved->kernel_x = arena.Allocate(DType::kFloat32, shape.rows());
   return saved;
 }
 
 std::unique_ptr<MixerScratch> DeltaFormerMixer::AllocateShardedScratch(
     const MixerShape& shape, const SequenceLayout& layout, Arena& arena) const {
-  auto scratch =
-      std::make_unique<DeltaFormerShardedScratch>(shape, layout, arena);
+  const DType solve_dtype = SolveDType(precision_, shape.dtype);
+  auto scratch = std::make_unique<DeltaFormerShardedScratch>(shape, solve_dtype,
+                                                             layout, arena);
   const SequenceGroups& groups = scratch->groups;
-  scratch->w = options_.w == DeltaWeights::kKey
-                   ? scratch->k
-                   : groups.AllocateRows(BlockSet::kAll, head_dim_, arena);
-  scratch->beta = groups.AllocateRows(BlockSet::kAll, 1, arena);
-  if (!owns_w()) {
-    scratch->d_w = arena.Allocate(DType::kFloat32, shape.rows());
+  scratch->w =
+      options_.w == DeltaWeights::kKey
+          ? scratch->k
+          : groups.AllocateRows(BlockSet::kAll, solve_dtype, head_dim_, arena);
+  scratch->beta = groups.AllocateRows(BlockSet::kAll, solve_dtype, 1, arena);
+  if (!owns_w()) scratch->d_w = arena.Allocate(shape.dtype, shape.rows());
+  if (shape.dtype != DType::kFloat32) {
+    scratch->d_w32 = arena.Allocate(DType::kFloat32, shape.rows());
   }
   return scratch;
 }
@@ -182,8 +186,12 @@ void DeltaFormerMixer::BackwardSharded(const MixerContext& context,
   const auto d_views = Split<HeadTensor>(d_columns);
   Stream& stream = *context.stream;
   const int64_t heads = views.q.num_heads;
-  SetZero(d_columns.raw(), d_columns.size_bytes(), stream);
-  if (!owns_w()) SetZero(work.d_w.raw(), work.d_w.size_bytes(), stream);
+  const HeadTensor d_w =
+      owns_w() ? d_views.w : HeadsOf(work.d_w, 0, heads, head_dim_);
+  for (const Tensor& sums : {d_columns, work.d_w, work.d_w32}) {
+    if (sums.empty()) continue;
+    SetZero(sums.raw(), sums.size_bytes(), stream);
+  }
 
   ShardedAttention attention;
   attention.q = views.q;
@@ -194,13 +202,14 @@ void DeltaFormerMixer::BackwardSharded(const MixerContext& context,
   system.v = views.v;
   system.scale = scale_;
   system.d_v = d_views.v;
-  system.d_w = owns_w() ? d_views.w : HeadsOf(work.d_w, 0, heads, head_dim_);
+  system.d_w = HeadsInFloat32(d_w, work.d_w32);
   system.d_beta = d_views.beta;
   ShardedCall(context, sequence, attention, kept, system, &work)
       .Backward(views, HeadsOf(out, 0, heads, head_dim_));
+  if (!work.d_w32.empty()) ConvertHeads(system.d_w, d_w, stream);
 
   work.groups.Unpack(work.d_k, d_views.k, sequence.cp_rank, stream);
-  if (!owns_w()) AddHeads(system.d_w, d_views.w, stream);
+  if (!owns_w()) AddHeads(d_w, d_views.w, stream);
   RotateShardBackward(context.rotary_table, sequence, d_views.q, stream);
   RotateShardBackward(context.rotary_table, sequence, d_views.k, stream);
   if (owns_w()) {

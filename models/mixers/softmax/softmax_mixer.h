@@ -30,10 +30,12 @@ struct SoftmaxShardedScratch : MixerScratch {
   explicit SoftmaxShardedScratch(const SequenceGroups& g) : groups(g) {}
 
   SequenceGroups groups;
-  Tensor k, v;      // rows of all ranks
-  Tensor d_k, d_v;  // likewise: parts, then sums of the rank's own blocks
+  Tensor k, v;      // rows of all ranks, of the activations' dtype
+  Tensor d_k, d_v;  // fp32: parts, then sums of the rank's own blocks
   // Scalars of the rank's own blocks; row_sum fp64.
   Tensor row_max, row_sum, lse, delta;
+  // Local [B, Tl, H * K] in fp32; absent where activations are.
+  Tensor weighted, d_q;
 };
 
 struct SoftmaxCache : MixerCache {

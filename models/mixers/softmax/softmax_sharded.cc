@@ -11,6 +11,7 @@
 #include "models/mixers/sharded_solve.h"
 #include "models/mixers/softmax/softmax_mixer.h"
 #include "ops/chunked_attention.h"
+#include "ops/convert_heads.h"
 #include "runtime/check.h"
 #include "runtime/profile_range.h"
 #include "runtime/status_macros.h"
@@ -50,11 +51,13 @@ CommunicationLane::Ticket PostReduce(const SoftmaxShardedScratch& work,
   });
 }
 
-RowSums SumsOf(const SoftmaxShardedScratch& work, HeadTensor out, Block block) {
+// `weighted`: a local view, fp32.
+RowSums SumsOf(const SoftmaxShardedScratch& work, HeadTensor weighted,
+               Block block) {
   RowSums sums;
   sums.row_max = work.groups.Scalars(work.row_max, block);
   sums.row_sum = work.groups.Scalars(work.row_sum, block);
-  sums.weighted = work.groups.Part(out, block);
+  sums.weighted = work.groups.Part(weighted, block);
   return sums;
 }
 
@@ -82,19 +85,25 @@ std::unique_ptr<MixerSaved> SoftmaxMixer::AllocateShardedSaved(
 
 std::unique_ptr<MixerScratch> SoftmaxMixer::AllocateShardedScratch(
     const MixerShape& shape, const SequenceLayout& layout, Arena& arena) const {
-  CUBIT_CHECK(shape.dtype == DType::kFloat32)
-      << "sequence shards are computed in F32, not " << Name(shape.dtype);
   auto work = std::make_unique<SoftmaxShardedScratch>(
       SequenceGroups(layout, shape.batch, shape.num_heads));
   const SequenceGroups& groups = work->groups;
-  for (Tensor* rows : {&work->k, &work->v, &work->d_k, &work->d_v}) {
-    *rows = groups.AllocateRows(BlockSet::kAll, head_dim_, arena);
+  for (Tensor* rows : {&work->k, &work->v}) {
+    *rows = groups.AllocateRows(BlockSet::kAll, shape.dtype, head_dim_, arena);
+  }
+  for (Tensor* parts : {&work->d_k, &work->d_v}) {
+    *parts =
+        groups.AllocateRows(BlockSet::kAll, DType::kFloat32, head_dim_, arena);
   }
   for (Tensor* scalars : {&work->row_max, &work->lse, &work->delta}) {
     *scalars = groups.AllocateScalars(BlockSet::kOwn, DType::kFloat32, arena);
   }
   work->row_sum =
       groups.AllocateScalars(BlockSet::kOwn, DType::kFloat64, arena);
+  if (shape.dtype == DType::kFloat32) return work;
+  for (Tensor* local : {&work->weighted, &work->d_q}) {
+    *local = arena.Allocate(DType::kFloat32, shape.rows());
+  }
   return work;
 }
 
@@ -111,6 +120,7 @@ void SoftmaxMixer::ForwardSharded(const MixerContext& context,
   const auto q = Projection<HeadTensor>(columns, kQuery);
   const auto k = Projection<HeadTensor>(columns, kKey);
   const HeadTensor out_heads = HeadsOf(out, 0, q.num_heads, head_dim_);
+  const HeadTensor weighted = HeadsInFloat32(out_heads, work.weighted);
   NormForward(context, q, k, &kept);
   RotateShard(context.rotary_table, sequence, q, stream);
   RotateShard(context.rotary_table, sequence, k, stream);
@@ -120,7 +130,7 @@ void SoftmaxMixer::ForwardSharded(const MixerContext& context,
   const ProfileRange range(kAttention, stream);
   const Tickets gathered = PostGathers(work, lane, stream);
   for (const Block rows : groups.OwnBlocks(sequence.cp_rank)) {
-    const RowSums sums = SumsOf(work, out_heads, rows);
+    const RowSums sums = SumsOf(work, weighted, rows);
     lane.Wait(gathered[static_cast<size_t>(rows.group)], stream);
     BeginRowSums(sums, stream);
     for (int c = 0; c <= rows.chunk; ++c) {
@@ -157,12 +167,14 @@ void SoftmaxMixer::BackwardSharded(const MixerContext& context,
   };
   const auto d_q = Projection<HeadTensor>(d_columns, kQuery);
   const auto d_k = Projection<HeadTensor>(d_columns, kKey);
+  const HeadTensor d_q_sums = HeadsInFloat32(d_q, work.d_q);
   groups.Pack(Projection<ConstHeadTensor>(columns, kKey), work.k, rank, stream);
   groups.Pack(Projection<ConstHeadTensor>(columns, kValue), work.v, rank,
               stream);
   groups.PackScalars(kept.lse, work.lse, rank, stream);
   const Tickets gathered = PostGathers(work, lane, stream);
-  for (const Tensor& sums : {d_columns, work.d_k, work.d_v}) {
+  for (const Tensor& sums : {d_columns, work.d_k, work.d_v, work.d_q}) {
+    if (sums.empty()) continue;
     SetZero(sums.raw(), sums.size_bytes(), stream);
   }
   {
@@ -178,13 +190,14 @@ void SoftmaxMixer::BackwardSharded(const MixerContext& context,
       AttentionChunkDelta(groups.Part(heads_of(out), rows), queries.d_out,
                           groups.Scalars(work.delta, rows), stream);
       RowsBackward(work, rows, queries, attention_scale_, context,
-                   groups.Part(d_q, rows));
+                   groups.Part(d_q_sums, rows));
       if (i + 1 == own.size() || own[i + 1].group != rows.group) {
         reduced = PostReduce(work, rows.group, lane, stream);
       }
     }
     lane.Wait(reduced, stream);
   }
+  if (!work.d_q.empty()) ConvertHeads(d_q_sums, d_q, stream);
   groups.Unpack(work.d_k, d_k, rank, stream);
   groups.Unpack(work.d_v, Projection<HeadTensor>(d_columns, kValue), rank,
                 stream);

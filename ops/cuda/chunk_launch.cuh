@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What the launches of chunk_pair.cuh, chunk_solve.cuh and chunk_rows.cuh
+// share.
+
+#ifndef CUBIT_OPS_CUDA_CHUNK_LAUNCH_CUH_
+#define CUBIT_OPS_CUDA_CHUNK_LAUNCH_CUH_
+
+#include <cstdint>
+#include <type_traits>
+
+#include "ops/cuda/chunk_arguments.h"
+#include "runtime/check.h"
+#include "runtime/cuda_check.h"
+
+namespace cubit {
+namespace cuda {
+
+// Head dims between these are padded with zeros in shared memory, as in the
+// solves of whole sequences: body(std::integral_constant<int, kDim>).
+template <typename Body>
+void DispatchChunkDim(int head_dim, const Body& body) {
+  CUBIT_CHECK_LE(head_dim, kMaxChunkDim) << "head dim of the GPU's chunk ops";
+  if (head_dim <= 32) return body(std::integral_constant<int, 32>());
+  if (head_dim <= 64) return body(std::integral_constant<int, 64>());
+  if (head_dim <= 80) return body(std::integral_constant<int, 80>());
+  body(std::integral_constant<int, 128>());
+}
+
+template <typename Arguments>
+void LaunchChunkKernel(void (*kernel)(Arguments), const Arguments& in,
+                       dim3 grid, size_t shared_bytes, cudaStream_t stream) {
+  CUBIT_CUDA_CHECK(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           static_cast<int>(shared_bytes)));
+  kernel<<<grid, kChunkThreads, shared_bytes, stream>>>(in);
+  CUBIT_CUDA_CHECK_LAUNCH();
+}
+
+inline unsigned ChunkBlocks(int rows) {
+  return static_cast<unsigned>((rows + kChunkRows - 1) / kChunkRows);
+}
+
+}  // namespace cuda
+}  // namespace cubit
+
+#endif  // CUBIT_OPS_CUDA_CHUNK_LAUNCH_CUH_

@@ -1,0 +1,564 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The kernels of a pair of chunks (chunk_arguments.h). A block of four warps
+// owns kChunkRows rows (or columns) of one head, 16 a warp, and streams tiles
+// of the other side, the copy of the next tile under way while one is computed.
+// Only tiles with a visible pair are read. What a block writes is its own, so
+// nothing is added in memory by two, and every sum has a fixed order.
+
+#ifndef CUBIT_OPS_CUDA_CHUNK_PAIR_CUH_
+#define CUBIT_OPS_CUDA_CHUNK_PAIR_CUH_
+
+#include <cmath>
+#include <cstdint>
+
+#include "ops/cuda/chunk_arguments.h"
+#include "ops/cuda/chunk_mask.h"
+#include "ops/cuda/chunk_tiles.cuh"
+#include "ops/cuda/mma.cuh"
+#include "ops/cuda/products.cuh"
+#include "ops/cuda/tile.cuh"
+#include "ops/cuda/warp_products.cuh"
+
+namespace cubit {
+namespace cuda {
+
+// Shared memory: the own side's tiles and two stages of the other's. A pass
+// that forms no y_i . x_j has no own tile of y or x (`kWeighsOwn`).
+template <typename Products, int kDim, int kStreamedRows, bool kWeighsOwn>
+struct ChunkMemory {
+  using Element = typename Products::Element;
+  static constexpr int kStreamed = kStreamedRows;
+  using OwnTile = Tile<Element, kChunkRows, kDim>;
+  using StreamedTile = Tile<Element, kStreamed, kDim>;
+
+  struct Stage {
+    alignas(1024) char scored[StreamedTile::kBytes];   // a or b
+    alignas(1024) char weighed[StreamedTile::kBytes];  // y or x
+    float scale[kStreamed];                            // c, of columns
+    float factor[kStreamed];                           // f, lse, delta: of rows
+    float lse[kStreamed];
+    float delta[kStreamed];
+  };
+  alignas(1024) char scored[OwnTile::kBytes];
+  alignas(1024) char weighed[kWeighsOwn ? OwnTile::kBytes : 1];
+  Stage stages[2];
+};
+
+// What the three passes have in common: the block's place and its threads'.
+template <typename MemoryType, int kDimOfHead>
+class ChunkPass {
+ public:
+  using Memory = MemoryType;
+  using Stage = typename Memory::Stage;
+  using Element = typename Memory::Element;
+  using OwnTile = typename Memory::OwnTile;
+  using StreamedTile = typename Memory::StreamedTile;
+  static constexpr int kDim = kDimOfHead;
+  static constexpr int kStreamed = Memory::kStreamed;
+
+ protected:
+  __device__ __forceinline__ ChunkPass(const ChunkArguments& in, Memory* m)
+      : in_(in),
+        m_(*m),
+        pair_(blockIdx.y),
+        b_(blockIdx.y / in.num_heads),
+        h_(blockIdx.y % in.num_heads),
+        first_(blockIdx.x * kChunkRows),
+        mask_(MaskOf(in, b_)),
+        row0_(static_cast<int64_t>(blockIdx.y) * in.num_rows) {}
+
+  // Row or column of a lane's half of the warp's 16.
+  __device__ __forceinline__ int Own(int half) const {
+    return first_ + own_row_ + group_ + 8 * half;
+  }
+
+  template <typename TileType>
+  __device__ __forceinline__ void Load(const ChunkHeads& heads, int row,
+                                       int seq_len, char* tile) {
+    CopyChunkRows<TileType>(heads, b_, h_, row, seq_len, in_.head_dim,
+                            reinterpret_cast<Element*>(tile));
+  }
+  __device__ __forceinline__ static const Element* Elements(const char* tile) {
+    return reinterpret_cast<const Element*>(tile);
+  }
+
+  // load(first streamed row, stage) and compute(first streamed row, stage) for
+  // the tiles of `range`, in order.
+  template <typename LoadStage, typename Compute>
+  __device__ __forceinline__ void ForEachTile(ChunkRange range,
+                                              const LoadStage& load,
+                                              const Compute& compute) {
+    int row = range.begin / kStreamed * kStreamed;
+    load(row, &m_.stages[0]);
+    CommitCopies();
+    for (int stage = 0; row < range.end; row += kStreamed, stage ^= 1) {
+      // The tile has arrived, and everyone is done with the one before.
+      WaitForCopies<0>();
+      __syncthreads();
+      if (row + kStreamed < range.end) {
+        load(row + kStreamed, &m_.stages[stage ^ 1]);
+      }
+      CommitCopies();
+      compute(row, m_.stages[stage]);
+    }
+  }
+
+  const ChunkArguments& in_;
+  Memory& m_;
+  const int pair_, b_, h_;
+  const int first_;
+  const ChunkMaskView mask_;
+  const int64_t row0_;  // of [B, H, num_rows]
+  const int group_ = threadIdx.x % 32 / 4;
+  const int quad_ = threadIdx.x % 4;
+  const int own_row_ = threadIdx.x / 32 * 16;  // of the warp, in the block
+};
+
+// Columns that some row of a block sees, and rows that see some column of it.
+__device__ __forceinline__ ChunkRange ColumnsOfBlock(const ChunkMaskView& mask,
+                                                     int first) {
+  const int last = min(first + kChunkRows, mask.num_rows) - 1;
+  return {VisibleColumns(mask, first).begin, VisibleColumns(mask, last).end};
+}
+__device__ __forceinline__ ChunkRange RowsOfBlock(const ChunkMaskView& mask,
+                                                  int first) {
+  const int last = min(first + kChunkRows, mask.num_columns) - 1;
+  return {VisibleRows(mask, first).begin, VisibleRows(mask, last).end};
+}
+__device__ __forceinline__ ChunkRange ColumnsOf(const ChunkMaskView& mask,
+                                                int row) {
+  return row < mask.num_rows ? VisibleColumns(mask, row) : ChunkRange{0, 0};
+}
+__device__ __forceinline__ ChunkRange RowsOf(const ChunkMaskView& mask,
+                                             int column) {
+  return column < mask.num_columns ? VisibleRows(mask, column)
+                                   : ChunkRange{0, 0};
+}
+__device__ __forceinline__ bool IsInside(const ChunkRange& range, int index) {
+  return index >= range.begin && index < range.end;
+}
+
+// --- Running sums of a lane's two rows -------------------------------------
+
+template <int kDim>
+struct RunningRows {
+  float maximum[2];
+  double sum[2];  // the lane's share; in memory, lane 0 of a quad has it
+  float weighted[kDim / 8][4];
+  bool keeps_max;
+
+  __device__ __forceinline__ void Load(const ChunkArguments& in, int b, int h,
+                                       int64_t row0, int half, int row) {
+    const bool valid = row < in.num_rows;
+    maximum[half] = valid ? in.row_max[row0 + row] : -INFINITY;
+    sum[half] = valid && threadIdx.x % 4 == 0 ? in.row_sum[row0 + row] : 0.0;
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+      weighted[n][2 * half] = weighted[n][2 * half + 1] = 0;
+    }
+    if (!valid) return;
+    ForEachOfRow<kDim>(weighted, half, in.head_dim,
+                       ChunkRowOffset(in.weighted, b, h, row),
+                       [&in](float& x, int64_t index) {
+                         x = static_cast<const float*>(in.weighted.data)[index];
+                       });
+  }
+
+  // Scores s of rows and streamed columns [first, ...) become weights: the
+  // maximum is raised where it must be, what was summed is rescaled, and the
+  // new weights are added to `sum`.
+  template <int kColumns>
+  __device__ __forceinline__ void Weigh(const ChunkRange (&ranges)[2],
+                                        int first, const float* scale,
+                                        float (&s)[kColumns / 8][4]) {
+    const int quad = threadIdx.x % 4;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float largest = maximum[half];
+#pragma unroll
+      for (int n = 0; n < kColumns / 8; ++n) {
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+          const int column = n * 8 + quad * 2 + side;
+          float& score = s[n][2 * half + side];
+          score *= scale[column];
+          if (!IsInside(ranges[half], first + column)) score = -INFINITY;
+          if (!keeps_max) largest = fmaxf(largest, score);
+        }
+      }
+      if (!keeps_max) Raise(half, ChunkQuadMax(largest));
+      // A row that has met no column yet has weights of 0, not NaN.
+      const float shift = maximum[half] == -INFINITY ? 0.0f : maximum[half];
+      float added = 0;
+#pragma unroll
+      for (int n = 0; n < kColumns / 8; ++n) {
+#pragma unroll
+        for (int side = 0; side < 2; ++side) {
+          float& score = s[n][2 * half + side];
+          score = ChunkExp(score - shift);
+          added += score;
+        }
+      }
+      sum[half] += static_cast<double>(added);
+    }
+  }
+
+  __device__ __forceinline__ void Raise(int half, float largest) {
+    if (largest == maximum[half]) return;
+    const float rescale = ChunkExp(maximum[half] - largest);
+    maximum[half] = largest;
+    sum[half] *= static_cast<double>(rescale);
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+      weighted[n][2 * half] *= rescale;
+      weighted[n][2 * half + 1] *= rescale;
+    }
+  }
+
+  // Called by whole quads.
+  __device__ __forceinline__ void Store(const ChunkArguments& in, int b, int h,
+                                        int64_t row0, int half, int row) {
+    const double total = ChunkQuadSum(sum[half]);
+    if (row >= in.num_rows) return;
+    if (threadIdx.x % 4 == 0) {
+      in.row_max[row0 + row] = maximum[half];
+      in.row_sum[row0 + row] = total;
+    }
+    ForEachOfRow<kDim>(weighted, half, in.head_dim,
+                       ChunkRowOffset(in.weighted, b, h, row),
+                       [&in](float& x, int64_t index) {
+                         static_cast<float*>(in.weighted.data)[index] = x;
+                       });
+  }
+};
+
+// --- Forward ----------------------------------------------------------------
+
+template <typename Products, int kDim>
+using ChunkForwardMemory =
+    ChunkMemory<Products, kDim,
+                sizeof(typename Products::Element) == 2 ? 64 : 32, false>;
+
+template <typename Products, int kDim>
+class ChunkForwardPass
+    : public ChunkPass<ChunkForwardMemory<Products, kDim>, kDim> {
+  using Base = ChunkPass<ChunkForwardMemory<Products, kDim>, kDim>;
+  using Stage = typename Base::Stage;
+  static constexpr int kStreamed = Base::kStreamed;
+
+ public:
+  __device__ __forceinline__ ChunkForwardPass(const ChunkArguments& in,
+                                              typename Base::Memory* memory)
+      : Base(in, memory) {}
+
+  __device__ void Run() {
+    const ChunkRange tiles = ColumnsOfBlock(this->mask_, this->first_);
+    if (tiles.begin >= tiles.end) return;
+    const ChunkArguments& in = this->in_;
+    this->template Load<typename Base::OwnTile>(in.a, this->first_, in.num_rows,
+                                                this->m_.scored);
+    rows_.keeps_max = KeepsRowMax(in.row_scale, this->row0_, in.num_rows);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      ranges_[half] = ColumnsOf(this->mask_, this->Own(half));
+      rows_.Load(in, this->b_, this->h_, this->row0_, half, this->Own(half));
+    }
+    this->ForEachTile(
+        tiles, [this](int column, Stage* stage) { LoadStage(column, stage); },
+        [this](int column, const Stage& stage) { Compute(column, stage); });
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      rows_.Store(in, this->b_, this->h_, this->row0_, half, this->Own(half));
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void LoadStage(int column, Stage* stage) {
+    const ChunkArguments& in = this->in_;
+    this->template Load<typename Base::StreamedTile>(
+        in.b, column, in.num_columns, stage->scored);
+    this->template Load<typename Base::StreamedTile>(
+        in.x, column, in.num_columns, stage->weighed);
+    const int i = threadIdx.x;
+    if (i >= kStreamed) return;
+    stage->scale[i] = column + i < in.num_columns
+                          ? ColumnScale(in, this->pair_, column + i)
+                          : 0.0f;
+  }
+
+  __device__ __forceinline__ void Compute(int column, const Stage& stage) {
+    float weights[kStreamed / 8][4];
+    MultiplyTransposed<Products, typename Base::OwnTile,
+                       typename Base::StreamedTile>(
+        this->Elements(this->m_.scored), this->own_row_,
+        this->Elements(stage.scored), weights);
+    rows_.template Weigh<kStreamed>(ranges_, column, stage.scale, weights);
+    MultiplyAdd<Products, typename Base::StreamedTile>(
+        weights, this->Elements(stage.weighed), rows_.weighted);
+  }
+
+  ChunkRange ranges_[2];
+  RunningRows<kDim> rows_;
+};
+
+// --- Columns of the backward -------------------------------------------------
+
+constexpr int kGradientStreamed = 32;
+
+// Adds the accumulators of one row, times `factor`, to fp32 heads: two
+// roundings, so that what is added does not depend on what is there.
+template <int kDim>
+__device__ __forceinline__ void AddToRow(float (&sums)[kDim / 8][4], int half,
+                                         float factor, int head_dim,
+                                         const ChunkHeads& heads,
+                                         int64_t row_offset) {
+  ForEachOfRow<kDim>(sums, half, head_dim, row_offset,
+                     [&heads, factor](float& x, int64_t index) {
+                       float* target = static_cast<float*>(heads.data) + index;
+                       *target = __fadd_rn(*target, __fmul_rn(factor, x));
+                     });
+}
+
+template <typename Products, int kDim, bool kValues, bool kScores>
+class ChunkColumnsPass
+    : public ChunkPass<ChunkMemory<Products, kDim, kGradientStreamed, kScores>,
+                       kDim> {
+  using Base =
+      ChunkPass<ChunkMemory<Products, kDim, kGradientStreamed, kScores>, kDim>;
+  using Stage = typename Base::Stage;
+  static constexpr int kStreamed = Base::kStreamed;
+
+ public:
+  __device__ __forceinline__ ChunkColumnsPass(const ChunkArguments& in,
+                                              typename Base::Memory* memory)
+      : Base(in, memory) {}
+
+  __device__ void Run() {
+    const ChunkRange tiles = RowsOfBlock(this->mask_, this->first_);
+    if (tiles.begin >= tiles.end) return;
+    const ChunkArguments& in = this->in_;
+    this->template Load<typename Base::OwnTile>(
+        in.b, this->first_, in.num_columns, this->m_.scored);
+    if (kScores) {
+      this->template Load<typename Base::OwnTile>(
+          in.x, this->first_, in.num_columns, this->m_.weighed);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int column = this->Own(half);
+      ranges_[half] = RowsOf(this->mask_, column);
+      scale_[half] =
+          column < in.num_columns ? ColumnScale(in, this->pair_, column) : 0.0f;
+    }
+    SetZero(values_);
+    SetZero(scores_);
+    this->ForEachTile(
+        tiles, [this](int row, Stage* stage) { LoadStage(row, stage); },
+        [this](int row, const Stage& stage) { Compute(row, stage); });
+    Store();
+  }
+
+ private:
+  __device__ __forceinline__ void LoadStage(int row, Stage* stage) {
+    const ChunkArguments& in = this->in_;
+    this->template Load<typename Base::StreamedTile>(in.a, row, in.num_rows,
+                                                     stage->scored);
+    this->template Load<typename Base::StreamedTile>(in.y, row, in.num_rows,
+                                                     stage->weighed);
+    const int i = threadIdx.x;
+    if (i >= kStreamed) return;
+    const bool valid = row + i < in.num_rows;
+    stage->lse[i] = valid ? in.lse[this->row0_ + row + i] : 0.0f;
+    stage->factor[i] =
+        valid ? RowFactor(in, this->b_, this->h_, row + i) : 0.0f;
+    if (kScores) {
+      stage->delta[i] = valid ? in.delta[this->row0_ + row + i] : 0.0f;
+    }
+  }
+
+  __device__ __forceinline__ void Compute(int row, const Stage& stage) {
+    using OwnTile = typename Base::OwnTile;
+    using StreamedTile = typename Base::StreamedTile;
+    float weights[kStreamed / 8][4];
+    MultiplyTransposed<Products, OwnTile, StreamedTile>(
+        this->Elements(this->m_.scored), this->own_row_,
+        this->Elements(stage.scored), weights);
+    float products[kStreamed / 8][4];
+    if (kScores) {
+      MultiplyTransposed<Products, OwnTile, StreamedTile>(
+          this->Elements(this->m_.weighed), this->own_row_,
+          this->Elements(stage.weighed), products);
+    }
+#pragma unroll
+    for (int n = 0; n < kStreamed / 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int i = n * 8 + this->quad_ * 2 + e % 2;
+        const bool visible = IsInside(ranges_[e / 2], row + i);
+        const float p =
+            visible ? ChunkExp(weights[n][e] * scale_[e / 2] - stage.lse[i])
+                    : 0.0f;
+        if (kScores) {
+          products[n][e] = visible ? p * fmaf(stage.factor[i], products[n][e],
+                                              -stage.delta[i])
+                                   : 0.0f;
+        }
+        weights[n][e] = visible ? stage.factor[i] * p : 0.0f;
+      }
+    }
+    if (kValues) {
+      MultiplyAdd<Products, StreamedTile>(
+          weights, this->Elements(stage.weighed), values_);
+    }
+    if (kScores) {
+      MultiplyAdd<Products, StreamedTile>(
+          products, this->Elements(stage.scored), scores_);
+    }
+  }
+
+  __device__ __forceinline__ void Store() {
+    const ChunkArguments& in = this->in_;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int column = this->Own(half);
+      if (column >= in.num_columns) continue;
+      if (kValues) {
+        AddToRow<kDim>(values_, half, 1.0f, in.head_dim, in.d_values,
+                       ChunkRowOffset(in.d_values, this->b_, this->h_, column));
+      }
+      if (kScores) {
+        AddToRow<kDim>(
+            scores_, half, in.column_factor, in.head_dim, in.d_columns,
+            ChunkRowOffset(in.d_columns, this->b_, this->h_, column));
+      }
+    }
+  }
+
+  ChunkRange ranges_[2];
+  float scale_[2];
+  float values_[kDim / 8][4];
+  float scores_[kDim / 8][4];
+};
+
+// --- Rows of the backward ----------------------------------------------------
+
+template <typename Products, int kDim>
+class ChunkRowsPass
+    : public ChunkPass<ChunkMemory<Products, kDim, kGradientStreamed, true>,
+                       kDim> {
+  using Base =
+      ChunkPass<ChunkMemory<Products, kDim, kGradientStreamed, true>, kDim>;
+  using Stage = typename Base::Stage;
+  static constexpr int kStreamed = Base::kStreamed;
+
+ public:
+  __device__ __forceinline__ ChunkRowsPass(const ChunkArguments& in,
+                                           typename Base::Memory* memory)
+      : Base(in, memory) {}
+
+  __device__ void Run() {
+    const ChunkRange tiles = ColumnsOfBlock(this->mask_, this->first_);
+    if (tiles.begin >= tiles.end) return;
+    const ChunkArguments& in = this->in_;
+    this->template Load<typename Base::OwnTile>(in.a, this->first_, in.num_rows,
+                                                this->m_.scored);
+    this->template Load<typename Base::OwnTile>(in.y, this->first_, in.num_rows,
+                                                this->m_.weighed);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = this->Own(half);
+      const bool valid = row < in.num_rows;
+      ranges_[half] = ColumnsOf(this->mask_, row);
+      lse_[half] = valid ? in.lse[this->row0_ + row] : 0.0f;
+      delta_[half] = valid ? in.delta[this->row0_ + row] : 0.0f;
+      factor_[half] = valid ? RowFactor(in, this->b_, this->h_, row) : 0.0f;
+      row_sums_[half] = 0;
+    }
+    SetZero(sums_);
+    this->ForEachTile(
+        tiles, [this](int column, Stage* stage) { LoadStage(column, stage); },
+        [this](int column, const Stage& stage) { Compute(column, stage); });
+    Store();
+  }
+
+ private:
+  __device__ __forceinline__ void LoadStage(int column, Stage* stage) {
+    const ChunkArguments& in = this->in_;
+    this->template Load<typename Base::StreamedTile>(
+        in.b, column, in.num_columns, stage->scored);
+    this->template Load<typename Base::StreamedTile>(
+        in.x, column, in.num_columns, stage->weighed);
+    const int i = threadIdx.x;
+    if (i >= kStreamed) return;
+    stage->scale[i] = column + i < in.num_columns
+                          ? ColumnScale(in, this->pair_, column + i)
+                          : 0.0f;
+  }
+
+  __device__ __forceinline__ void Compute(int column, const Stage& stage) {
+    using OwnTile = typename Base::OwnTile;
+    using StreamedTile = typename Base::StreamedTile;
+    float scores[kStreamed / 8][4];
+    float products[kStreamed / 8][4];
+    MultiplyTransposed<Products, OwnTile, StreamedTile>(
+        this->Elements(this->m_.scored), this->own_row_,
+        this->Elements(stage.scored), scores);
+    MultiplyTransposed<Products, OwnTile, StreamedTile>(
+        this->Elements(this->m_.weighed), this->own_row_,
+        this->Elements(stage.weighed), products);
+    float added[2] = {0, 0};
+#pragma unroll
+    for (int n = 0; n < kStreamed / 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int half = e / 2;
+        const int j = n * 8 + this->quad_ * 2 + e % 2;
+        float d_score = 0;
+        if (IsInside(ranges_[half], column + j)) {
+          d_score = ChunkExp(scores[n][e] * stage.scale[j] - lse_[half]) *
+                    fmaf(factor_[half], products[n][e], -delta_[half]);
+        }
+        added[half] += d_score;
+        scores[n][e] = stage.scale[j] * d_score;
+      }
+    }
+    row_sums_[0] += static_cast<double>(added[0]);
+    row_sums_[1] += static_cast<double>(added[1]);
+    MultiplyAdd<Products, StreamedTile>(scores, this->Elements(stage.scored),
+                                        sums_);
+  }
+
+  __device__ __forceinline__ void Store() {
+    const ChunkArguments& in = this->in_;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const double total = ChunkQuadSum(row_sums_[half]);
+      const int row = this->Own(half);
+      if (row >= in.num_rows) continue;
+      if (in.row_sums != nullptr && this->quad_ == 0) {
+        in.row_sums[this->row0_ + row] += total;
+      }
+      AddToRow<kDim>(sums_, half, 1.0f, in.head_dim, in.d_rows,
+                     ChunkRowOffset(in.d_rows, this->b_, this->h_, row));
+    }
+  }
+
+  ChunkRange ranges_[2];
+  float lse_[2], delta_[2], factor_[2];
+  double row_sums_[2];
+  float sums_[kDim / 8][4];
+};
+
+// A pass as a kernel; grid (blocks of own rows, B H).
+template <typename Pass>
+__global__ void __launch_bounds__(kChunkThreads)
+    ChunkPassKernel(const __grid_constant__ ChunkArguments in) {
+  extern __shared__ __align__(1024) char shared[];
+  Pass(in, reinterpret_cast<typename Pass::Memory*>(shared)).Run();
+}
+
+}  // namespace cuda
+}  // namespace cubit
+
+#endif  // CUBIT_OPS_CUDA_CHUNK_PAIR_CUH_

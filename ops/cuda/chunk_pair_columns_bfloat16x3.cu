@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "ops/cuda/chunk_pair_launch.cuh"
+
+namespace cubit {
+namespace cuda {
+
+template void LaunchChunkColumns<BFloat16x3Products, true, false>(
+    const ChunkArguments&, cudaStream_t);
+template void LaunchChunkColumns<BFloat16x3Products, false, true>(
+    const ChunkArguments&, cudaStream_t);
+
+}  // namespace cuda
+}  // namespace cubit

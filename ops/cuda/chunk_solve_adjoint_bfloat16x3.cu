@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+
+#include "ops/cuda/chunk_solve_launch.cuh"
+
+namespace cubit {
+namespace cuda {
+
+template void LaunchChunkAdjointSolve<BFloat16x3Products>(
+    const ChunkSolveArguments&, cudaStream_t);
+
+}  // namespace cuda
+}  // namespace cubit
