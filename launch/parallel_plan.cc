@@ -156,7 +156,7 @@ absl::Status ChooseCpMethod(const LayoutRequest& request,
   }
   if (request.gpu || form.empty()) {
     plan->cp_method = CpMethod::kUlysses;
-    plan->cp_reason = request.gpu ? "the only method of this build on GPUs"
+    plan->cp_reason = request.gpu ? "the only method on GPUs"
                                   : "the mixer has no form on shards";
     return absl::OkStatus();
   }

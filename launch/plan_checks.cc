@@ -121,9 +121,10 @@ class Rules {
       return;
     }
     if (own && r_.gpu) {
-      Fail("parallel.cp_method ", word,
-           " has no GPU kernels in this build; on GPUs sequences are spread "
-           "by ulysses alone (cp_method ulysses or auto)");
+      Fail(
+          "parallel.cp_method ", word,
+          " has not been tried on GPUs and is refused there; on GPUs sequences "
+          "are spread by ulysses (cp_method ulysses or auto)");
       return;
     }
     const bool needs_ulysses = word == "ulysses" || r_.gpu || form.empty();
@@ -134,8 +135,7 @@ class Rules {
          " heads of a tp rank (model.num_heads ", model_.num_heads, " / tp ",
          r_.tp_size, ") are no multiple of parallel.cp_size ", r_.cp_size,
          "; these divide: ", DivisorList(heads, r_.cp_size),
-         r_.gpu && word == "auto" ? " (on GPUs this build has no other method)"
-                                  : "");
+         r_.gpu && word == "auto" ? " (the only method on GPUs)" : "");
   }
 
   void CheckBatch() {

@@ -34,7 +34,7 @@ struct GateCell {
   int pp = 1;
   int cp = 1;
   std::string layout;          // overrides that must not change a result
-  std::string device = "cpu";  // "cuda": the program is linked for GPUs
+  std::string device = "cpu";  // that the plan is made for
 
   int world_size() const { return dp * tp * pp * cp; }
   // "cubit_" + what is larger than 1 + the words of `layout`.

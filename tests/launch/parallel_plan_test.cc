@@ -254,12 +254,12 @@ TEST(MakeParallelPlan, CpMethodsBelongToMixers) {
               HasSubstr("which has ring and ulysses"));
   EXPECT_THAT(Fixable({"parallel.cp_size=2", "parallel.cp_method=wavefront"}, 2,
                       "cuda"),
-              HasSubstr("no GPU kernels in this build"));
+              HasSubstr("has not been tried on GPUs"));
   EXPECT_THAT(Fixable({"parallel.cp_size=8", "parallel.cp_method=ulysses"}, 8),
               HasSubstr("the 12 heads of a tp rank (model.num_heads 12 / tp 1) "
                         "are no multiple of parallel.cp_size 8"));
   EXPECT_THAT(Fixable({"parallel.cp_size=8"}, 8, "cuda"),
-              HasSubstr("on GPUs this build has no other method"));
+              HasSubstr("the only method on GPUs"));
   const std::vector<std::string> wavefront = {"parallel.cp_size=8",
                                               "parallel.cp_method=wavefront"};
   EXPECT_EQ(GoodPlan(wavefront, 8).cp_method, CpMethod::kSharded);
@@ -269,7 +269,7 @@ TEST(MakeParallelPlan, CpMethodsBelongToMixers) {
 TEST(MakeParallelPlan, AutoSaysWhyItChose) {
   const ParallelPlan gpu = GoodPlan({"parallel.cp_size=2"}, 2, "cuda");
   EXPECT_EQ(gpu.cp_method, CpMethod::kUlysses);
-  EXPECT_THAT(gpu.cp_reason, HasSubstr("only method of this build on GPUs"));
+  EXPECT_THAT(gpu.cp_reason, HasSubstr("the only method on GPUs"));
   const ParallelPlan odd = GoodPlan({"parallel.cp_size=8"}, 8);
   EXPECT_EQ(odd.cp_method, CpMethod::kSharded);
   EXPECT_THAT(odd.cp_reason, HasSubstr("no multiple of 8"));
