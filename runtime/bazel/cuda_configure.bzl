@@ -40,16 +40,26 @@ def _archs(ctx):
         return [a for a in asked.replace(",", " ").replace(";", " ").split(" ") if a]
     return _archs_of_gpus(ctx) or _DEFAULT_ARCHS
 
+def _toolkit_of(ctx, nvcc):
+    # What is on PATH may be a script that starts the toolkit's nvcc.
+    home = ctx.os.environ.get("CUDA_HOME", "")
+    candidates = [str(nvcc.dirname.dirname), str(nvcc.realpath.dirname.dirname)]
+    candidates += ([home] if home else []) + ["/usr/local/cuda"]
+    for path in candidates:
+        if _has_header(ctx, path, "cuda_runtime.h"):
+            return path
+    return ""
+
 def _has_header(ctx, path, header):
     return bool(path) and ctx.path(path + "/include/" + header).exists
 
 def _cuda_configure_impl(ctx):
     nvcc = ctx.which("nvcc")
-    path = str(nvcc.dirname.dirname) if nvcc else ""
+    path = _toolkit_of(ctx, nvcc) if nvcc else ""
     lines = [
-        "CUDA_FOUND = %r" % bool(nvcc),
+        "CUDA_FOUND = %r" % bool(path),
         "CUDA_PATH = %r" % path,
-        "CUDA_ARCHS = %r" % (_archs(ctx) if nvcc else []),
+        "CUDA_ARCHS = %r" % (_archs(ctx) if path else []),
         "CUDNN_FOUND = %r" % _has_header(ctx, path, "cudnn.h"),
         "NCCL_FOUND = %r" % _has_header(ctx, path, "nccl.h"),
     ]
@@ -58,6 +68,6 @@ def _cuda_configure_impl(ctx):
 
 cuda_configure = repository_rule(
     implementation = _cuda_configure_impl,
-    environ = ["PATH", "CUBIT_CUDA_ARCHS"],
+    environ = ["PATH", "CUBIT_CUDA_ARCHS", "CUDA_HOME"],
     local = True,
 )
