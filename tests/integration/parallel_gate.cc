@@ -195,6 +195,22 @@ absl::Status Step(int64_t step, const RunConfig& config,
   return absl::OkStatus();
 }
 
+// Makes `state`, which must outlive the mesh's use of it.
+absl::Status RunSteps(const RunConfig& config, const ParallelPlan& layout,
+                      MeshCommunicators* mesh, GateRun* run,
+                      std::unique_ptr<TrainState>* state,
+                      absl::FunctionRef<void()> after_first_backward) {
+  CUBIT_ASSIGN_OR_RETURN(*state, MakeState(config, layout, mesh));
+  for (int64_t step = 0; step < kGateSteps; ++step) {
+    const auto after_backward = [&] {
+      if (step == 0) after_first_backward();
+    };
+    CUBIT_RETURN_IF_ERROR(
+        Step(step, config, layout, state->get(), run, after_backward));
+  }
+  return absl::OkStatus();
+}
+
 double RelativeError(double value, double reference) {
   return std::abs(value - reference) / std::abs(reference);
 }
@@ -347,16 +363,8 @@ absl::Status RunGateCell(const GateCell& cell,
       auto mesh, MeshCommunicators::Create(layout.mesh, std::move(world),
                                            std::move(control)));
   std::unique_ptr<TrainState> state;
-  const auto run_steps = [&]() -> absl::Status {
-    CUBIT_ASSIGN_OR_RETURN(state, MakeState(config, layout, mesh.get()));
-    for (int64_t step = 0; step < kGateSteps; ++step) {
-      CUBIT_RETURN_IF_ERROR(Step(step, config, layout, state.get(), run, [&] {
-        if (step == 0) AddErrors(*state, reference, errors);
-      }));
-    }
-    return absl::OkStatus();
-  };
-  absl::Status status = run_steps();
+  absl::Status status = RunSteps(config, layout, mesh.get(), run, &state,
+                                 [&] { AddErrors(*state, reference, errors); });
   // Nobody waits for a rank that gave up.
   if (!status.ok()) mesh->Abort(status);
   return status;

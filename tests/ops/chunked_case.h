@@ -131,15 +131,13 @@ class ActivationArray : public HeadArray {
       : HeadArray(std::move(values)) {
     if (activations == Activations::kFloat32) return;
     const HeadTensor rows = HeadArray::view();
-    for (int64_t b = 0; b < rows.batch; ++b) {
-      for (int64_t t = 0; t < rows.seq_len; ++t) {
-        for (int64_t h = 0; h < rows.num_heads; ++h) {
-          float* row = rows.row<float>(b, t, h);
-          for (int64_t c = 0; c < rows.head_dim; ++c) {
-            narrow_.push_back(ToBFloat16(row[c]));
-            row[c] = ToFloat(narrow_.back());
-          }
-        }
+    const int64_t per_batch = rows.seq_len * rows.num_heads;
+    for (int64_t n = 0; n < rows.batch * per_batch; ++n) {
+      float* row = rows.row<float>(
+          n / per_batch, n % per_batch / rows.num_heads, n % rows.num_heads);
+      for (int64_t c = 0; c < rows.head_dim; ++c) {
+        narrow_.push_back(ToBFloat16(row[c]));
+        row[c] = ToFloat(narrow_.back());
       }
     }
   }
