@@ -63,10 +63,11 @@ struct PieceQueue::State {
 bool PieceQueue::State::Push(DocumentBatch* batch, OpenPiece* open_piece) {
   std::unique_lock<std::mutex> lock(mutex);
   const int64_t bytes = batch->bytes;
-  removed.wait(lock, [this, open_piece, bytes] {
-    return stopping || open_piece->batches.empty() ||
-           open_piece->bytes + bytes <= kAheadBytes;
-  });
+  if (!open_piece->batches.empty() && open_piece->bytes + bytes > kAheadBytes) {
+    removed.wait(lock, [this, open_piece] {
+      return stopping || open_piece->bytes <= kAheadBytes / 2;
+    });
+  }
   if (stopping) return false;
   open_piece->bytes += bytes;
   open_piece->batches.push_back(std::move(*batch));
@@ -164,7 +165,8 @@ absl::StatusOr<bool> PieceQueue::Next(DocumentBatch* batch) {
       *batch = std::move(piece.batches.front());
       piece.batches.pop_front();
       piece.bytes -= batch->bytes;
-      state.removed.notify_all();
+      // Reading goes on in bursts (data/tokenize_pipeline.cc).
+      if (piece.bytes <= kAheadBytes / 2) state.removed.notify_all();
       return true;
     }
     state.error = piece.error;

@@ -50,6 +50,9 @@ struct Work {
 
 }  // namespace
 
+// The caller and the threads that read work in bursts of megabytes: each time
+// that one of them runs, its data takes the place of the tokenizer's tables in
+// the processor's cache.
 struct TokenizePipeline::State {
   const Tokenizer* tokenizer = nullptr;
   std::function<bool(int64_t)> wanted;
@@ -66,6 +69,10 @@ struct TokenizePipeline::State {
   std::deque<std::unique_ptr<Work>> queue;  // by mutex, as all below
   size_t taken = 0;
   int64_t queued_bytes = 0;
+  // Results that lie there, and whether Next is taking them.
+  size_t done = 0;
+  int64_t done_bytes = 0;
+  bool draining = false;
   bool read_all = false;
   absl::Status error;
   bool stopping = false;
@@ -77,6 +84,13 @@ struct TokenizePipeline::State {
   absl::Status NumberAll();
   // False when stopping.
   bool Push(std::unique_ptr<Work> work);
+  bool HasRoom() const { return queued_bytes <= max_queued_bytes / 2; }
+  // Whether Next may go on. When nothing is being tokenised, all is done.
+  bool HasResult() const {
+    return !queue.empty() && queue.front()->done &&
+           (draining || done_bytes >= max_queued_bytes / 4 ||
+            done == queue.size());
+  }
   void WorkMain();
 };
 
@@ -90,10 +104,9 @@ absl::Span<const int32_t> TokenizedBatch::Ids(int64_t d) const {
 bool TokenizePipeline::State::Push(std::unique_ptr<Work> work) {
   std::unique_lock<std::mutex> lock(mutex);
   const int64_t bytes = work->result.text_bytes;
-  room_made.wait(lock, [this, bytes] {
-    return stopping || queue.empty() ||
-           queued_bytes + bytes <= max_queued_bytes;
-  });
+  if (!queue.empty() && queued_bytes + bytes > max_queued_bytes) {
+    room_made.wait(lock, [this] { return stopping || HasRoom(); });
+  }
   if (stopping) return false;
   queued_bytes += bytes;
   queue.push_back(std::move(work));
@@ -145,7 +158,9 @@ void TokenizePipeline::State::WorkMain() {
     work->Tokenize(*tokenizer);
     lock.lock();
     work->done = true;
-    if (work == queue.front().get()) front_done.notify_one();
+    ++done;
+    done_bytes += work->result.text_bytes;
+    if (HasResult()) front_done.notify_one();
   }
 }
 
@@ -186,7 +201,7 @@ absl::StatusOr<bool> TokenizePipeline::Next(TokenizedBatch* batch) {
   std::unique_lock<std::mutex> lock(state_->mutex);
   auto& queue = state_->queue;
   state_->front_done.wait(lock, [this, &queue] {
-    return queue.empty() ? state_->read_all : queue.front()->done;
+    return queue.empty() ? state_->read_all : state_->HasResult();
   });
   if (queue.empty()) {
     if (!state_->error.ok()) return state_->error;
@@ -195,8 +210,11 @@ absl::StatusOr<bool> TokenizePipeline::Next(TokenizedBatch* batch) {
   *batch = std::move(queue.front()->result);
   queue.pop_front();
   --state_->taken;
+  --state_->done;
   state_->queued_bytes -= batch->text_bytes;
-  state_->room_made.notify_one();
+  state_->done_bytes -= batch->text_bytes;
+  state_->draining = !queue.empty() && queue.front()->done;
+  if (state_->HasRoom()) state_->room_made.notify_one();
   return true;
 }
 
