@@ -379,23 +379,12 @@ class AdjointSolver {
       HoldAccumulators(sums_);
       FenceProducts();
 #pragma unroll
-      for (int k = 0; k < 4; ++k) MultiplyRows(a[k].x, y, 16 * k, true);
+      for (int k = 0; k < 4; ++k)
+        MultiplyTileRows<HeadTile>(sums_, a[k].x, y, 16 * k, true);
       FinishProducts(sums_);
       return;
     }
     MultiplyAdd<Products, HeadTile>(weights_, y, sums_);
-  }
-
-  // sums_ += a . rows [row, row + 16) of a tile, or = if !add.
-  __device__ __forceinline__ void MultiplyRows(const uint32_t (&a)[4],
-                                               const Element* tile, int row,
-                                               bool add) {
-#pragma unroll
-    for (int panel = 0; panel < kDim / 64; ++panel) {
-      MultiplyWarpgroup</*kColumns=*/true>(
-          reinterpret_cast<float(&)[8][4]>(sums_[8 * panel]), a,
-          ColumnsOperand<HeadTile>(tile, row, 64 * panel), add);
-    }
   }
 
   __device__ __forceinline__ int NumBlocks() const {
@@ -479,9 +468,9 @@ class AdjointSolver {
     FenceProducts();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      MultiplyRows(inverse_[k].low, high, 16 * k, k > 0);
-      MultiplyRows(inverse_[k].high, low, 16 * k, true);
-      MultiplyRows(inverse_[k].high, high, 16 * k, true);
+      MultiplyTileRows<HeadTile>(sums_, inverse_[k].low, high, 16 * k, k > 0);
+      MultiplyTileRows<HeadTile>(sums_, inverse_[k].high, low, 16 * k, true);
+      MultiplyTileRows<HeadTile>(sums_, inverse_[k].high, high, 16 * k, true);
     }
     FinishProducts(sums_);
     StoreSums([this](int row) { return in_.is_delta() ? 1.0f : m_.g[row]; },

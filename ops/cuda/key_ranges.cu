@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+#include "ops/cuda/chunk_mask.h"
 #include "ops/cuda/key_ranges.cuh"
 #include "runtime/check.h"
 #include "runtime/cuda_check.h"
@@ -8,23 +9,6 @@ namespace cubit {
 namespace cuda {
 namespace {
 
-// How many of ids [0, count), which do not decrease, are below `id` (or equal
-// to it, if `or_equal`).
-__device__ int CountBelow(const int32_t* ids, int count, int32_t id,
-                          bool or_equal) {
-  int begin = 0;
-  int end = count;
-  while (begin < end) {
-    const int middle = (begin + end) / 2;
-    if (ids[middle] < id || (or_equal && ids[middle] == id)) {
-      begin = middle + 1;
-    } else {
-      end = middle;
-    }
-  }
-  return begin;
-}
-
 __global__ void DocumentRangesKernel(const int32_t* segment_ids, int num_keys,
                                      int2* documents) {
   const int key = blockIdx.x * blockDim.x + threadIdx.x;
@@ -32,8 +16,8 @@ __global__ void DocumentRangesKernel(const int32_t* segment_ids, int num_keys,
   const int32_t* ids =
       segment_ids + blockIdx.y * static_cast<int64_t>(num_keys);
   documents[blockIdx.y * static_cast<int64_t>(num_keys) + key] =
-      make_int2(CountBelow(ids, num_keys, ids[key], false),
-                CountBelow(ids, num_keys, ids[key], true));
+      make_int2(CountSegments(ids, num_keys, ids[key], false),
+                CountSegments(ids, num_keys, ids[key], true));
 }
 
 }  // namespace

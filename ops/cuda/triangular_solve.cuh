@@ -517,8 +517,9 @@ class ForwardSolver {
     }
   }
 
-  // Phase 1, and the tiles of E of phase 2.
-  __device__ void Stream() {
+  // acc += E X over the tiles from the first to before `end`; the keys of
+  // `end` are then on their way, in the last group but one.
+  __device__ void StreamTiles(int end) {
     sum_[0] = sum_[1] = 0;
     self_[0] = self_[1] = 0;
 #pragma unroll
@@ -530,28 +531,20 @@ class ForwardSolver {
     // next, ...; empty ones keep the count.
     CopyKeys(first_tile_);
     CopyRightHandSide();
-    if (first_tile_ < diagonal_tile_) CopyX(first_tile_);
+    if (first_tile_ < end) CopyX(first_tile_);
     CommitCopies();
-    for (int tile = first_tile_; tile < diagonal_tile_; ++tile) {
+    for (int tile = first_tile_; tile < end; ++tile) {
       WaitForCopies<1>();
-      __syncthreads();
+      ShareTiles();
       CopyKeys(tile + 1);
       Scores s;
       ComputeScores(tile, s);
       Exponentiate(tile, s);
       WaitForCopies<1>();
-      __syncthreads();
+      ShareTiles();
       Accumulate(X(tile % 2), s);
-      if (tile + 1 < diagonal_tile_) CopyX(tile + 1);
+      if (tile + 1 < end) CopyX(tile + 1);
       CommitCopies();
-    }
-    ClearDiagonal();
-#pragma unroll
-    for (int d = 0; d < kDiagonalTiles; ++d) {
-      WaitForCopies<0>();
-      __syncthreads();
-      if (d + 1 < kDiagonalTiles) CopyKeys(diagonal_tile_ + d + 1);
-      KeepDiagonal(d);
     }
   }
 
@@ -563,36 +556,27 @@ class ForwardSolver {
     for (int i = 0; i < 8; ++i) own_[i / 4][i % 4] = 0;
   }
 
+  // Phase 1, and the tiles of E of phase 2.
+  __device__ void Stream() {
+    StreamTiles(diagonal_tile_);
+    ClearDiagonal();
+#pragma unroll
+    for (int d = 0; d < kDiagonalTiles; ++d) {
+      WaitForCopies<0>();
+      ShareTiles();
+      if (d + 1 < kDiagonalTiles) CopyKeys(diagonal_tile_ + d + 1);
+      KeepDiagonal(d);
+    }
+  }
+
   // Phases 1 and 2 of a warpgroup. What the next block of rows waits for comes
   // last: the block's own tile and its inverses need all scores but no X, so
   // the solution of the block before is awaited behind them.
   __device__ void StreamAhead() {
-    sum_[0] = sum_[1] = 0;
-    self_[0] = self_[1] = 0;
-#pragma unroll
-    for (int n = 0; n < kDim / 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) acc_[n][i] = 0;
-    }
     const int last = diagonal_tile_ - 1;
-    CopyKeys(first_tile_);
-    CopyRightHandSide();
-    if (first_tile_ < last) CopyX(first_tile_);
-    CommitCopies();
-    Scores s;
-    for (int tile = first_tile_; tile < last; ++tile) {
-      WaitForCopies<1>();
-      ShareTiles();
-      CopyKeys(tile + 1);
-      ComputeScores(tile, s);
-      Exponentiate(tile, s);
-      WaitForCopies<1>();
-      ShareTiles();
-      Accumulate(X(tile % 2), s);
-      if (tile + 1 < last) CopyX(tile + 1);
-      CommitCopies();
-    }
     const bool has_last = first_tile_ <= last;
+    StreamTiles(last);
+    Scores s;
     if (has_last) {
       WaitForCopies<1>();
       ShareTiles();
@@ -624,14 +608,8 @@ class ForwardSolver {
       HoldAccumulators(acc_);
       FenceProducts();
 #pragma unroll
-      for (int panel = 0; panel < kDim / 64; ++panel) {
-        auto& acc = reinterpret_cast<float(&)[8][4]>(acc_[8 * panel]);
-#pragma unroll
-        for (int k = 0; k < kKeys / 16; ++k) {
-          MultiplyWarpgroup</*kColumns=*/true>(
-              acc, a[k].x, ColumnsOperand<KeyTile>(x, 16 * k, 64 * panel),
-              /*add=*/true);
-        }
+      for (int k = 0; k < kKeys / 16; ++k) {
+        MultiplyTileRows<KeyTile>(acc_, a[k].x, x, 16 * k, /*add=*/true);
       }
       CommitProducts();
       WaitForProducts<0>();

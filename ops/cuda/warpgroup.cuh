@@ -150,6 +150,20 @@ __device__ __forceinline__ void MultiplyWarpgroup(float (&)[8][4], uint64_t,
 
 #endif
 
+// c = a . rows [row, row + 16) of a tile, or += if `add`; `a` in registers, the
+// tile's columns are those of c.
+template <typename TileType>
+__device__ __forceinline__ void MultiplyTileRows(
+    float (&c)[TileType::kDim / 8][4], const uint32_t (&a)[4],
+    const typename TileType::Element* tile, int row, bool add) {
+#pragma unroll
+  for (int panel = 0; panel < TileType::kDim / 64; ++panel) {
+    MultiplyWarpgroup</*kColumns=*/true>(
+        reinterpret_cast<float(&)[8][4]>(c[8 * panel]), a,
+        ColumnsOperand<TileType>(tile, row, 64 * panel), add);
+  }
+}
+
 // A barrier in shared memory that threads report to and wait at separately.
 // Phases alternate; whoever waits says which one.
 struct PhaseBarrier {

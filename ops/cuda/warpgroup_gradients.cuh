@@ -240,16 +240,10 @@ class WarpgroupGradients : public GradientRows<WarpgroupGradientMemory<kDim>> {
   // Starts sums_ += d_scores streamed rows.
   __device__ __forceinline__ void AddProducts(const Stage& stage) {
 #pragma unroll
-    for (int panel = 0; panel < kDim / 64; ++panel) {
-      auto& sums = reinterpret_cast<float(&)[8][4]>(sums_[0][8 * panel]);
-#pragma unroll
-      for (int k = 0; k < kStreamed / 16; ++k) {
-        MultiplyWarpgroup</*kColumns=*/true>(
-            sums, d_scores_[k].x,
-            ColumnsOperand<StreamedTile>(Elements(stage.scored), 16 * k,
-                                         64 * panel),
-            /*add=*/true);
-      }
+    for (int k = 0; k < kStreamed / 16; ++k) {
+      MultiplyTileRows<StreamedTile>(sums_[0], d_scores_[k].x,
+                                     Elements(stage.scored), 16 * k,
+                                     /*add=*/true);
     }
   }
 
