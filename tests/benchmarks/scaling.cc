@@ -2,8 +2,6 @@
 //
 // How training scales over ranks: layouts in turn, each compared with one rank.
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -103,21 +101,13 @@ void ChooseGpu(int num_ranks) {
 absl::Status StartRanksOf(int num_ranks, char** argv) {
   const int gpus = DeviceKind() == "cuda" ? ProbeGpus().num_gpus : 0;
   setenv(kGpusVariable, absl::StrCat(gpus).c_str(), 1);
-  std::vector<std::string> words(argv, argv + 1);
-  std::string self(4096, '\0');
-  const ssize_t length = readlink("/proc/self/exe", self.data(), self.size());
-  if (length > 0) words[0] = self.substr(0, static_cast<size_t>(length));
+  std::vector<std::string> arguments;
   for (char** word = argv + 1; *word != nullptr; ++word) {
-    words.emplace_back(*word);
+    arguments.emplace_back(*word);
   }
-  words.push_back(absl::StrCat("--ranks=", num_ranks));
-  std::vector<std::string> command = MpirunCommand(num_ranks, words);
-  std::vector<char*> arguments;
-  for (std::string& word : command) arguments.push_back(word.data());
-  arguments.push_back(nullptr);
-  execv(arguments[0], arguments.data());
-  return absl::NotFoundError(
-      absl::StrCat("cannot start ", arguments[0], " mpirun"));
+  arguments.push_back(absl::StrCat("--ranks=", num_ranks));
+  BecomeMpirun(num_ranks, arguments);
+  return absl::NotFoundError("no mpirun on the PATH (package openmpi-bin)");
 }
 
 double Sum(const std::map<std::string, double>& profile,

@@ -12,9 +12,9 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/str_replace.h"
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
 
@@ -38,69 +38,23 @@ constexpr double kFloat32Tolerance = 1e-4;
 constexpr char kSizes[] =
     " model.hidden_size=128 model.ffn_hidden_size=256 model.seq_len=192";
 
-// SHARDED stands for the mixer's own method of cp.
-struct Layout {
-  const char* name;
-  int dp, tp, pp, cp;
-  const char* overrides;
-};
-
-constexpr Layout kLayouts[] = {
-    {"dp2_zero1", 2, 1, 1, 1, "parallel.zero_stage=1"},
-    {"dp4_zero0", 4, 1, 1, 1, "parallel.zero_stage=0"},
-    {"tp2", 1, 2, 1, 1, ""},
-    {"tp4", 1, 4, 1, 1, ""},
-    {"cp2_ulysses", 1, 1, 1, 2, "parallel.cp_method=ulysses"},
-    {"cp2_SHARDED", 1, 1, 1, 2, "parallel.cp_method=SHARDED"},
-    {"cp4_SHARDED", 1, 1, 1, 4, "parallel.cp_method=SHARDED"},
-    {"tp2_cp2_SHARDED", 1, 2, 1, 2, "parallel.cp_method=SHARDED"},
-    {"cp4_ulysses", 1, 1, 1, 4, "parallel.cp_method=ulysses"},
-    {"pp2", 1, 1, 2, 1, "parallel.pipeline_schedule=one_f_one_b"},
-    {"pp2_interleaved", 1, 1, 2, 1, "parallel.pipeline_schedule=interleaved"},
-    {"tp2_pp2", 1, 2, 2, 1, ""},
-    {"dp2_tp2", 2, 2, 1, 1, ""},
-    {"tp2_cp2", 1, 2, 1, 2, "parallel.cp_method=ulysses"},
-};
-
-struct Model {
-  const char* name;
-  const char* overrides;
-  const char* sharded;
-};
-
-constexpr Model kModels[] = {
-    {"cubit", "model.mixer=cubit", "wavefront"},
-    {"cubit_docs",
-     "model.mixer=cubit data.document_mask=true model.mlp=swiglu "
-     "model.norm=rms_norm model.bias=false model.tied_embeddings=true",
-     "wavefront"},
-    {"transformer", "model.mixer=softmax model.softmax.qk_norm=true", "ring"},
-    {"deltaformer", "model.mixer=deltaformer", "wavefront"},
-};
-
+// Those of the gate that the ranks can hold, in both precisions.
 std::vector<GateCell> Cells() {
   std::vector<GateCell> cells;
-  for (const Model& model : kModels) {
-    for (const Layout& layout : kLayouts) {
-      for (const char* compute : {"bf16", "fp32"}) {
-        GateCell cell;
-        const std::vector<std::pair<std::string, std::string>> own = {
-            {"SHARDED", model.sharded}};
-        cell.name = absl::StrReplaceAll(
-            absl::StrCat(model.name, "_", layout.name, "_", compute), own);
-        cell.model = absl::StrCat(model.overrides, kSizes);
-        cell.dp = layout.dp;
-        cell.tp = layout.tp;
-        cell.pp = layout.pp;
-        cell.cp = layout.cp;
-        cell.layout = absl::StrCat(absl::StrReplaceAll(layout.overrides, own),
-                                   " precision.compute=", compute);
-        // Plans for GPUs refuse the mixers' own methods until these cells have
-        // passed; all else of a plan is the same.
-        const bool is_own = cell.name.find(model.sharded) != std::string::npos;
-        cell.device = is_own ? "cpu" : "cuda";
-        cells.push_back(cell);
-      }
+  for (const GateCell& of_gate : GateCells()) {
+    if (of_gate.world_size() > kNumRanks) continue;
+    // Plans for GPUs refuse the mixers' own methods until these cells have
+    // passed; all else of a plan is the same.
+    const bool is_own =
+        absl::StrContains(of_gate.layout, "cp_method=wavefront") ||
+        absl::StrContains(of_gate.layout, "cp_method=ring");
+    for (const char* compute : {"bf16", "fp32"}) {
+      GateCell cell = of_gate;
+      absl::StrAppend(&cell.name, "_", compute);
+      cell.model += kSizes;
+      absl::StrAppend(&cell.layout, " precision.compute=", compute);
+      cell.device = is_own ? "cpu" : "cuda";
+      cells.push_back(cell);
     }
   }
   return cells;

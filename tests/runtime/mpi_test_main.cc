@@ -2,18 +2,16 @@
 
 #include "tests/runtime/mpi_test_main.h"
 
-#include <unistd.h>
-
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 
 #include "runtime/check.h"
+#include "tests/runtime/mpirun.h"
 
 namespace cubit {
 namespace {
@@ -21,22 +19,6 @@ namespace {
 std::unique_ptr<MpiSession>& Session() {
   static auto* const session = new std::unique_ptr<MpiSession>;
   return *session;
-}
-
-// Returns only if there is no mpirun.
-void StartMpirun(int argc, char** argv, int num_ranks) {
-  std::vector<std::string> words = {
-      "mpirun", "--allow-run-as-root",   "--oversubscribe",
-      "-np",    absl::StrCat(num_ranks), "/proc/self/exe"};
-  std::string path(4096, '\0');
-  const ssize_t length = readlink("/proc/self/exe", path.data(), path.size());
-  CUBIT_CHECK(length > 0);
-  words.back() = path.substr(0, static_cast<size_t>(length));
-  words.insert(words.end(), argv + 1, argv + argc);
-  std::vector<char*> arguments;
-  for (std::string& word : words) arguments.push_back(word.data());
-  arguments.push_back(nullptr);
-  execvp("mpirun", arguments.data());
 }
 
 class FailurePrinter : public testing::EmptyTestEventListener {
@@ -71,7 +53,7 @@ MpiSession& TestSession() { return *Session(); }
 
 int RunTestsUnderMpi(int argc, char** argv, int num_ranks) {
   if (!MpiSession::StartedByMpi()) {
-    StartMpirun(argc, argv, num_ranks);
+    BecomeMpirun(num_ranks, {argv + 1, argv + argc});
     testing::InitGoogleTest(&argc, argv);
     testing::GTEST_FLAG(filter) = "Mpirun.IsInstalled";
     return RUN_ALL_TESTS();

@@ -18,6 +18,10 @@ bool HasMpirun();
 std::vector<std::string> MpirunCommand(int num_ranks,
                                        const std::vector<std::string>& program);
 
+// Becomes mpirun of so many ranks of this program's file with `arguments`, in
+// this environment. Returns only if there is no mpirun.
+void BecomeMpirun(int num_ranks, const std::vector<std::string>& arguments);
+
 }  // namespace cubit
 
 #endif  // CUBIT_TESTS_RUNTIME_MPIRUN_H_
