@@ -25,12 +25,14 @@ class FailurePrinter : public testing::EmptyTestEventListener {
  public:
   explicit FailurePrinter(int rank) : rank_(rank) {}
 
+  void OnTestStart(const testing::TestInfo& test) override {
+    test_ = test.name();
+  }
+
+  // GoogleTest holds the lock that UnitTest::current_test_info takes.
   void OnTestPartResult(const testing::TestPartResult& result) override {
     if (!result.failed()) return;
-    const auto* const test =
-        testing::UnitTest::GetInstance()->current_test_info();
-    std::printf("rank %d: %s: %s:%d: %s\n", rank_,
-                test == nullptr ? "?" : test->name(),
+    std::printf("rank %d: %s: %s:%d: %s\n", rank_, test_.c_str(),
                 result.file_name() == nullptr ? "?" : result.file_name(),
                 result.line_number(), result.message());
     std::fflush(stdout);
@@ -38,6 +40,7 @@ class FailurePrinter : public testing::EmptyTestEventListener {
 
  private:
   const int rank_;
+  std::string test_ = "?";
 };
 
 TEST(Mpirun, IsInstalled) {
