@@ -22,6 +22,7 @@
 #include "runtime/memory.h"
 #include "runtime/status_macros.h"
 #include "runtime/tensor.h"
+#include "tests/benchmarks/head_shapes.h"
 #include "tests/benchmarks/measure_cuda.h"
 #include "tests/benchmarks/write_json.h"
 
@@ -30,11 +31,6 @@ ABSL_FLAG(
     std::string, log, "",
     "write which kernels were chosen, and their work space, to this file");
 ABSL_FLAG(double, seconds, 0.2, "time spent on each measurement");
-ABSL_FLAG(std::vector<std::string>, shapes,
-          std::vector<std::string>({"8x16x1024x64", "8x32x1024x64",
-                                    "8x16x1024x128", "2x16x4096x128",
-                                    "1x16x8192x128", "1x12x8192x64"}),
-          "BxHxTxK of every measurement, separated by commas");
 
 namespace cubit {
 namespace {
@@ -51,28 +47,10 @@ Examples:
   bazel run //tests/benchmarks:attention -- --shapes=4x16x2048x80 --json=/tmp/a
 )";
 
-struct Size {
-  int64_t batch, num_heads, seq_len, head_dim;
-};
-
-// "8x16x1024x64".
-absl::StatusOr<Size> ParseSize(const std::string& text) {
-  Size size;
-  char rest = 0;
-  long long parts[4];  // NOLINT(google-runtime-int): what sscanf reads
-  if (std::sscanf(text.c_str(), "%lldx%lldx%lldx%lld%c", &parts[0], &parts[1],
-                  &parts[2], &parts[3], &rest) != 4) {
-    return absl::InvalidArgumentError(
-        "--shapes: wanted BxHxTxK, such as 8x16x1024x64, got " + text);
-  }
-  size = {parts[0], parts[1], parts[2], parts[3]};
-  return size;
-}
-
 // q, k, v as columns of one projection, as in a model, and all else.
 class Problem {
  public:
-  explicit Problem(const Size& size)
+  explicit Problem(const HeadShape& size)
       : size_(size), inner_(size.num_heads * size.head_dim) {
     projection_ = Make({size.batch, size.seq_len, 3 * inner_}, 1);
     d_projection_ = Make(projection_.shape(), 2);
@@ -127,7 +105,7 @@ class Problem {
     return 1.0f / std::sqrt(static_cast<float>(size_.head_dim));
   }
 
-  Size size_;
+  HeadShape size_;
   int64_t inner_;
   Stream stream_;
   std::vector<Buffer> buffers_;
@@ -154,9 +132,9 @@ const Engine kEngines[] = {
     {"cudnn", cuda::CudnnAttentionForward, cuda::CudnnAttentionBackward},
 };
 
-nlohmann::json Report(const Size& size, const Engine& engine, const char* pass,
-                      int products, int tensors, double seconds,
-                      const Ceilings& ceilings) {
+nlohmann::json Report(const HeadShape& size, const Engine& engine,
+                      const char* pass, int products, int tensors,
+                      double seconds, const Ceilings& ceilings) {
   const double rows =
       static_cast<double>(size.batch * size.num_heads * size.seq_len);
   const double flops =
@@ -185,8 +163,8 @@ nlohmann::json Report(const Size& size, const Engine& engine, const char* pass,
           {"share_of_copy", bytes / seconds / ceilings.bytes_per_second}};
 }
 
-void Measure(const Size& size, const Engine& engine, const Ceilings& ceilings,
-             nlohmann::json* results) {
+void Measure(const HeadShape& size, const Engine& engine,
+             const Ceilings& ceilings, nlohmann::json* results) {
   Problem problem(size);
   const auto forward_call = problem.Forward();
   const auto backward_call = problem.Backward();
@@ -215,6 +193,8 @@ absl::Status Run() {
   if (!absl::GetFlag(FLAGS_log).empty()) {
     CUBIT_RETURN_IF_ERROR(LogToFile(absl::GetFlag(FLAGS_log)));
   }
+  CUBIT_ASSIGN_OR_RETURN(const std::vector<HeadShape> shapes,
+                         HeadShapesOfFlag());
   const DeviceInfo device = QueryDevice();
   Ceilings ceilings;
   {
@@ -227,11 +207,9 @@ absl::Status Run() {
       device.name.c_str(), ceilings.flops_per_second * 1e-12,
       ceilings.bytes_per_second * 1e-12);
   nlohmann::json results = nlohmann::json::array();
-  for (const std::string& text : absl::GetFlag(FLAGS_shapes)) {
-    absl::StatusOr<Size> size = ParseSize(text);
-    if (!size.ok()) return size.status();
+  for (const HeadShape& size : shapes) {
     for (const Engine& engine : kEngines) {
-      Measure(*size, engine, ceilings, &results);
+      Measure(size, engine, ceilings, &results);
     }
   }
   return WriteJson(absl::GetFlag(FLAGS_json),

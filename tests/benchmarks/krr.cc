@@ -12,18 +12,23 @@
 #include <string>
 #include <vector>
 
+#include "absl/algorithm/container.h"
 #include "absl/flags/flag.h"
 #include "nlohmann/json.hpp"
 
 #include "runtime/command_line.h"
 #include "runtime/device.h"
 #include "runtime/status_macros.h"
+#include "tests/benchmarks/head_shapes.h"
 #include "tests/benchmarks/measure_cuda.h"
 #include "tests/benchmarks/write_json.h"
 
 ABSL_FLAG(std::string, solve_engine, "warp",
           "products of the bf16 solves: warp, or warpgroup (Hopper)");
 ABSL_FLAG(std::string, json, "", "also write the results to this file");
+ABSL_FLAG(std::vector<std::string>, precisions,
+          std::vector<std::string>({"bf16", "bf16x3", "tf32"}),
+          "which of bf16, bf16x3 and tf32, separated by commas");
 ABSL_FLAG(double, seconds, 0.05, "measured time of each figure");
 
 namespace cubit {
@@ -40,22 +45,20 @@ Example:
   bazel run //tests/benchmarks:krr -- --json=/tmp/krr.json
 )";
 
-struct Size {
-  int64_t batch;
-  int64_t num_heads;
-  int64_t seq_len;
-  int64_t head_dim;
-};
-
 struct Precision {
   const char* name;
   DType dtype;
   SolvePrecision precision;
 };
 
+constexpr Precision kPrecisions[] = {
+    {"bf16", DType::kBFloat16, SolvePrecision::kBFloat16x3},
+    {"bf16x3", DType::kFloat32, SolvePrecision::kBFloat16x3},
+    {"tf32", DType::kFloat32, SolvePrecision::kTFloat32}};
+
 class Solve {
  public:
-  Solve(Size size, Precision precision, Stream& stream)
+  Solve(HeadShape size, Precision precision, Stream& stream)
       : size_(size),
         precision_(precision),
         stream_(stream),
@@ -119,7 +122,7 @@ class Solve {
     return HeadsOf(x.view(), 0, size_.num_heads, size_.head_dim);
   }
 
-  Size size_;
+  HeadShape size_;
   Precision precision_;
   Stream& stream_;
   DeviceTensor r_, v_, x_, d_x_, y_, d_r_, d_v_;
@@ -128,8 +131,8 @@ class Solve {
   DeviceTensor scale_, log_lambda_, d_log_lambda_;
 };
 
-nlohmann::json Measure(Size size, Precision precision, const Ceilings& ceilings,
-                       Stream& stream) {
+nlohmann::json Measure(HeadShape size, Precision precision,
+                       const Ceilings& ceilings, Stream& stream) {
   Solve solve(size, precision, stream);
   nlohmann::json results = nlohmann::json::array();
   const auto add = [&](const char* pass, double products, int64_t tensors,
@@ -166,22 +169,19 @@ nlohmann::json Measure(Size size, Precision precision, const Ceilings& ceilings,
 
 absl::Status Run() {
   CUBIT_RETURN_IF_ERROR(UseSolveEngine(absl::GetFlag(FLAGS_solve_engine)));
+  CUBIT_ASSIGN_OR_RETURN(const std::vector<HeadShape> shapes,
+                         HeadShapesOfFlag());
   Stream stream;
   const Ceilings ceilings =
       MeasureCeilings(absl::GetFlag(FLAGS_seconds), stream);
   std::printf("copy %.2f TB/s, bf16 product %.0f TFLOP/s\n",
               ceilings.bytes_per_second * 1e-12,
               ceilings.flops_per_second * 1e-12);
-  const std::vector<Size> sizes = {{8, 16, 1024, 64},  {8, 32, 1024, 64},
-                                   {8, 16, 1024, 128}, {2, 16, 4096, 128},
-                                   {1, 16, 8192, 128}, {1, 12, 8192, 64}};
-  const std::vector<Precision> precisions = {
-      {"bf16", DType::kBFloat16, SolvePrecision::kBFloat16x3},
-      {"bf16x3", DType::kFloat32, SolvePrecision::kBFloat16x3},
-      {"tf32", DType::kFloat32, SolvePrecision::kTFloat32}};
+  const std::vector<std::string> wanted = absl::GetFlag(FLAGS_precisions);
   nlohmann::json results = nlohmann::json::array();
-  for (const Precision& precision : precisions) {
-    for (const Size& size : sizes) {
+  for (const Precision& precision : kPrecisions) {
+    if (!absl::c_linear_search(wanted, precision.name)) continue;
+    for (const HeadShape& size : shapes) {
       for (auto& result : Measure(size, precision, ceilings, stream)) {
         results.push_back(result);
       }
