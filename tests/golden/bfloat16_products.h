@@ -1,8 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // A number type on which the plain references become "the same computation done
-// plainly in bf16": operands of every product are rounded to bf16, and all else
-// is exact. What a kernel in bf16 may be compared with.
+// plainly in bf16": operands of every product and stored activations are
+// rounded to bf16, and all else is exact. What a kernel in bf16 may be compared
+// with.
+//
+// On one of several grids: the values x with x (1 + grid / kNumGrids) in bf16
+// are as dense as bf16 itself, and hold the powers of two as it does, but
+// rounding to them errs by other amounts. So every grid is another draw of the
+// same error.
 
 #ifndef CUBIT_TESTS_GOLDEN_BFLOAT16_PRODUCTS_H_
 #define CUBIT_TESTS_GOLDEN_BFLOAT16_PRODUCTS_H_
@@ -14,10 +20,15 @@
 namespace cubit {
 namespace golden {
 
-inline double RoundToBFloat16(double x) {
-  return static_cast<double>(ToFloat(ToBFloat16(static_cast<float>(x))));
+constexpr int kNumGrids = 8;
+
+inline double RoundToBFloat16(double x, int grid) {
+  const double factor = 1 + static_cast<double>(grid) / kNumGrids;
+  const float scaled = static_cast<float>(x * factor);
+  return static_cast<double>(ToFloat(ToBFloat16(scaled))) / factor;
 }
 
+template <int kGrid>
 class WithBFloat16Products {
  public:
   using Self = WithBFloat16Products;
@@ -27,7 +38,8 @@ class WithBFloat16Products {
   explicit operator double() const { return value_; }
 
   friend Self operator*(const Self& a, const Self& b) {
-    return Self(RoundToBFloat16(a.value_) * RoundToBFloat16(b.value_));
+    return Self(RoundToBFloat16(a.value_, kGrid) *
+                RoundToBFloat16(b.value_, kGrid));
   }
   friend Self operator+(const Self& a, const Self& b) {
     return Self(a.value_ + b.value_);
@@ -53,6 +65,14 @@ class WithBFloat16Products {
  private:
   double value_ = 0;
 };
+
+// An activation, or the gradient of one, as it lies in memory between ops.
+inline double Stored(double x) { return x; }
+template <int kGrid>
+WithBFloat16Products<kGrid> Stored(const WithBFloat16Products<kGrid>& x) {
+  return WithBFloat16Products<kGrid>(
+      RoundToBFloat16(static_cast<double>(x), kGrid));
+}
 
 }  // namespace golden
 }  // namespace cubit

@@ -31,9 +31,11 @@ void WriteEmptyRowsAsZero(std::vector<double>* lse);
 // In double.
 Results RunReference(const Case& c);
 
-// The same formulas with the operands of every product rounded to bf16, and
-// results of one element a head dim too.
-Results RunPlainBFloat16(const Case& c);
+// The same formulas with the operands of every product, and what lies in memory
+// between ops (inputs, x, its gradient, results of one element a head dim),
+// rounded to bf16: once for every grid of bfloat16_products.h, the first of
+// which is bf16's own.
+std::vector<Results> RunPlainBFloat16(const Case& c);
 
 // How the ops compute.
 struct Precision {

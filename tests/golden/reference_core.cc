@@ -23,6 +23,16 @@ using Matrix = reference::Matrix<T>;
 template <typename T>
 using Vector = reference::Vector<T>;
 
+template <typename T>
+Vector<T> StoredAll(Vector<T> values) {
+  for (T& value : values) value = Stored(value);
+  return values;
+}
+template <typename T>
+Matrix<T> StoredAll(const Matrix<T>& x) {
+  return Matrix<T>(x.rows(), x.columns(), StoredAll(x.values()));
+}
+
 // Head (b, h) of the arrays of a case, and of the results.
 template <typename T>
 class Head {
@@ -32,10 +42,10 @@ class Head {
 
   Matrix<T> Rows(const std::string& name) const {
     return Matrix<T>(c_.seq_len, c_.head_dim,
-                     Part(name, c_.seq_len * c_.head_dim));
+                     StoredAll(Part(name, c_.seq_len * c_.head_dim)));
   }
   Vector<T> Scalars(const std::string& name) const {
-    return Part(name, c_.seq_len);
+    return StoredAll(Part(name, c_.seq_len));
   }
   T Parameter(const std::string& name) const {
     return T(c_.input(name).values[static_cast<size_t>(h_)]);
@@ -147,8 +157,9 @@ void RunCubit(const Case& c, const reference::Mask& mask, Head<T>* head) {
       head->Parameter("upper_scale"), head->Parameter("log_lambda")};
   const Vector<T> lrr = c.lrr ? head->Scalars("lrr_logits") : Vector<T>();
   const auto factors = reference::KrrFactorsForward(r, lrr, parameters);
-  const auto solution =
+  auto solution =
       reference::KrrSolveForward(r, v, factors, parameters.log_lambda, mask);
+  solution.x = StoredAll(solution.x);
   const auto attention =
       reference::AttentionForward(q, k, solution.x, scale, mask);
   head->Write("out", attention.out.values());
@@ -159,7 +170,7 @@ void RunCubit(const Case& c, const reference::Mask& mask, Head<T>* head) {
   const auto d = reference::AttentionBackward(q, k, solution.x, scale, mask,
                                               head->Rows("dout"));
   const auto d_solve = reference::KrrSolveBackward(
-      r, v, factors, parameters.log_lambda, mask, solution.x, d.d_v);
+      r, v, factors, parameters.log_lambda, mask, solution.x, StoredAll(d.d_v));
   const auto d_factors = reference::KrrFactorsBackward(
       r, lrr, parameters, d_solve.d_column_scale, d_solve.d_value_scale);
   head->Write("dq", q_entry.Backward(d.d_q));
@@ -185,8 +196,9 @@ void RunDeltaFormer(const Case& c, const reference::Mask& mask, Head<T>* head) {
   const Matrix<T> k = k_entry.Forward();
   const Matrix<T> w = w_entry.Forward();
   const Vector<T> beta = head->Scalars("beta");
-  const auto solution =
+  auto solution =
       reference::DeltaSolveForward(w, k, head->Rows("v"), beta, scale, mask);
+  solution.x = StoredAll(solution.x);
   const auto attention =
       reference::AttentionForward(q, k, solution.x, scale, mask);
   head->Write("out", attention.out.values());
@@ -196,8 +208,8 @@ void RunDeltaFormer(const Case& c, const reference::Mask& mask, Head<T>* head) {
 
   const auto d = reference::AttentionBackward(q, k, solution.x, scale, mask,
                                               head->Rows("dout"));
-  const auto d_solve =
-      reference::DeltaSolveBackward(w, k, beta, scale, mask, solution.x, d.d_v);
+  const auto d_solve = reference::DeltaSolveBackward(
+      w, k, beta, scale, mask, solution.x, StoredAll(d.d_v));
   head->Write("dq", q_entry.Backward(d.d_q));
   head->Write("dk", k_entry.Backward(Sum(d.d_k, d_solve.d_k)));
   head->Write("dw", w_entry.Backward(d_solve.d_w));
@@ -236,6 +248,23 @@ Results RunAs(const Case& c) {
   return results;
 }
 
+template <int kGrid>
+Results RunOnGrid(const Case& c) {
+  Results results = RunAs<WithBFloat16Products<kGrid>>(c);
+  const int64_t rows = c.batch * c.num_heads * c.seq_len * c.head_dim;
+  for (auto& [name, values] : results) {
+    if (static_cast<int64_t>(values.size()) != rows) continue;
+    for (double& value : values) value = RoundToBFloat16(value, kGrid);
+  }
+  return results;
+}
+
+template <int... kGrids>
+std::vector<Results> RunOnGrids(const Case& c,
+                                std::integer_sequence<int, kGrids...>) {
+  return {RunOnGrid<kGrids>(c)...};
+}
+
 }  // namespace
 
 void WriteEmptyRowsAsZero(std::vector<double>* lse) {
@@ -245,14 +274,8 @@ void WriteEmptyRowsAsZero(std::vector<double>* lse) {
 
 Results RunReference(const Case& c) { return RunAs<double>(c); }
 
-Results RunPlainBFloat16(const Case& c) {
-  Results results = RunAs<WithBFloat16Products>(c);
-  const int64_t rows = c.batch * c.num_heads * c.seq_len * c.head_dim;
-  for (auto& [name, values] : results) {
-    if (static_cast<int64_t>(values.size()) != rows) continue;
-    for (double& value : values) value = RoundToBFloat16(value);
-  }
-  return results;
+std::vector<Results> RunPlainBFloat16(const Case& c) {
+  return RunOnGrids(c, std::make_integer_sequence<int, kNumGrids>());
 }
 
 }  // namespace golden

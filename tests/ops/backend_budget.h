@@ -24,14 +24,15 @@ std::vector<T> Widen(const std::vector<float>& values) {
 
 // Passes if `got` is at most twice as far from `exact`, the reference in
 // double, as `plain`, the reference in float, plus one epsilon of the norm,
-// which rounding the result to float may cost.
+// which rounding the result to float may cost. `besides` is a relative error
+// that it may have in addition.
 inline ::testing::AssertionResult IsWithinBudget(
     const std::vector<float>& got, const std::vector<float>& plain,
-    const std::vector<double>& exact) {
+    const std::vector<double>& exact, double besides = 0) {
   const double budget =
       2 * RelativeError(ToDouble(plain), exact) +
       static_cast<double>(std::numeric_limits<float>::epsilon());
-  return IsClose(ToDouble(got), exact, budget);
+  return IsClose(ToDouble(got), exact, budget + besides);
 }
 
 // a + b, element by element: what an op that accumulates must leave.

@@ -106,15 +106,16 @@ class DeviceArray {
 
 // Passes if `got` is at most twice as far from `exact`, the reference in double
 // on the same bf16 inputs, as `plain`, the reference in float rounded to the
-// type of the result.
+// type of the result. `besides` is a relative error that it may have in
+// addition.
 inline ::testing::AssertionResult IsWithinBFloat16Budget(
     const DeviceArray& got, const std::vector<float>& plain,
-    const std::vector<double>& exact) {
+    const std::vector<double>& exact, double besides = 0) {
   const bool narrow = got.view().dtype() == DType::kBFloat16;
   const double budget =
       2 * RelativeError(ToDouble(narrow ? Rounded(plain) : plain), exact) +
       static_cast<double>(std::numeric_limits<float>::epsilon());
-  return IsClose(ToDouble(got.values()), exact, budget);
+  return IsClose(ToDouble(got.values()), exact, budget + besides);
 }
 
 }  // namespace testing

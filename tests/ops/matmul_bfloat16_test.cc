@@ -161,9 +161,12 @@ TEST_P(BFloat16Linear, BackwardWeightAddsToFloat) {
   LinearBackwardWeight(d_y_device.view(), x_device.view(), d_weight.view(),
                        d_bias.view(), stream);
   stream.Synchronize();
-  EXPECT_TRUE(
-      IsWithinBFloat16Budget(d_weight, Sum(weight_before, plain.d_weight),
-                             Sum(ToDouble(weight_before), exact.d_weight)));
+  // Tensor cores add 16 rows at a time and drop what does not fit into fp32,
+  // half an epsilon of the sum so far on average and always towards zero.
+  const double truncation = static_cast<double>(s.num_rows) / 16 * 0x1p-24;
+  EXPECT_TRUE(IsWithinBFloat16Budget(
+      d_weight, Sum(weight_before, plain.d_weight),
+      Sum(ToDouble(weight_before), exact.d_weight), truncation));
   EXPECT_TRUE(IsWithinBFloat16Budget(d_bias, Sum(bias_before, plain.d_bias),
                                      Sum(ToDouble(bias_before), exact.d_bias)));
 }

@@ -25,16 +25,24 @@ HostTensor<float> Poisoned(Shape shape) {
   return HostTensor<float>(shape, std::numeric_limits<float>::quiet_NaN());
 }
 
+double Norm(const std::vector<double>& values) {
+  double squares = 0;
+  for (const double value : values) squares += value * value;
+  return std::sqrt(squares);
+}
+
+double RelativeTo(const std::vector<double>& want, double error) {
+  return error / std::max(Norm(want), 1e-300);
+}
+
 double RelativeError(const std::vector<double>& got,
                      const std::vector<double>& want) {
   CUBIT_CHECK_EQ(got.size(), want.size());
   double difference = 0;
-  double norm = 0;
   for (size_t i = 0; i < got.size(); ++i) {
     difference += (got[i] - want[i]) * (got[i] - want[i]);
-    norm += want[i] * want[i];
   }
-  return std::sqrt(difference) / std::max(std::sqrt(norm), 1e-300);
+  return RelativeTo(want, std::sqrt(difference));
 }
 
 ::testing::AssertionResult IsClose(const std::vector<double>& got,

@@ -67,6 +67,12 @@ std::vector<double> ToDouble(const std::vector<T>& values) {
 double RelativeError(const std::vector<double>& got,
                      const std::vector<double>& want);
 
+double Norm(const std::vector<double>& values);
+
+// `error` over the norm of `want`: an absolute error as part of a tolerance,
+// for results that may cancel. `want` may be 0.
+double RelativeTo(const std::vector<double>& want, double error);
+
 // Passes if RelativeError <= tolerance; else names the worst element by its
 // index with both values.
 ::testing::AssertionResult IsClose(const std::vector<double>& got,
