@@ -154,10 +154,9 @@ absl::Status ChooseCpMethod(const LayoutRequest& request,
     plan->cp_reason = "asked for";
     return absl::OkStatus();
   }
-  if (request.gpu || form.empty()) {
+  if (form.empty()) {
     plan->cp_method = CpMethod::kUlysses;
-    plan->cp_reason = request.gpu ? "the only method on GPUs"
-                                  : "the mixer has no form on shards";
+    plan->cp_reason = "the mixer has no form on shards";
     return absl::OkStatus();
   }
   if (heads % request.cp_size != 0) {
@@ -171,7 +170,7 @@ absl::Status ChooseCpMethod(const LayoutRequest& request,
                          MakeSequenceCall(model, request.micro_batch_size,
                                           static_cast<int>(request.tp_size),
                                           static_cast<int>(request.cp_size)));
-  MachineModel machine = MachineModelOf("cpu");
+  MachineModel machine = MachineModelOf(request.gpu ? "h200" : "cpu");
   machine.ranks_per_node = plan->ranks_per_node;
   const LinkModel& link = machine.LinkOf(request.tp_size * request.cp_size);
   const SequenceCost ulysses =

@@ -120,22 +120,14 @@ class Rules {
            "ulysses");
       return;
     }
-    if (own && r_.gpu) {
-      Fail(
-          "parallel.cp_method ", word,
-          " has not been tried on GPUs and is refused there; on GPUs sequences "
-          "are spread by ulysses (cp_method ulysses or auto)");
-      return;
-    }
-    const bool needs_ulysses = word == "ulysses" || r_.gpu || form.empty();
+    const bool needs_ulysses = word == "ulysses" || form.empty();
     const int64_t heads = model_.num_heads / r_.tp_size;
-    if (!needs_ulysses || own || model_.num_heads % r_.tp_size != 0) return;
+    if (!needs_ulysses || model_.num_heads % r_.tp_size != 0) return;
     if (heads % r_.cp_size == 0) return;
     Fail("ulysses gives every rank whole heads, and the ", heads,
          " heads of a tp rank (model.num_heads ", model_.num_heads, " / tp ",
          r_.tp_size, ") are no multiple of parallel.cp_size ", r_.cp_size,
-         "; these divide: ", DivisorList(heads, r_.cp_size),
-         r_.gpu && word == "auto" ? " (the only method on GPUs)" : "");
+         "; these divide: ", DivisorList(heads, r_.cp_size));
   }
 
   void CheckBatch() {

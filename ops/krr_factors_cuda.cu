@@ -121,26 +121,68 @@ struct FactorsBackwardArguments {
   const float* d_value_scale;
 };
 
-// d_r and d_lrr_logits, token by token.
+// Tokens of one head that a thread block takes.
+constexpr int kTokensOfBlock = 64;
+// Sums for d_scale, d_lower and d_upper_scale.
+constexpr int kHeadSums = 3;
+
+int64_t ChunksOfSequence(const Size& size) {
+  return (size.seq_len + kTokensOfBlock - 1) / kTokensOfBlock;
+}
+
+// d_r and d_lrr_logits of one token, by a warp; lane 0 adds its share of the
+// head's gradients. column_scale is scale / norm, but a scale of 0 has erased
+// the norm, so it is taken again.
 template <typename Element>
-__global__ void __launch_bounds__(kThreads)
-    FactorsBackwardKernel(const FactorsBackwardArguments in) {
-  const int64_t n = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
-  if (n >= in.size.num_tokens) return;
-  const Token token = TokenOf(in.size, n);
+__device__ void TokenBackward(const FactorsBackwardArguments& in,
+                              const Token& token, double (&sums)[kHeadSums]) {
   const Element* row = in.r.Row<Element>(token.b, token.t, token.h);
-  const float inverse = rsqrtf(SquaredNorm(row, in.size.head_dim));
-  const float factor = -in.d_column_scale[token.scalar] * in.scale[token.h] *
-                       inverse * inverse * inverse;
+  const float square = SquaredNorm(row, in.size.head_dim);
+  const float inverse = rsqrtf(square);
+  const float d_column_scale = in.d_column_scale[token.scalar];
+  const float factor =
+      -d_column_scale * in.scale[token.h] * inverse * inverse * inverse;
   Element* d_row = in.d_r.MutableRow<Element>(token.b, token.t, token.h);
   for (int c = threadIdx.x % 32; c < in.size.head_dim; c += 32) {
     Store(d_row + c, fmaf(factor, Load(row + c), Load(d_row + c)));
   }
-  if (threadIdx.x % 32 != 0 || in.lrr.data == nullptr) return;
+  if (threadIdx.x % 32 != 0) return;
+  sums[0] += d_column_scale / sqrtf(square);
+  if (in.lrr.data == nullptr) return;
+  const float d_value = in.d_value_scale[token.scalar];
   const float s = Sigmoid(Load(in.lrr.Row<Element>(token.b, token.t, token.h)));
+  sums[1] += d_value;
+  sums[2] += d_value * s;
   Store(in.d_lrr.MutableRow<Element>(token.b, token.t, token.h),
-        in.d_value_scale[token.scalar] * in.upper_scale[token.h] * s *
-            (1.0f - s));
+        d_value * in.upper_scale[token.h] * s * (1.0f - s));
+}
+
+// partials[block][kHeadSums]: of one head, one sequence and kTokensOfBlock
+// tokens, in a fixed order. Blocks: chunks of a sequence, heads, sequences.
+template <typename Element>
+__global__ void __launch_bounds__(kThreads)
+    FactorsBackwardKernel(const FactorsBackwardArguments in, int chunks,
+                          double* partials) {
+  const int64_t pair = blockIdx.x / chunks;
+  const int begin = static_cast<int>(blockIdx.x % chunks) * kTokensOfBlock;
+  const int end = min(begin + kTokensOfBlock, in.size.seq_len);
+  double sums[kHeadSums] = {};
+  for (int t = begin + threadIdx.x / 32; t < end; t += kWarps) {
+    TokenBackward<Element>(
+        in,
+        {pair / in.size.num_heads, t, pair % in.size.num_heads,
+         pair * in.size.seq_len + t},
+        sums);
+  }
+  __shared__ double of_warp[kWarps][kHeadSums];
+  if (threadIdx.x % 32 == 0) {
+    for (int i = 0; i < kHeadSums; ++i) of_warp[threadIdx.x / 32][i] = sums[i];
+  }
+  __syncthreads();
+  if (threadIdx.x >= kHeadSums) return;
+  double sum = 0;
+  for (int w = 0; w < kWarps; ++w) sum += of_warp[w][threadIdx.x];
+  partials[int64_t{blockIdx.x} * kHeadSums + threadIdx.x] = sum;
 }
 
 // Sums `kCount` numbers over a thread block in a fixed order; thread 0 gets
@@ -161,34 +203,22 @@ __device__ void SumOverBlock(double (&x)[kCount]) {
   for (int i = 0; i < kCount; ++i) x[i] = partial[i][0];
 }
 
-// Gradients of the parameters of head blockIdx.x, over all tokens. column_scale
-// is scale / norm, but a scale of 0 has erased the norm, so it is taken again.
-template <typename Element>
+// Gradients of the parameters of head blockIdx.x from the partial sums.
 __global__ void __launch_bounds__(kThreads)
-    HeadGradientsKernel(const FactorsBackwardArguments in, int64_t batch,
-                        float* d_scale, float* d_lower, float* d_upper_scale) {
+    HeadGradientsKernel(const double* partials, int64_t batch, int num_heads,
+                        int chunks, float* d_scale, float* d_lower,
+                        float* d_upper_scale) {
   const int64_t h = blockIdx.x;
-  double sums[3] = {0, 0, 0};
-  for (int64_t n = threadIdx.x; n < batch * in.size.seq_len; n += kThreads) {
-    const int64_t b = n / in.size.seq_len;
-    const int64_t t = n % in.size.seq_len;
-    const int64_t scalar = (b * in.size.num_heads + h) * in.size.seq_len + t;
-    const Element* row = in.r.Row<Element>(b, t, h);
-    float square = kEpsilon;
-    for (int c = 0; c < in.size.head_dim; ++c) {
-      const float x = Load(row + c);
-      square = fmaf(x, x, square);
-    }
-    sums[0] += in.d_column_scale[scalar] / sqrtf(square);
-    if (in.lrr.data == nullptr) continue;
-    const float d_value = in.d_value_scale[scalar];
-    sums[1] += d_value;
-    sums[2] += d_value * Sigmoid(Load(in.lrr.Row<Element>(b, t, h)));
+  double sums[kHeadSums] = {};
+  for (int64_t n = threadIdx.x; n < batch * chunks; n += kThreads) {
+    const int64_t block = (n / chunks * num_heads + h) * chunks + n % chunks;
+    for (int i = 0; i < kHeadSums; ++i)
+      sums[i] += partials[block * kHeadSums + i];
   }
   SumOverBlock(sums);
   if (threadIdx.x != 0) return;
   d_scale[h] += static_cast<float>(sums[0]);
-  if (in.lrr.data == nullptr) return;
+  if (d_lower == nullptr) return;
   d_lower[h] += static_cast<float>(sums[1]);
   d_upper_scale[h] += static_cast<float>(sums[2]);
 }
@@ -203,6 +233,25 @@ struct HealthArguments {
 
 // Larger of two magnitudes; NaN is larger than everything.
 __device__ float Larger(float a, float b) { return isnan(a) || a > b ? a : b; }
+
+// The largest of each over a thread block; thread 0 gets them.
+template <int kCount>
+__device__ void MaximaOverBlock(float (&x)[kCount]) {
+  __shared__ float of_warp[kCount][kWarps];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+      x[i] = Larger(__shfl_xor_sync(0xffffffffu, x[i], offset), x[i]);
+    }
+    if (threadIdx.x % 32 == 0) of_warp[i][threadIdx.x / 32] = x[i];
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int i = 0; i < kCount; ++i) {
+    for (int w = 1; w < kWarps; ++w) x[i] = Larger(of_warp[i][w], x[i]);
+  }
+}
 
 // Health of one (sequence, head): -log of the smallest diagonal of P, largest
 // |x|, largest |value_scale v|. One block each.
@@ -229,31 +278,29 @@ __global__ void __launch_bounds__(kThreads)
     const float score = in.column_scale[scalar] * Sum(square);
     largest[0] = Larger(in.lse[scalar] - score, largest[0]);
   }
-  __shared__ float partial[3][kThreads];
-  for (int i = 0; i < 3; ++i) partial[i][threadIdx.x] = largest[i];
-  __syncthreads();
-  if (threadIdx.x >= 3) return;
-  float result = 0;
-  for (int i = 0; i < kThreads; ++i) {
-    result = Larger(partial[threadIdx.x][i], result);
-  }
-  pairs[pair * 3 + threadIdx.x] = result;
+  MaximaOverBlock(largest);
+  if (threadIdx.x != 0) return;
+  for (int i = 0; i < 3; ++i) pairs[pair * 3 + i] = largest[i];
 }
 
-__global__ void ReduceHealthKernel(const float* pairs, int num_pairs,
-                                   const float* log_lambda, int num_heads,
-                                   float* result) {
-  float largest[3] = {0, 0, 0};
-  for (int pair = 0; pair < num_pairs; ++pair) {
+// By one thread block: the order does not matter to a maximum.
+__global__ void __launch_bounds__(kThreads)
+    ReduceHealthKernel(const float* pairs, int num_pairs,
+                       const float* log_lambda, int num_heads, float* result) {
+  float largest[4] = {0, 0, 0, log_lambda[0]};
+  for (int pair = threadIdx.x; pair < num_pairs; pair += kThreads) {
     for (int i = 0; i < 3; ++i) {
       largest[i] = Larger(pairs[pair * 3 + i], largest[i]);
     }
   }
-  float lambda = log_lambda[0];
-  for (int h = 1; h < num_heads; ++h) lambda = Larger(log_lambda[h], lambda);
+  for (int h = threadIdx.x; h < num_heads; h += kThreads) {
+    largest[3] = Larger(log_lambda[h], largest[3]);
+  }
+  MaximaOverBlock(largest);
+  if (threadIdx.x != 0) return;
   result[0] = expf(-largest[0]);
   result[1] = largest[2] == 0 ? 0 : largest[1] / largest[2];
-  result[2] = expf(lambda);
+  result[2] = expf(largest[3]);
 }
 
 void CheckView(const ConstHeadTensor& x, const char* name,
@@ -287,15 +334,20 @@ const float* DataOrNull(const ConstTensor& x) {
 template <typename Element>
 void LaunchFactorsBackward(const FactorsBackwardArguments& in, int64_t batch,
                            const Tensor& d_scale, const Tensor& d_lower,
-                           const Tensor& d_upper_scale, cudaStream_t stream) {
+                           const Tensor& d_upper_scale, Stream& stream) {
+  const int64_t chunks = ChunksOfSequence(in.size);
+  const int64_t blocks = batch * in.size.num_heads * chunks;
+  double* partials = static_cast<double*>(CudaWorkspace(
+      blocks * kHeadSums * static_cast<int64_t>(sizeof(double)), stream));
   FactorsBackwardKernel<Element>
-      <<<BlocksForTokens(in.size), kThreads, 0, stream>>>(in);
+      <<<static_cast<unsigned>(blocks), kThreads, 0, CudaStream(stream)>>>(
+          in, static_cast<int>(chunks), partials);
   CUBIT_CUDA_CHECK_LAUNCH();
-  HeadGradientsKernel<Element>
-      <<<static_cast<unsigned>(in.size.num_heads), kThreads, 0, stream>>>(
-          in, batch, d_scale.data<float>(),
-          d_lower.empty() ? nullptr : d_lower.data<float>(),
-          d_upper_scale.empty() ? nullptr : d_upper_scale.data<float>());
+  HeadGradientsKernel<<<static_cast<unsigned>(in.size.num_heads), kThreads, 0,
+                        CudaStream(stream)>>>(
+      partials, batch, in.size.num_heads, static_cast<int>(chunks),
+      d_scale.data<float>(), d_lower.empty() ? nullptr : d_lower.data<float>(),
+      d_upper_scale.empty() ? nullptr : d_upper_scale.data<float>());
   CUBIT_CUDA_CHECK_LAUNCH();
 }
 
@@ -355,10 +407,10 @@ void KrrFactorsBackward(ConstHeadTensor r, ConstHeadTensor lrr_logits,
   if (in.size.num_tokens == 0) return;
   if (r.dtype == DType::kBFloat16) {
     LaunchFactorsBackward<__nv_bfloat16>(in, r.batch, d_scale, d_lower,
-                                         d_upper_scale, CudaStream(stream));
+                                         d_upper_scale, stream);
   } else {
     LaunchFactorsBackward<float>(in, r.batch, d_scale, d_lower, d_upper_scale,
-                                 CudaStream(stream));
+                                 stream);
   }
 }
 
@@ -391,7 +443,7 @@ void KrrHealth(ConstHeadTensor r, ConstHeadTensor v, ConstTensor column_scale,
     HealthKernel<float><<<num_pairs, kThreads, 0, native>>>(in, pairs);
   }
   CUBIT_CUDA_CHECK_LAUNCH();
-  ReduceHealthKernel<<<1, 1, 0, native>>>(
+  ReduceHealthKernel<<<1, kThreads, 0, native>>>(
       pairs, num_pairs, log_lambda.data<float>(), static_cast<int>(r.num_heads),
       result.data<float>());
   CUBIT_CUDA_CHECK_LAUNCH();

@@ -214,23 +214,33 @@ class AdjointSolver {
   __device__ __forceinline__ void LoadRightHandSide() {
     const Element* d_x = in_.d_x.Head<const Element>(item_.b, item_.h);
 #pragma unroll
-    for (int n = 0; n < kDim / 8; ++n) {
+    for (int half = 0; half < 2; ++half) {
+      const int row = item_.first + own_row_ + group_ + 8 * half;
+      const Element* source = d_x + row * in_.d_x.seq_stride;
+      const int end = row < in_.seq_len ? in_.head_dim : 0;
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int row = item_.first + own_row_ + group_ + e / 2 * 8;
-        const int column = n * 8 + quad_ * 2 + e % 2;
-        const bool valid = row < in_.seq_len && column < in_.head_dim;
-        sums_[n][e] =
-            valid ? -ElementToFloat(d_x[row * in_.d_x.seq_stride + column])
-                  : 0.0f;
+      for (int n = 0; n < kDim / 8; ++n) {
+        const int column = n * 8 + quad_ * 2;
+        const float2 pair =
+            LoadPairBefore(source, column, end, in_.d_x.vectors);
+        sums_[n][2 * half] = -pair.x;
+        sums_[n][2 * half + 1] = -pair.y;
       }
     }
   }
 
   // weights_ = P^T on the tile of own rows (keys) and the queries of a stage.
-  __device__ __forceinline__ void Weigh(int stage, bool diagonal,
-                                        bool compare_segments) {
+  template <bool kDiagonal>
+  __device__ __forceinline__ void Weigh(int stage, bool compare_segments) {
     MultiplyKeys(stage);
+    if (compare_segments) {
+      Exponentiate<kDiagonal, true>(stage);
+    } else {
+      Exponentiate<kDiagonal, false>(stage);
+    }
+  }
+  template <bool kDiagonal, bool kCompareSegments>
+  __device__ __forceinline__ void Exponentiate(int stage) {
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
 #pragma unroll
@@ -239,11 +249,11 @@ class AdjointSolver {
         const int half = e / 2;
         float p = Exp2(fmaf(weights_[n][e], exponent_[half],
                             -kLog2E * m_.lse[stage][query]));
-        if (compare_segments &&
+        if (kCompareSegments &&
             m_.segments[stage][query] != key_segment_[half]) {
           p = 0;
         }
-        if (diagonal && query < own_row_ + group_ + 8 * half) p = 0;
+        if (kDiagonal && query < own_row_ + group_ + 8 * half) p = 0;
         weights_[n][e] = p;
       }
     }
@@ -285,7 +295,7 @@ class AdjointSolver {
 
   // m_.inverse = (I + N)^-1, N_ji = g_i P_ij for i > j.
   __device__ __forceinline__ void FormInverse() {
-    Weigh(/*stage=*/0, /*diagonal=*/true, CrossesDocuments(item_.first));
+    Weigh</*kDiagonal=*/true>(/*stage=*/0, CrossesDocuments(item_.first));
 #pragma unroll
     for (int n = 0; n < 8; ++n) {
 #pragma unroll
@@ -339,7 +349,7 @@ class AdjointSolver {
       CommitCopies();
       WaitForCopies<2>();
       ShareTiles();
-      Weigh(stage, /*diagonal=*/false, CrossesDocuments(block * kSolveBlock));
+      Weigh</*kDiagonal=*/false>(stage, CrossesDocuments(block * kSolveBlock));
       if (in_.is_delta()) MultiplyByFactors(stage);
       if (!loaded) {
         if (threadIdx.x < 32) {
@@ -446,9 +456,12 @@ class AdjointSolver {
 
   // Finish, with as little as possible between the last Y of others and the
   // flag: the right-hand side in two bf16 parts, twelve products a panel, Y
-  // from registers to memory.
+  // from registers to memory. V and X of the rows come meanwhile.
   __device__ __forceinline__ void FinishWarpgroup() {
     __syncthreads();  // everyone is done with the stages
+    LoadHeads(in_.v, item_.first, Y(0));
+    LoadHeads(in_.x, item_.first, Y(1));
+    CommitCopies();
     Element* high = Queries(0);
     Element* low = Queries(1);
 #pragma unroll
@@ -473,38 +486,43 @@ class AdjointSolver {
       MultiplyTileRows<HeadTile>(sums_, inverse_[k].high, high, 16 * k, true);
     }
     FinishProducts(sums_);
-    StoreSums([this](int row) { return in_.is_delta() ? 1.0f : m_.g[row]; },
-              m_.solution);
-    WriteY();
+    DivideByDiagonal();
+    WriteSums(in_.y, nullptr);
     PublishReady(Flag(item_.block), item_.launch);
-    StoreRows(in_.d_v, in_.is_delta() ? nullptr : in_.value_scale + item_.row0);
-    FinishDots();
+    WriteSums(in_.d_v, in_.is_delta() ? nullptr : in_.value_scale + item_.row0);
+    WaitForCopies<0>();
+    __syncthreads();
+    FinishDotsWarpgroup();
   }
 
-  // Y from the lane's part of sums_.
-  __device__ __forceinline__ void WriteY() {
-    Element* y = in_.y.Head<Element>(item_.b, item_.h);
+  // Y = U / D.
+  __device__ __forceinline__ void DivideByDiagonal() {
+    if (in_.is_delta()) return;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = own_row_ + group_ + 8 * half;
-      if (item_.first + row >= in_.seq_len) continue;
-      const float f = in_.is_delta() ? 1.0f : m_.g[row];
-      Element* target = y + (item_.first + row) * in_.y.seq_stride;
+      const float g = m_.g[own_row_ + group_ + 8 * half];
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
-        const int column = 8 * n + 2 * quad_;
-        const float first = f * sums_[n][2 * half];
-        const float second = f * sums_[n][2 * half + 1];
-        if (in_.y.vectors) {
-          if (column < in_.head_dim) {
-            *reinterpret_cast<uint32_t*>(target + column) =
-                PackBFloat16(first, second);
-          }
-          continue;
-        }
-        if (column < in_.head_dim) StoreElement(first, target + column);
-        if (column + 1 < in_.head_dim)
-          StoreElement(second, target + column + 1);
+        sums_[n][2 * half] *= g;
+        sums_[n][2 * half + 1] *= g;
+      }
+    }
+  }
+
+  // sums_, times `scales` (null: 1) of the rows, to memory.
+  __device__ __forceinline__ void WriteSums(const DeviceHeads& heads,
+                                            const float* scales) {
+    Element* data = heads.Head<Element>(item_.b, item_.h);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = item_.first + own_row_ + group_ + 8 * half;
+      if (row >= in_.seq_len) continue;
+      const float f = scales == nullptr ? 1.0f : scales[row];
+      Element* target = data + row * heads.seq_stride;
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        StorePairBefore(target, 8 * n + 2 * quad_, in_.head_dim, heads.vectors,
+                        f * sums_[n][2 * half], f * sums_[n][2 * half + 1]);
       }
     }
   }
@@ -526,6 +544,11 @@ class AdjointSolver {
   }
 
   __device__ __forceinline__ void FinishDots();
+  __device__ __forceinline__ void FinishDotsWarpgroup();
+  __device__ __forceinline__ void StoreDots(int row, float y_dot_v,
+                                            float y_dot_x);
+  __device__ __forceinline__ void StoreLambdaPartial(float y_dot_x_of_warp);
+  __device__ __forceinline__ void WeighRows();
 
   const AdjointArguments& in_;
   const SolveItem item_;
@@ -540,6 +563,10 @@ class AdjointSolver {
   SplitLeft inverse_[4];  // of a warpgroup
 };
 
+__device__ __forceinline__ float QuadSum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
 __device__ __forceinline__ float WarpSum(float x) {
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) {
@@ -580,6 +607,38 @@ __device__ __noinline__ float WeightedProducts(const AdjointArguments& in,
   return sum;
 }
 
+// What follows from Y . V and Y . X of a row, by one thread.
+template <typename Products, int kDim, bool kWarpgroup>
+__device__ __forceinline__ void
+AdjointSolver<Products, kDim, kWarpgroup>::StoreDots(int row, float y_dot_v,
+                                                     float y_dot_x) {
+  if (in_.is_delta()) {
+    in_.minus_delta[item_.row0 + row] = y_dot_v - y_dot_x;
+    return;
+  }
+  in_.d_value_scale[item_.row0 + row] = y_dot_v;
+  if (item_.lambda > 1) return;  // WeightedProducts
+  in_.minus_delta[item_.row0 + row] =
+      in_.value_scale[item_.row0 + row] * y_dot_v - item_.lambda * y_dot_x;
+}
+
+// The block's share of d_log_lambda, from Y . X of each warp's rows.
+template <typename Products, int kDim, bool kWarpgroup>
+__device__ __forceinline__ void
+AdjointSolver<Products, kDim, kWarpgroup>::StoreLambdaPartial(
+    float y_dot_x_of_warp) {
+  if (in_.is_delta()) return;
+  if (threadIdx.x % 32 == 0) {
+    m_.dot_partials[threadIdx.x / 32] = y_dot_x_of_warp;
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  float sum = 0;
+  for (float partial : m_.dot_partials) sum += partial;
+  in_.lambda_partials[static_cast<int64_t>(Pair()) * NumBlocks() +
+                      item_.block] = sum;
+}
+
 template <typename Products, int kDim, bool kWarpgroup>
 __device__ __forceinline__ void
 AdjointSolver<Products, kDim, kWarpgroup>::FinishDots() {
@@ -609,27 +668,63 @@ AdjointSolver<Products, kDim, kWarpgroup>::FinishDots() {
     y_dot_v = WarpSum(y_dot_v);
     y_dot_x = WarpSum(y_dot_x);
     y_dot_x_sum += y_dot_x;
-    float minus_delta = y_dot_v - y_dot_x;
-    if (!in_.is_delta()) {
-      minus_delta =
-          item_.lambda > 1
-              ? WeightedProducts<Element>(in_, item_.b, item_.h, row, y)
-              : in_.value_scale[item_.row0 + row] * y_dot_v -
-                    item_.lambda * y_dot_x;
-    }
-    if (lane == 0) {
-      in_.minus_delta[item_.row0 + row] = minus_delta;
-      if (!in_.is_delta()) in_.d_value_scale[item_.row0 + row] = y_dot_v;
+    if (lane == 0) StoreDots(row, y_dot_v, y_dot_x);
+    if (item_.lambda > 1) {
+      const float sum =
+          WeightedProducts<Element>(in_, item_.b, item_.h, row, y);
+      if (lane == 0) in_.minus_delta[item_.row0 + row] = sum;
     }
   }
-  if (in_.is_delta()) return;
-  if (lane == 0) m_.dot_partials[threadIdx.x / 32] = y_dot_x_sum;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    float sum = 0;
-    for (float partial : m_.dot_partials) sum += partial;
-    in_.lambda_partials[static_cast<int64_t>(Pair()) * NumBlocks() +
-                        item_.block] = sum;
+  StoreLambdaPartial(y_dot_x_sum);
+}
+
+// The same with Y in sums_, V and X in the stages of Y.
+template <typename Products, int kDim, bool kWarpgroup>
+__device__ __forceinline__ void
+AdjointSolver<Products, kDim, kWarpgroup>::FinishDotsWarpgroup() {
+  float y_dot_x_sum = 0;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = own_row_ + group_ + 8 * half;
+    float y_dot_v = 0;
+    float y_dot_x = 0;
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+      const int offset = HeadTile::Offset(row, 8 * n + 2 * quad_);
+      const float2 v = LoadPair(Y(0) + offset);
+      const float2 x = LoadPair(Y(1) + offset);
+      // Y as the other products see it.
+      const float y0 = Rounded<Element>(sums_[n][2 * half]);
+      const float y1 = Rounded<Element>(sums_[n][2 * half + 1]);
+      y_dot_v = fmaf(y1, v.y, fmaf(y0, v.x, y_dot_v));
+      y_dot_x = fmaf(y1, x.y, fmaf(y0, x.x, y_dot_x));
+    }
+    y_dot_v = QuadSum(y_dot_v);
+    y_dot_x = QuadSum(y_dot_x);
+    // Rows beyond the sequence are zeros.
+    if (quad_ != 0) continue;
+    y_dot_x_sum += y_dot_x;
+    if (item_.first + row < in_.seq_len) {
+      StoreDots(item_.first + row, y_dot_v, y_dot_x);
+    }
+  }
+  StoreLambdaPartial(WarpSum(y_dot_x_sum));
+  if (item_.lambda > 1) WeighRows();
+}
+
+// WeightedProducts of the block's rows, with Y from sums_.
+template <typename Products, int kDim, bool kWarpgroup>
+__device__ __forceinline__ void
+AdjointSolver<Products, kDim, kWarpgroup>::WeighRows() {
+  __syncthreads();  // everyone is done with V and X
+  StoreSums([](int) { return 1.0f; }, m_.solution);
+  __syncwarp();
+  for (int i = 0; i < 16; ++i) {
+    const int row = item_.first + own_row_ + i;
+    if (row >= in_.seq_len) break;
+    const float sum = WeightedProducts<Element>(
+        in_, item_.b, item_.h, row, m_.solution + (own_row_ + i) * kStride);
+    if (threadIdx.x % 32 == 0) in_.minus_delta[item_.row0 + row] = sum;
   }
 }
 

@@ -7,16 +7,25 @@ namespace cubit {
 namespace cuda {
 namespace {
 
-template <int kDim>
-void Launch(const AdjointArguments& in, cudaStream_t stream) {
-  LaunchAdjointSolve<BFloat16Products, kDim, /*kWarpgroup=*/true>(in, stream);
+template <int kDim, typename System>
+void LaunchGradients(const AdjointArguments& in, cudaStream_t stream) {
   using Memory = WarpgroupGradientMemory<kDim>;
-  constexpr auto kKernel = WarpgroupGradientsKernel<kDim>;
+  constexpr auto kKernel = WarpgroupGradientsKernel<kDim, System>;
   AllowSharedMemory(kKernel, sizeof(Memory));
   const dim3 grid((in.seq_len + Memory::kRows - 1) / Memory::kRows,
                   in.batch * in.num_heads);
   kKernel<<<grid, Memory::kThreads, sizeof(Memory), stream>>>(in);
   CUBIT_CUDA_CHECK_LAUNCH();
+}
+
+template <int kDim>
+void Launch(const AdjointArguments& in, cudaStream_t stream) {
+  LaunchAdjointSolve<BFloat16Products, kDim, /*kWarpgroup=*/true>(in, stream);
+  if (in.is_delta()) {
+    LaunchGradients<kDim, DeltaAlone>(in, stream);
+  } else {
+    LaunchGradients<kDim, KrrAlone>(in, stream);
+  }
 }
 
 }  // namespace

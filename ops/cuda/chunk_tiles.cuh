@@ -106,7 +106,7 @@ __device__ __forceinline__ void CopyChunkRows(
   const int64_t offset = ChunkRowOffset(heads, b, h, row);
   if (heads.bfloat16 == kNarrow) {
     CopyRows<TileType, TileType::kRows, kChunkThreads>(
-        tile, 0, static_cast<const Element*>(heads.data) + offset,
+        tile, static_cast<const Element*>(heads.data) + offset,
         heads.seq_stride, seq_len - row, head_dim, heads.vectors);
   } else if (kNarrow) {
     ConvertRows<TileType, float, kChunkThreads>(

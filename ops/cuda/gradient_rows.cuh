@@ -63,9 +63,23 @@ struct GradientMemory {
   int segments[kRows];
 };
 
+// Which system a kernel is compiled for: one, or the one that its arguments
+// say.
+struct AnySystem {
+  __device__ static bool IsDelta(const AdjointArguments& in) {
+    return in.is_delta();
+  }
+};
+struct KrrAlone {
+  __device__ static bool IsDelta(const AdjointArguments&) { return false; }
+};
+struct DeltaAlone {
+  __device__ static bool IsDelta(const AdjointArguments&) { return true; }
+};
+
 // What both kinds of products share: loads, the numbers of a tile, the ends of
 // the passes. A thread's rows and columns of a tile are those of accumulators.
-template <typename MemoryType>
+template <typename MemoryType, typename System = AnySystem>
 class GradientRows {
  public:
   using Memory = MemoryType;
@@ -156,8 +170,9 @@ class GradientRows {
     if (kColumnPass) {
       LoadScalar(in_.lse, row + i, i, stage->lse);
       LoadScalar(in_.minus_delta, row + i, i, stage->minus_delta);
-      if (in_.is_delta()) stage->factors[i] = valid ? Beta(row + i) : 0.0f;
-    } else if (in_.is_delta()) {
+      if (System::IsDelta(in_))
+        stage->factors[i] = valid ? Beta(row + i) : 0.0f;
+    } else if (System::IsDelta(in_)) {
       stage->column_scale[i] = in_.scale;
     } else {
       LoadScalar(in_.column_scale, row + i, i, stage->column_scale);
@@ -189,16 +204,46 @@ class GradientRows {
       const int row = first_ + i;
       const bool valid = row < in_.seq_len;
       m_.column_scale[i] = in_.scale;
-      if (!in_.is_delta()) {
+      if (!System::IsDelta(in_)) {
         m_.column_scale[i] = valid ? in_.column_scale[row0_ + row] : 0.0f;
       }
       m_.lse[i] = valid ? in_.lse[row0_ + row] : 0.0f;
       m_.minus_delta[i] = valid ? in_.minus_delta[row0_ + row] : 0.0f;
-      m_.factors[i] = in_.is_delta() && valid ? Beta(row) : 1.0f;
+      m_.factors[i] = System::IsDelta(in_) && valid ? Beta(row) : 1.0f;
       m_.segments[i] = segments_ != nullptr && valid ? segments_[row] : -1;
     }
   }
 
+  // d_scores of a tile in the place of its scores. Tiles on the diagonal or
+  // across documents are masked; the others do not pay for it.
+  template <bool kColumnPass>
+  __device__ __forceinline__ void TileGradients(
+      int row, const Stage& stage, bool on_diagonal, bool crosses,
+      const float (&products)[kSteps][kGroups][4],
+      float (*scores)[kSteps][kGroups][4]) {
+    if (on_diagonal || crosses) {
+      PassGradients<kColumnPass, true>(row, stage, on_diagonal, crosses,
+                                       products, scores);
+    } else {
+      PassGradients<kColumnPass, false>(row, stage, false, false, products,
+                                        scores);
+    }
+  }
+  template <bool kColumnPass, bool kMasked>
+  __device__ __forceinline__ void PassGradients(
+      int row, const Stage& stage, bool on_diagonal, bool crosses,
+      const float (&products)[kSteps][kGroups][4],
+      float (*scores)[kSteps][kGroups][4]) {
+    if constexpr (kColumnPass) {
+      ColumnPassGradients<kMasked>(row, stage, on_diagonal, crosses, products,
+                                   scores);
+    } else {
+      RowPassGradients<kMasked>(row, stage, on_diagonal, crosses, products,
+                                scores);
+    }
+  }
+
+  template <bool kMasked>
   __device__ __forceinline__ void ColumnPassGradients(
       int row, const Stage& stage, bool on_diagonal, bool crosses,
       const float (&products)[kSteps][kGroups][4],
@@ -216,14 +261,14 @@ class GradientRows {
         const float minus_lse = -kLog2E * stage.lse[column];
         const float minus_delta = stage.minus_delta[column];
         const float minus_factor =
-            in_.is_delta() ? -stage.factors[column] : -1.0f;
-        const int segment = crosses ? stage.segments[column] : 0;
+            System::IsDelta(in_) ? -stage.factors[column] : -1.0f;
+        const int segment = kMasked && crosses ? stage.segments[column] : 0;
 #pragma unroll
         for (int i = 0; i < 2 * kSteps; ++i) {
           float& score = (*scores)[i / 2][n][i % 2 * 2 + side];
           float p = Exp2(fmaf(score, exponent[i], minus_lse));
-          if (on_diagonal && row + column <= RowOf(i)) p = 0;
-          if (crosses && segment != m_.segments[OwnRow(i)]) p = 0;
+          if (kMasked && on_diagonal && row + column <= RowOf(i)) p = 0;
+          if (kMasked && crosses && segment != m_.segments[OwnRow(i)]) p = 0;
           score = p * fmaf(minus_factor, products[i / 2][n][i % 2 * 2 + side],
                            minus_delta);
         }
@@ -232,6 +277,7 @@ class GradientRows {
   }
 
   // The gradients come out times column_scale.
+  template <bool kMasked>
   __device__ __forceinline__ void RowPassGradients(
       int row, const Stage& stage, bool on_diagonal, bool crosses,
       const float (&products)[kSteps][kGroups][4],
@@ -243,7 +289,7 @@ class GradientRows {
     for (int i = 0; i < 2 * kSteps; ++i) {
       minus_lse[i] = -kLog2E * m_.lse[OwnRow(i)];
       minus_delta[i] = m_.minus_delta[OwnRow(i)];
-      minus_factor[i] = -m_.factors[OwnRow(i)];
+      minus_factor[i] = System::IsDelta(in_) ? -m_.factors[OwnRow(i)] : -1.0f;
     }
 #pragma unroll
     for (int n = 0; n < kGroups; ++n) {
@@ -252,28 +298,24 @@ class GradientRows {
         const int column = 8 * n + 2 * quad_ + side;
         const float scale = stage.column_scale[column];
         const float exponent = kLog2E * scale;
-        const int segment = crosses ? stage.segments[column] : 0;
+        const int segment = kMasked && crosses ? stage.segments[column] : 0;
 #pragma unroll
         for (int i = 0; i < 2 * kSteps; ++i) {
           float& score = (*scores)[i / 2][n][i % 2 * 2 + side];
           const float product = products[i / 2][n][i % 2 * 2 + side];
           float p = Exp2(fmaf(score, exponent, minus_lse[i]));
-          if (on_diagonal && row + column >= RowOf(i)) p = 0;
-          if (crosses && segment != m_.segments[OwnRow(i)]) p = 0;
+          if (kMasked && on_diagonal && row + column >= RowOf(i)) p = 0;
+          if (kMasked && crosses && segment != m_.segments[OwnRow(i)]) p = 0;
           const float d_score =
               p * fmaf(minus_factor[i], product, minus_delta[i]);
           row_sums_[i] += d_score;
-          products_[i] = fmaf(p, product, products_[i]);
+          if (System::IsDelta(in_)) {
+            products_[i] = fmaf(p, product, products_[i]);
+          }
           score = scale * d_score;
         }
       }
     }
-  }
-
-  __device__ __forceinline__ static float QuadSum(float x) {
-    x += __shfl_xor_sync(0xffffffffu, x, 1);
-    x += __shfl_xor_sync(0xffffffffu, x, 2);
-    return x;
   }
 
   // Writes the rows of sums_, plus own_factor[i] times the own scored row.
@@ -287,17 +329,12 @@ class GradientRows {
       const Element* own = Elements(m_.scored);
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
-#pragma unroll
-        for (int side = 0; side < 2; ++side) {
-          const int c = 8 * n + 2 * quad_ + side;
-          const float value =
-              sums_[i / 2][n][i % 2 * 2 + side] +
-              own_factor[i] *
-                  ElementToFloat(own[OwnTile::Offset(OwnRow(i), c)]);
-          if (c < in_.head_dim) {
-            StoreElement(value, target + row * heads.seq_stride + c);
-          }
-        }
+        const int c = 8 * n + 2 * quad_;
+        const float2 r = LoadPair(own + OwnTile::Offset(OwnRow(i), c));
+        const float* sums = sums_[i / 2][n] + i % 2 * 2;
+        StorePairBefore(target + row * heads.seq_stride, c, in_.head_dim,
+                        heads.vectors, sums[0] + own_factor[i] * r.x,
+                        sums[1] + own_factor[i] * r.y);
       }
     }
   }
@@ -308,12 +345,9 @@ class GradientRows {
     float square = 0;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
-#pragma unroll
-      for (int side = 0; side < 2; ++side) {
-        const float r = ElementToFloat(
-            own[OwnTile::Offset(OwnRow(i), 8 * n + 2 * quad_ + side)]);
-        square = fmaf(r, r, square);
-      }
+      const float2 r =
+          LoadPair(own + OwnTile::Offset(OwnRow(i), 8 * n + 2 * quad_));
+      square = fmaf(r.y, r.y, fmaf(r.x, r.x, square));
     }
     return square;
   }
@@ -327,19 +361,17 @@ class GradientRows {
       float dot = 0;
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
-#pragma unroll
-        for (int side = 0; side < 2; ++side) {
-          float& sum = sums_[i / 2][n][i % 2 * 2 + side];
-          const float r = ElementToFloat(
-              own[OwnTile::Offset(OwnRow(i), 8 * n + 2 * quad_ + side)]);
-          dot = fmaf(sum, r, dot);
-          sum *= scale;
-        }
+        float* sums = sums_[i / 2][n] + i % 2 * 2;
+        const float2 r =
+            LoadPair(own + OwnTile::Offset(OwnRow(i), 8 * n + 2 * quad_));
+        dot = fmaf(sums[1], r.y, fmaf(sums[0], r.x, dot));
+        sums[0] *= scale;
+        sums[1] *= scale;
       }
       dot = QuadSum(dot);
       if (quad_ == 0) m_.key_dots[OwnRow(i)] = dot;
     }
-    if (!in_.is_delta()) return;
+    if (!System::IsDelta(in_)) return;
     const float nothing[2 * kSteps] = {};
     StoreSums(nothing, in_.d_keys);
     ClearSums();
@@ -355,7 +387,7 @@ class GradientRows {
       const bool writes = quad_ == 0 && row < in_.seq_len;
       const float product = QuadSum(products_[i]);
       const float self = -QuadSum(row_sums_[i]);
-      if (in_.is_delta()) {
+      if (System::IsDelta(in_)) {
         if (writes) {
           StoreElement(-product, in_.d_beta.Head<Element>(b_, h_) +
                                      row * in_.d_beta.seq_stride);

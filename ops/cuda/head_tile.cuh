@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "ops/cuda/adjoint.h"
+#include "ops/cuda/pairs.cuh"
 #include "ops/cuda/tile.cuh"
 
 namespace cubit {
@@ -22,20 +23,10 @@ __device__ __forceinline__ void CopyHeadRows(const DeviceHeads& heads, int b,
                                              typename TileType::Element* tile) {
   using Element = typename TileType::Element;
   CopyRows<TileType, TileType::kRows, kThreads>(
-      tile, 0, heads.Head<const Element>(b, h) + row * heads.seq_stride,
+      tile, heads.Head<const Element>(b, h) + row * heads.seq_stride,
       heads.seq_stride, seq_len - row, head_dim, heads.vectors);
 }
 
-__device__ __forceinline__ float ElementToFloat(float x) { return x; }
-__device__ __forceinline__ float ElementToFloat(__nv_bfloat16 x) {
-  return __bfloat162float(x);
-}
-__device__ __forceinline__ void StoreElement(float x, float* target) {
-  *target = x;
-}
-__device__ __forceinline__ void StoreElement(float x, __nv_bfloat16* target) {
-  *target = __float2bfloat16_rn(x);
-}
 // `x` as an Element stores it.
 template <typename Element>
 __device__ __forceinline__ float Rounded(float x) {

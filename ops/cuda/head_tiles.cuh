@@ -12,6 +12,7 @@
 #include "ops/cuda/memory_pass.cuh"
 #include "ops/cuda/mma.cuh"
 #include "ops/cuda/operands.cuh"
+#include "ops/cuda/pairs.cuh"
 
 namespace cubit {
 namespace cuda {
@@ -51,20 +52,6 @@ __device__ __forceinline__ void LoadTile(const HeadRows<const T>& x,
         valid ? head[(first + row) * x.seq_stride + column]
               : FromFloat<T>(0.0f);
   }
-}
-
-__device__ __forceinline__ void StorePair(float* target, float x, float y) {
-  *reinterpret_cast<float2*>(target) = make_float2(x, y);
-}
-__device__ __forceinline__ void StorePair(__nv_bfloat16* target, float x,
-                                          float y) {
-  *reinterpret_cast<uint32_t*>(target) = PackBFloat16(x, y);
-}
-__device__ __forceinline__ float2 LoadPair(const float* source) {
-  return *reinterpret_cast<const float2*>(source);
-}
-__device__ __forceinline__ float2 LoadPair(const __nv_bfloat16* source) {
-  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(source));
 }
 
 // Writes one row of a warp's accumulators 16 x kDim, times `factor`: `half` 0

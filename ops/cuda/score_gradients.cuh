@@ -103,13 +103,8 @@ class ScoreGradients : public GradientRows<MemoryType> {
       crosses = segments_[low] != segments_[high];
     }
     // d_scores, in place.
-    if (kColumnPass) {
-      this->ColumnPassGradients(row, stage, on_diagonal, crosses, products,
-                                &scores);
-    } else {
-      this->RowPassGradients(row, stage, on_diagonal, crosses, products,
-                             &scores);
-    }
+    this->template TileGradients<kColumnPass>(row, stage, on_diagonal, crosses,
+                                              products, &scores);
     AddProducts(scores, Base::Elements(stage.scored));
   }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 
 #include "ops/cuda/mma.cuh"
+#include "ops/cuda/pairs.cuh"
 
 namespace cubit {
 namespace cuda {
@@ -50,20 +51,77 @@ __device__ __forceinline__ __nv_bfloat16 LoadCoherent(const __nv_bfloat16* p) {
       __ldcg(reinterpret_cast<const unsigned short*>(p)));
 }
 
+// CopyRows of rows that are not aligned: element by element. No part of it is
+// worth registers or instructions of the kernels that call it.
+template <typename TileType, int kCount, int kThreads>
+__device__ __noinline__ void CopyRowsByElement(
+    typename TileType::Element* tile, const typename TileType::Element* rows,
+    int64_t stride, int num_rows, int dim) {
+  using Element = typename TileType::Element;
+  for (int i = threadIdx.x; i < kCount * TileType::kDim; i += kThreads) {
+    const int row = i / TileType::kDim;
+    const int column = i % TileType::kDim;
+    tile[TileType::Offset(row, column)] =
+        row < num_rows && column < dim
+            ? LoadCoherent(rows + row * stride + column)
+            : Element(0.0f);
+  }
+}
+
+// CopyRows where each thread has chunks of one column, at equal distances in
+// both memories. kWhole: all rows are there.
+template <typename TileType, int kCount, int kThreads, bool kWhole>
+__device__ __forceinline__ void CopyChunkColumn(
+    typename TileType::Element* tile, const typename TileType::Element* rows,
+    int64_t stride, int num_rows, int dim) {
+  constexpr int kChunks = TileType::kDim / TileType::kChunk;
+  constexpr int kStep = kThreads / kChunks;  // rows
+  static_assert(kThreads % kChunks == 0, "chunks of one column a thread");
+  static_assert(!TileType::kSwizzled || kStep % 8 == 0, "equal distances");
+  constexpr int kStepBytes =
+      kStep * TileType::kStride *
+      static_cast<int>(sizeof(typename TileType::Element));
+  const int row = static_cast<int>(threadIdx.x) / kChunks;
+  const int column = static_cast<int>(threadIdx.x) % kChunks * TileType::kChunk;
+  const bool in_row = column < dim;
+  const uint32_t target = SharedAddress(tile + TileType::Offset(row, column));
+  const typename TileType::Element* source =
+      rows + row * stride + (in_row ? column : 0);
+#pragma unroll
+  for (int n = 0; n < (kCount + kStep - 1) / kStep; ++n) {
+    const int i = row + n * kStep;
+    if (kCount % kStep != 0 && i >= kCount) break;
+    const bool valid = in_row && (kWhole || i < num_rows);
+    CopyAsync16(target + n * kStepBytes, kWhole || valid ? source : rows,
+                valid);
+    source += kStep * stride;
+  }
+}
+
 // Starts the copy of rows [0, num_rows) of `rows` (element (i, c) at
-// rows[i * stride + c], c < dim) to the first rows of the tile; the rest of
-// `kCount` rows and columns from dim on become zero. `aligned`: rows and stride
-// are multiples of 16 bytes and dim of a chunk; otherwise the copy is done
-// element by element and complete on return. Ends without CommitCopies.
+// rows[i * stride + c], c < dim) to the tile; the rest of its first `kCount`
+// rows, and columns from dim on, become zero. `aligned`: rows and stride are
+// multiples of 16 bytes and dim of a chunk; otherwise the copy is done element
+// by element and complete on return. Ends without CommitCopies.
 template <typename TileType, int kCount, int kThreads>
 __device__ __forceinline__ void CopyRows(typename TileType::Element* tile,
-                                         int first_row,
                                          const typename TileType::Element* rows,
                                          int64_t stride, int num_rows, int dim,
                                          bool aligned) {
-  using Element = typename TileType::Element;
-  if (aligned) {
-    constexpr int kChunks = TileType::kDim / TileType::kChunk;
+  if (!aligned) {
+    return CopyRowsByElement<TileType, kCount, kThreads>(tile, rows, stride,
+                                                         num_rows, dim);
+  }
+  constexpr int kChunks = TileType::kDim / TileType::kChunk;
+  if constexpr (kThreads % kChunks == 0) {
+    if (num_rows >= kCount) {
+      CopyChunkColumn<TileType, kCount, kThreads, true>(tile, rows, stride,
+                                                        num_rows, dim);
+    } else {
+      CopyChunkColumn<TileType, kCount, kThreads, false>(tile, rows, stride,
+                                                         num_rows, dim);
+    }
+  } else {
 #pragma unroll
     for (int n = 0; n < kCount * kChunks; n += kThreads) {
       const int i = n + static_cast<int>(threadIdx.x);
@@ -71,19 +129,9 @@ __device__ __forceinline__ void CopyRows(typename TileType::Element* tile,
       const int row = i / kChunks;
       const int column = (i % kChunks) * TileType::kChunk;
       const bool valid = row < num_rows && column < dim;
-      CopyAsync16(
-          SharedAddress(tile + TileType::Offset(first_row + row, column)),
-          rows + (valid ? row * stride + column : 0), valid);
+      CopyAsync16(SharedAddress(tile + TileType::Offset(row, column)),
+                  rows + (valid ? row * stride + column : 0), valid);
     }
-    return;
-  }
-  for (int i = threadIdx.x; i < kCount * TileType::kDim; i += kThreads) {
-    const int row = i / TileType::kDim;
-    const int column = i % TileType::kDim;
-    tile[TileType::Offset(first_row + row, column)] =
-        row < num_rows && column < dim
-            ? LoadCoherent(rows + row * stride + column)
-            : Element(0.0f);
   }
 }
 

@@ -20,9 +20,11 @@
 #include <cstdint>
 
 #include "ops/cuda/mma.cuh"
+#include "ops/cuda/pairs.cuh"
 #include "ops/cuda/products.cuh"
 #include "ops/cuda/solve_queue.cuh"
 #include "ops/cuda/tile.cuh"
+#include "ops/cuda/unit_upper.cuh"
 #include "ops/cuda/warpgroup.cuh"
 
 namespace cubit {
@@ -143,20 +145,6 @@ __device__ __forceinline__ float MaxOverQuad(float x) {
   return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 
-// Two neighbouring elements of a tile.
-__device__ __forceinline__ float2 LoadPair(const float* p) {
-  return *reinterpret_cast<const float2*>(p);
-}
-__device__ __forceinline__ float2 LoadPair(const __nv_bfloat16* p) {
-  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(p));
-}
-__device__ __forceinline__ void StorePair(float* p, float x, float y) {
-  *reinterpret_cast<float2*>(p) = make_float2(x, y);
-}
-__device__ __forceinline__ void StorePair(__nv_bfloat16* p, float x, float y) {
-  *reinterpret_cast<__nv_bfloat162*>(p) = __floats2bfloat162_rn(x, y);
-}
-
 // One thread block: kWarps warps of 16 rows each. kWarpgroup (bf16, four
 // warps): tiles are multiplied by the warpgroup as a whole, and the block is
 // factored before the last solution that it waits for.
@@ -184,7 +172,9 @@ class ForwardSolver {
     alignas(1024) char x[2][KeyTile::kBytes];
     // In turn the queries, the right-hand side and the solution of the block.
     alignas(1024) char block[BlockTile::kBytes];
-    alignas(16) float inverse[kWarps][16 * kInverseStride];
+    // Of each warp's rows, or for a warpgroup of the block, transposed.
+    alignas(16) float inverse[kWarpgroup ? UnitUpperTile::kBytes / 4
+                                         : kWarps * 16 * kInverseStride];
     float factor[2][kKeys];  // of the scores, times log2(e)
     int32_t segment[2][kKeys];
     int item;
@@ -195,23 +185,27 @@ class ForwardSolver {
 
   __device__ void Run() {
     launch_ = *const_cast<volatile uint32_t*>(&in_.queue->launch) + 1;
+    // Items are taken one ahead, so that nobody waits for the counter. Whoever
+    // holds an item not begun works on a smaller one, so the smallest that is
+    // not done is always worked on.
+    int next = TakeItem();
     for (;;) {
-      if (threadIdx.x == 0) {
-        shared_.item = static_cast<int>(atomicAdd(&in_.queue->next_item, 1u));
-      }
+      if (threadIdx.x == 0) shared_.item = next;
       __syncthreads();
       const int item = shared_.item;
       if (item >= in_.num_items) break;
+      next = TakeItem();
       StartItem(item);
       LoadQueries();
       FindMaxima();
       if constexpr (kWarpgroup) {
         StreamAhead();
+        SolveWarpgroup();
       } else {
         Stream();
         FactorBlock();
+        SolveBlock();
       }
-      SolveBlock();
       PublishReady(in_.queue->ready + item, launch_);
     }
     if (threadIdx.x == 0) LeaveQueue(in_.queue);
@@ -219,6 +213,13 @@ class ForwardSolver {
 
  private:
   using Scores = float[kKeys / 8][4];
+
+  // By thread 0.
+  __device__ int TakeItem() const {
+    return threadIdx.x == 0
+               ? static_cast<int>(atomicAdd(&in_.queue->next_item, 1u))
+               : 0;
+  }
 
   // Rows group and group + 8 of the warp.
   __device__ int Row(int half) const {
@@ -271,6 +272,7 @@ class ForwardSolver {
       row_input_[half] = System::template LoadRow<Element>(
           in_, pair_, min(Row(half), in_.seq_len - 1));
     }
+    ReadColumns(first_tile_);
     FindReadyBlocks();
   }
 
@@ -290,9 +292,8 @@ class ForwardSolver {
     const Element* query = static_cast<const Element*>(in_.query) +
                            HeadOffset(in_.query_strides) +
                            row_begin_ * in_.query_strides.seq;
-    CopyRows<BlockTile, kRows, kThreads>(Block(), 0, query,
-                                         in_.query_strides.seq, num_rows_,
-                                         in_.head_dim, in_.aligned);
+    CopyRows<BlockTile, kRows, kThreads>(Block(), query, in_.query_strides.seq,
+                                         num_rows_, in_.head_dim, in_.aligned);
     CommitCopies();
     WaitForCopies<0>();
     __syncthreads();
@@ -354,25 +355,33 @@ class ForwardSolver {
     }
     maximum_[0] = MaxOverQuad(maximum_[0]);
     maximum_[1] = MaxOverQuad(maximum_[1]);
+    ReadColumns(first_tile_);
     __syncthreads();
   }
 
-  // Starts the copy of a key tile and of what belongs to its columns.
+  // Starts the copy of a key tile; shares what belongs to its columns, which
+  // was read a tile ahead so that nobody waits for it, and reads the next.
+  // Tiles come in order, the first behind ReadColumns.
   __device__ void CopyKeys(int tile) {
     const int begin = tile * kKeys;
     CopyRows<KeyTile, kKeys, kThreads>(
-        Keys(tile % 2), 0, key_ + begin * in_.key_strides.seq,
-        in_.key_strides.seq, in_.seq_len - begin, in_.head_dim, in_.aligned);
+        Keys(tile % 2), key_ + begin * in_.key_strides.seq, in_.key_strides.seq,
+        in_.seq_len - begin, in_.head_dim, in_.aligned);
     CommitCopies();
     if (threadIdx.x < kKeys) {
-      const int key =
-          min(begin + static_cast<int>(threadIdx.x), in_.seq_len - 1);
-      shared_.factor[tile % 2][threadIdx.x] =
-          System::ScoreFactor(in_, pair_, key) * kLog2E;
+      shared_.factor[tile % 2][threadIdx.x] = column_factor_ * kLog2E;
       if (segments_ != nullptr) {
-        shared_.segment[tile % 2][threadIdx.x] = segments_[key];
+        shared_.segment[tile % 2][threadIdx.x] = column_segment_;
       }
     }
+    ReadColumns(tile + 1);
+  }
+  __device__ void ReadColumns(int tile) {
+    if (threadIdx.x >= kKeys) return;
+    const int key =
+        min(tile * kKeys + static_cast<int>(threadIdx.x), in_.seq_len - 1);
+    column_factor_ = System::ScoreFactor(in_, pair_, key);
+    if (segments_ != nullptr) column_segment_ = segments_[key];
   }
 
   __device__ const uint32_t* ReadyFlag(int block) const {
@@ -406,8 +415,8 @@ class ForwardSolver {
       ready_block_ = block;
     }
     CopyRows<KeyTile, kKeys, kThreads>(
-        X(tile % 2), 0, x_ + begin * in_.x_strides.seq, in_.x_strides.seq,
-        kKeys, in_.head_dim, in_.aligned);
+        X(tile % 2), x_ + begin * in_.x_strides.seq, in_.x_strides.seq, kKeys,
+        in_.head_dim, in_.aligned);
   }
 
   // Starts the copy of the block's right-hand side: V, or X where it is known.
@@ -417,9 +426,8 @@ class ForwardSolver {
                        HeadOffset(in_.v_strides) +
                        row_begin_ * in_.v_strides.seq;
     if (num_known == 0) {
-      CopyRows<BlockTile, kRows, kThreads>(Block(), 0, v, in_.v_strides.seq,
-                                           num_rows_, in_.head_dim,
-                                           in_.aligned);
+      CopyRows<BlockTile, kRows, kThreads>(
+          Block(), v, in_.v_strides.seq, num_rows_, in_.head_dim, in_.aligned);
       return;
     }
     const Element* x = x_ + row_begin_ * in_.x_strides.seq;
@@ -570,50 +578,160 @@ class ForwardSolver {
   }
 
   // Phases 1 and 2 of a warpgroup. What the next block of rows waits for comes
-  // last: the block's own tile and its inverses need all scores but no X, so
-  // the solution of the block before is awaited behind them.
+  // last: the block's own tile and its inverse need all scores but no X, so the
+  // solution of the block before is awaited behind them.
   __device__ void StreamAhead() {
     const int last = diagonal_tile_ - 1;
     const bool has_last = first_tile_ <= last;
+    const bool is_ready = has_last && last <= ready_block_;
     StreamTiles(last);
-    Scores s;
+    Left e[kKeys / 16];
     if (has_last) {
       WaitForCopies<1>();
       ShareTiles();
       CopyKeys(diagonal_tile_);
+      Scores s;
       ComputeScores(last, s);
       Exponentiate(last, s);
+      Pack(s, e);
+      if (is_ready) CopyX(last);
     }
-    ClearDiagonal();
-    WaitForCopies<0>();
+    CommitCopies();
+    WaitForCopies<1>();
     ShareTiles();
-    KeepDiagonal(0);
-    FactorBlock();
-    if (!has_last) return;
-    CopyX(last);
+    FactorWarpgroup();
+    if (has_last && !is_ready) CopyX(last);
     CommitCopies();
     WaitForCopies<0>();
     ShareTiles();
-    Accumulate(X(last % 2), s);
+    if (has_last) Accumulate(X(last % 2), e);
+  }
+
+  __device__ static void Pack(const Scores& e, Left (&a)[kKeys / 16]) {
+#pragma unroll
+    for (int k = 0; k < kKeys / 16; ++k) {
+      a[k] = Products::FromAccumulators(e[2 * k], e[2 * k + 1]);
+    }
+  }
+  // acc += E X, by the warpgroup.
+  __device__ void Accumulate(const Element* x, const Left (&e)[kKeys / 16]) {
+    HoldAccumulators(acc_);
+    FenceProducts();
+#pragma unroll
+    for (int k = 0; k < kKeys / 16; ++k) {
+      MultiplyTileRows<KeyTile>(acc_, e[k].x, x, 16 * k, /*add=*/true);
+    }
+    CommitProducts();
+    WaitForProducts<0>();
+    HoldAccumulators(acc_);
+  }
+
+  // Phase 2 of a warpgroup: the inverse of the whole block, D = I + g E, in
+  // registers. Transposed it is unit upper-triangular.
+  __device__ void FactorWarpgroup() {
+    Scores e;
+    ComputeScores(diagonal_tile_, e);
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n) {
+      ExponentiateColumns(diagonal_tile_, n, true, e[n]);
+    }
+    FindSelf(e);
+    MakeEquations();
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = n * 8 + quad_ * 2 + i % 2;
+        const int row = warp_ * 16 + group_ + i / 2 * 8;
+        const float left = equation_[i / 2].left;
+        // A row without an equation has left = 0, but may have infinite E.
+        float value = left == 0 || column > row ? 0.0f : left * e[n][i];
+        if (column == row) value = 1.0f;
+        shared_.inverse[column * kUnitUpperStride + row] = value;
+      }
+    }
+    __syncthreads();
+    InvertUnitUpper(shared_.inverse);
+#pragma unroll
+    for (int k = 0; k < kKeys / 16; ++k) {
+      float c[2][4];
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const int column = 16 * k + quad_ * 2 + i % 2 + i / 4 * 8;
+        const int row = warp_ * 16 + group_ + i / 2 % 2 * 8;
+        c[i / 4][i % 4] = shared_.inverse[column * kUnitUpperStride + row];
+      }
+      block_inverse_[k] = SplitLeft::FromAccumulators(c[0], c[1]);
+    }
+  }
+
+  // E_ii, from the block's own tile.
+  __device__ void FindSelf(const Scores& e) {
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = n * 8 + quad_ * 2 + i % 2;
+        if (column == warp_ * 16 + group_ + i / 2 * 8) {
+          TakeSelf(i / 2, e[n][i]);
+        }
+      }
+    }
+  }
+
+  // Phase 3 of a warpgroup: X = D^-1 (h V - g acc), both operands in two bf16
+  // parts, from registers to memory.
+  __device__ void SolveWarpgroup() {
+    static_assert(!kWarpgroup || KeyTile::kBytes == BlockTile::kBytes,
+                  "the right-hand side takes the keys' place");
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float2 v = LoadPair(RightHandSide(n, half));
+        const RowEquation& q = equation_[half];
+        const SplitPair b =
+            Split(q.right * v.x - q.left * acc_[n][2 * half],
+                  q.right * v.y - q.left * acc_[n][2 * half + 1]);
+        const int offset = BlockTile::Offset(warp_ * 16 + group_ + half * 8,
+                                             n * 8 + quad_ * 2);
+        *reinterpret_cast<uint32_t*>(Keys(0) + offset) = b.high;
+        *reinterpret_cast<uint32_t*>(Keys(1) + offset) = b.low;
+      }
+    }
+    ShareTiles();
+    HoldAccumulators(acc_);
+    FenceProducts();
+#pragma unroll
+    for (int k = 0; k < kKeys / 16; ++k) {
+      const SplitLeft& a = block_inverse_[k];
+      MultiplyTileRows<KeyTile>(acc_, a.low, Keys(0), 16 * k, k > 0);
+      MultiplyTileRows<KeyTile>(acc_, a.high, Keys(1), 16 * k, true);
+      MultiplyTileRows<KeyTile>(acc_, a.high, Keys(0), 16 * k, true);
+    }
+    CommitProducts();
+    WaitForProducts<0>();
+    HoldAccumulators(acc_);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = Row(half);
+      // Known rows stay as they are.
+      if (row < in_.first_row || row >= in_.seq_len) continue;
+      Element* target = x_ + row * in_.x_strides.seq;
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        StorePairBefore(target, n * 8 + quad_ * 2, in_.head_dim, in_.aligned,
+                        acc_[n][2 * half], acc_[n][2 * half + 1]);
+      }
+    }
   }
 
   // acc += E X.
   __device__ void Accumulate(const Element* x, const Scores& e) {
     if constexpr (kWarpgroup) {
       Left a[kKeys / 16];
-#pragma unroll
-      for (int k = 0; k < kKeys / 16; ++k) {
-        a[k] = Products::FromAccumulators(e[2 * k], e[2 * k + 1]);
-      }
-      HoldAccumulators(acc_);
-      FenceProducts();
-#pragma unroll
-      for (int k = 0; k < kKeys / 16; ++k) {
-        MultiplyTileRows<KeyTile>(acc_, a[k].x, x, 16 * k, /*add=*/true);
-      }
-      CommitProducts();
-      WaitForProducts<0>();
-      HoldAccumulators(acc_);
+      Pack(e, a);
+      Accumulate(x, a);
       return;
     }
 #pragma unroll
@@ -660,19 +778,23 @@ class ForwardSolver {
         const int column = (i / 4) * 8 + quad_ * 2 + i % 2;
         const int row = group_ + ((i / 2) % 2) * 8;
         if (column == row) {
-          self_[(i / 2) % 2] = e[i / 4][i % 4];
-          if (fixed_maximum_) {
-            // Exactly 1, whatever the rounding of a large score made of it.
-            self_[(i / 2) % 2] = 1.0f;
-            sum_[(i / 2) % 2] += 1.0f - e[i / 4][i % 4];
-          }
+          TakeSelf((i / 2) % 2, e[i / 4][i % 4]);
         }
       }
     }
   }
 
-  // Phase 2: the rows' equations, lse, and the inverse of D_s.
-  __device__ void FactorBlock() {
+  // The lane has E_ii of a row.
+  __device__ void TakeSelf(int half, float e) {
+    self_[half] = e;
+    if (!fixed_maximum_) return;
+    // Exactly 1, whatever the rounding of a large score made of it.
+    self_[half] = 1.0f;
+    sum_[half] += 1.0f - e;
+  }
+
+  // The rows' equations and lse.
+  __device__ void MakeEquations() {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = Row(half);
@@ -686,8 +808,13 @@ class ForwardSolver {
             (maximum_[half] + log2f(sum)) * kLn2;
       }
     }
+  }
+
+  // Phase 2: the rows' equations and the inverse of D_s.
+  __device__ void FactorBlock() {
+    MakeEquations();
     // Column j of D_s below the diagonal is row j of `inverse`.
-    float* inverse = shared_.inverse[warp_];
+    float* inverse = shared_.inverse + warp_ * 16 * kInverseStride;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const int column = (i / 4) * 8 + quad_ * 2 + i % 2;
@@ -828,6 +955,8 @@ class ForwardSolver {
   const int32_t* segments_;
   int32_t last_segment_, row_segment_[2];
   bool fixed_maximum_;
+  float column_factor_;     // of the tile whose copy is next
+  int32_t column_segment_;  // likewise
 
   Left query_[kDim / 16];
   float acc_[kDim / 8][4];     // sum of E_ij X_j over the keys so far
@@ -838,6 +967,7 @@ class ForwardSolver {
   float own_[2][4];         // its own
   RowEquation equation_[2];
   SplitLeft inverse_;
+  SplitLeft block_inverse_[kKeys / 16];  // of a warpgroup
 };
 
 template <typename Solver, int kBlocksOfMultiprocessor>

@@ -33,10 +33,11 @@ struct WarpgroupGradientMemory
   PhaseBarrier empty[kGradientStages];  // products have been made
 };
 
-template <int kDim>
-class WarpgroupGradients : public GradientRows<WarpgroupGradientMemory<kDim>> {
+template <int kDim, typename System>
+class WarpgroupGradients
+    : public GradientRows<WarpgroupGradientMemory<kDim>, System> {
  public:
-  using Base = GradientRows<WarpgroupGradientMemory<kDim>>;
+  using Base = GradientRows<WarpgroupGradientMemory<kDim>, System>;
   using Base::Base;
 
   __device__ void Run() {
@@ -223,13 +224,8 @@ class WarpgroupGradients : public GradientRows<WarpgroupGradientMemory<kDim>> {
                                    : this->OwnEnd() - 1;
       crosses = segments_[low] != segments_[high];
     }
-    if (kColumnPass) {
-      this->ColumnPassGradients(row, stage, on_diagonal, crosses,
-                                pair_products_, &scores_);
-    } else {
-      this->RowPassGradients(row, stage, on_diagonal, crosses, pair_products_,
-                             &scores_);
-    }
+    this->template TileGradients<kColumnPass>(row, stage, on_diagonal, crosses,
+                                              pair_products_, &scores_);
 #pragma unroll
     for (int k = 0; k < kStreamed / 16; ++k) {
       d_scores_[k] = BFloat16Products::FromAccumulators(scores_[0][2 * k],
@@ -261,7 +257,7 @@ class WarpgroupGradients : public GradientRows<WarpgroupGradientMemory<kDim>> {
   BFloat16Products::Left d_scores_[kStreamed / 16];
 };
 
-template <int kDim>
+template <int kDim, typename System>
 __global__ void __launch_bounds__(WarpgroupGradientMemory<kDim>::kThreads, 1)
     WarpgroupGradientsKernel(const __grid_constant__ AdjointArguments in) {
   using Memory = WarpgroupGradientMemory<kDim>;
@@ -269,11 +265,11 @@ __global__ void __launch_bounds__(WarpgroupGradientMemory<kDim>::kThreads, 1)
   const int pair = blockIdx.y;
   const int b = pair / in.num_heads;
   const int h = pair % in.num_heads;
-  if (!in.is_delta() && blockIdx.x == 0 && b == 0 && threadIdx.x < 32) {
+  if (!System::IsDelta(in) && blockIdx.x == 0 && b == 0 && threadIdx.x < 32) {
     AddLogLambdaGradient(in, h);
   }
-  WarpgroupGradients<kDim>(in, b, h, blockIdx.x * Memory::kRows,
-                           reinterpret_cast<Memory*>(shared))
+  WarpgroupGradients<kDim, System>(in, b, h, blockIdx.x * Memory::kRows,
+                                   reinterpret_cast<Memory*>(shared))
       .Run();
 }
 

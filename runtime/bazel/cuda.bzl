@@ -48,8 +48,14 @@ def _compile(ctx, src, context):
     args.add("-c", src)
     args.add("-o", output)
     ctx.actions.run(
-        executable = CUDA_PATH + "/bin/nvcc",
-        arguments = [args],
+        # nvcc names its temporary files by its process, whose number is the
+        # same in every sandbox, while /tmp is shared.
+        executable = "/usr/bin/env",
+        arguments = [
+            "TMPDIR=" + output.dirname,
+            CUDA_PATH + "/bin/nvcc",
+            args,
+        ],
         inputs = depset(
             ctx.files.srcs + ctx.files.hdrs,
             transitive = [context.headers],

@@ -6,8 +6,10 @@
 #include <cmath>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 
@@ -402,6 +404,22 @@ GateBudget FlatBudget(const GateReference& reference, double tolerance) {
   return budget;
 }
 
+namespace {
+
+// "layers.3.mixer.scale" becomes "layers.mixer.scale".
+std::string WithoutLayer(absl::string_view name) {
+  std::vector<absl::string_view> parts = absl::StrSplit(name, '.');
+  parts.erase(std::remove_if(parts.begin(), parts.end(),
+                             [](absl::string_view part) {
+                               int64_t number = 0;
+                               return absl::SimpleAtoi(part, &number);
+                             }),
+              parts.end());
+  return absl::StrJoin(parts, ".");
+}
+
+}  // namespace
+
 GateBudget BudgetFrom(const GateReference& reference, const GateRun& run,
                       const std::map<std::string, GateError>& errors,
                       double factor, double unit) {
@@ -411,9 +429,16 @@ GateBudget BudgetFrom(const GateReference& reference, const GateRun& run,
         RelativeError(run.losses[step], reference.run().losses.at(step));
     budget.loss = std::max(budget.loss, factor * error);
   }
+  // The error of a gradient of few elements is one draw of chance: layers share
+  // what the worst of them needs.
+  std::map<std::string, double> of_kind;
   for (const auto& [name, error] : errors) {
-    double& allowed = budget.gradients.at(name);
-    allowed = std::max(allowed, factor * Relative(error));
+    double& worst = of_kind[WithoutLayer(name)];
+    worst = std::max(worst, factor * Relative(error));
+  }
+  for (auto& [name, allowed] : budget.gradients) {
+    const auto found = of_kind.find(WithoutLayer(name));
+    if (found != of_kind.end()) allowed = std::max(allowed, found->second);
   }
   return budget;
 }

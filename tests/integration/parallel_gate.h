@@ -102,7 +102,7 @@ struct GateBudget {
 };
 GateBudget FlatBudget(const GateReference& reference, double tolerance);
 // `factor` times what `run` is off, an error less than `unit` counting as
-// `unit`.
+// `unit`; for a gradient, what the worst layer's is.
 GateBudget BudgetFrom(const GateReference& reference, const GateRun& run,
                       const std::map<std::string, GateError>& errors,
                       double factor, double unit);

@@ -476,6 +476,9 @@ TEST_P(CommunicatorTest, RecordsItsLastOperations) {
     ASSERT_TRUE(comm.Exchange({{View(x), comm.rank()}},
                               {{View(y), comm.rank()}}, stream)
                     .ok());
+    // What is queued is known to be done when somebody looks.
+    stream.Synchronize();
+    ASSERT_TRUE(comm.Health().ok());
     const auto records = comm.RecentOperations();
     ASSERT_EQ(records.size(), 4u);
     EXPECT_EQ(records[0].ToString(), "Barrier #0 of 0 bytes (done)");
