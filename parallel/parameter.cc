@@ -2,6 +2,8 @@
 
 #include "parallel/parameter.h"
 
+#include <algorithm>
+#include <array>
 #include <utility>
 
 #include "ops/elementwise.h"
@@ -14,6 +16,13 @@ namespace {
 
 constexpr int64_t kAlignedElements = 64;  // 256 bytes of fp32
 constexpr int64_t kInitGrain = 16384;
+// Initial values that are on their way to the device at once: 16 MiB.
+constexpr int64_t kStagedElements = int64_t{4} << 20;
+
+struct Staging {
+  PinnedBuffer host;
+  Event sent;
+};
 
 int64_t RoundUp(int64_t count, int64_t multiple) {
   return (count + multiple - 1) / multiple * multiple;
@@ -30,6 +39,22 @@ int64_t GlobalIndex(const ShardSpec& shard, int64_t local) {
   const int64_t outer = local / block;
   return outer * shard.global_shape[shard.dim] * inner + shard.begin * inner +
          local % block;
+}
+
+// Elements [begin, end) of the local part, at the start of `host`.
+void MakeInitial(const Parameter& parameter, const Philox& random,
+                 int64_t begin, int64_t end, float* host) {
+  const Initializer& init = parameter.init;
+  ParallelFor(end - begin, kInitGrain, [&](int64_t from, int64_t to) {
+    for (int64_t i = from; i < to; ++i) {
+      const int64_t index = GlobalIndex(parameter.shard, begin + i);
+      const double noise =
+          init.stddev == 0
+              ? 0
+              : init.stddev * random.Normal(static_cast<uint64_t>(index));
+      host[i] = static_cast<float>(init.mean + noise);
+    }
+  });
 }
 
 Tensor Fused(const std::vector<Parameter*>& parameters,
@@ -135,30 +160,33 @@ absl::Status ParameterStore::Allocate(bool with_gradients,
   return absl::OkStatus();
 }
 
-void ParameterStore::Initialize(uint64_t seed, Stream& stream) {
-  std::vector<float> host;
-  for (Parameter& parameter : parameters_) {
-    const Initializer& init = parameter.init;
-    const Philox random(seed, parameter.name);
-    host.resize(static_cast<size_t>(parameter.value.num_elements()));
-    ParallelFor(parameter.value.num_elements(), kInitGrain,
-                [&](int64_t begin, int64_t end) {
-                  for (int64_t i = begin; i < end; ++i) {
-                    const double noise =
-                        init.stddev == 0
-                            ? 0
-                            : init.stddev *
-                                  random.Normal(static_cast<uint64_t>(
-                                      GlobalIndex(parameter.shard, i)));
-                    host[static_cast<size_t>(i)] =
-                        static_cast<float>(init.mean + noise);
-                  }
-                });
-    CopyToDevice(parameter.value.raw(), host.data(),
-                 parameter.value.size_bytes(), stream);
-    stream.Synchronize();  // `host` is used again
+absl::Status ParameterStore::Initialize(uint64_t seed, Stream& stream) {
+  // Numbers of a piece are made while those of the one before it go out.
+  std::array<Staging, 2> stagings;
+  for (Staging& staging : stagings) {
+    CUBIT_ASSIGN_OR_RETURN(
+        staging.host,
+        PinnedBuffer::Allocate(kStagedElements * SizeOf(DType::kFloat32)));
+    staging.sent.Record(stream);
   }
+  size_t next = 0;
+  for (const Parameter& parameter : parameters_) {
+    const Philox random(seed, parameter.name);
+    const int64_t count = parameter.value.num_elements();
+    for (int64_t begin = 0; begin < count; begin += kStagedElements) {
+      const int64_t end = std::min(count, begin + kStagedElements);
+      Staging& staging = stagings[next++ % stagings.size()];
+      staging.sent.Synchronize();
+      auto* const host = static_cast<float*>(staging.host.data());
+      MakeInitial(parameter, random, begin, end, host);
+      CopyToDevice(parameter.value.data<float>() + begin, host,
+                   (end - begin) * SizeOf(DType::kFloat32), stream);
+      staging.sent.Record(stream);
+    }
+  }
+  stream.Synchronize();  // the host's copies are read until then
   RefreshCompute(stream);
+  return absl::OkStatus();
 }
 
 void ParameterStore::RefreshCompute(Stream& stream) const {
