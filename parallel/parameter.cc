@@ -28,33 +28,43 @@ int64_t RoundUp(int64_t count, int64_t multiple) {
   return (count + multiple - 1) / multiple * multiple;
 }
 
-// Index in the global tensor of element `local` of the local part.
-int64_t GlobalIndex(const ShardSpec& shard, int64_t local) {
-  if (shard.is_whole()) return local;
+// Elements of the local part that lie one after the other in the global tensor,
+// again and again.
+int64_t BlockOf(const ShardSpec& shard) {
   int64_t inner = 1;
   for (int i = shard.dim + 1; i < shard.global_shape.rank(); ++i) {
     inner *= shard.global_shape[i];
   }
-  const int64_t block = shard.count * inner;
+  return shard.count * inner;
+}
+
+// Index in the global tensor of element `local` of the local part.
+int64_t GlobalIndex(const ShardSpec& shard, int64_t block, int64_t local) {
+  const int64_t inner = block / shard.count;
   const int64_t outer = local / block;
   return outer * shard.global_shape[shard.dim] * inner + shard.begin * inner +
          local % block;
 }
 
-// Elements [begin, end) of the local part, at the start of `host`.
-void MakeInitial(const Parameter& parameter, const Philox& random,
-                 int64_t begin, int64_t end, float* host) {
+// Elements [begin, end) of the local part.
+void FillPiece(const Parameter& parameter, const Philox& random, int64_t begin,
+               int64_t end, float* out) {
   const Initializer& init = parameter.init;
-  ParallelFor(end - begin, kInitGrain, [&](int64_t from, int64_t to) {
-    for (int64_t i = from; i < to; ++i) {
-      const int64_t index = GlobalIndex(parameter.shard, begin + i);
-      const double noise =
-          init.stddev == 0
-              ? 0
-              : init.stddev * random.Normal(static_cast<uint64_t>(index));
-      host[i] = static_cast<float>(init.mean + noise);
-    }
-  });
+  const ShardSpec& shard = parameter.shard;
+  if (init.stddev == 0) {
+    std::fill_n(out, end - begin, static_cast<float>(init.mean));
+    return;
+  }
+  const int64_t block = shard.is_whole() ? end : BlockOf(shard);
+  while (begin < end) {
+    const int64_t count = std::min(end - begin, block - begin % block);
+    const int64_t index =
+        shard.is_whole() ? begin : GlobalIndex(shard, block, begin);
+    random.FillNormal(static_cast<uint64_t>(index), count, init.mean,
+                      init.stddev, out);
+    begin += count;
+    out += count;
+  }
 }
 
 Tensor Fused(const std::vector<Parameter*>& parameters,
@@ -178,7 +188,9 @@ absl::Status ParameterStore::Initialize(uint64_t seed, Stream& stream) {
       Staging& staging = stagings[next++ % stagings.size()];
       staging.sent.Synchronize();
       auto* const host = static_cast<float*>(staging.host.data());
-      MakeInitial(parameter, random, begin, end, host);
+      ParallelFor(end - begin, kInitGrain, [&](int64_t from, int64_t to) {
+        FillPiece(parameter, random, begin + from, begin + to, host + from);
+      });
       CopyToDevice(parameter.value.data<float>() + begin, host,
                    (end - begin) * SizeOf(DType::kFloat32), stream);
       staging.sent.Record(stream);
