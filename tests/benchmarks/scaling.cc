@@ -70,7 +70,8 @@ for neighbours (bubble and messages), each a mean over ranks, of the profiled
 steps; "sim." the step of launch/step_simulator.h over the measured one; "setup"
 the seconds before steps of usual length, for the layout and, once for each
 number of ranks, for one rank's losses. Weights are made by all processors:
-about 50 ns of one for each parameter and layout.
+about 15 ns of one for each parameter and layout. The default runs are long;
+with --steps=5 --profiled=2 the steps take two thirds.
 
 Example:
   bazel run //tests/benchmarks:scaling -- --runs=cubit_1p3b:1024:16384 --layouts=dp2,tp2
