@@ -147,7 +147,8 @@ absl::StatusOr<CheckpointModel> RandomModel(const std::string& preset) {
     CUBIT_RETURN_IF_ERROR(random.model->parameters().Allocate(
         /*with_gradients=*/false, config.activation_dtype));
     Stream stream;
-    random.model->parameters().Initialize(random.config.seed(), stream);
+    CUBIT_RETURN_IF_ERROR(
+        random.model->parameters().Initialize(random.config.seed(), stream));
     stream.Synchronize();
   }
   random.info.folder = absl::StrCat("random weights of preset ", preset);

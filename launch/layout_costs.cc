@@ -3,6 +3,7 @@
 #include "launch/layout_costs.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "launch/model_costs.h"
 #include "runtime/dtype.h"
@@ -13,7 +14,8 @@ namespace {
 
 // Reads and writes of [B Tl, D] activations by norms, rotations, the health of
 // a solve and what else is not fused with a product, in one layer. Fitted to
-// the 8 ms that these take in a step of Cubit 125M on an H200.
+// the 8 ms that these take in a step of Cubit 125M on an H200; the loss and
+// sums over tp are counted apart.
 constexpr double kForwardPasses = 20;
 constexpr double kBackwardPasses = 30;
 
@@ -65,6 +67,22 @@ class Counter {
   double ActivationBytes() const {
     return rows_ * static_cast<double>(model_.hidden_size) * element_;
   }
+  // What a rank of tp reads and writes to sum a row's terms (rows_over_tp.h):
+  // those of all ranks, a residual or what is there, and the sum.
+  double SumBytes() const {
+    return tp_ == 1 ? 0 : ActivationBytes() * (1 + 2.0 / tp_);
+  }
+  // All of a rank's, in chunks or not.
+  double LogitsBytes() const {
+    return rows_ * element_ * static_cast<double>(costs_.head_weights) /
+           static_cast<double>(model_.hidden_size) / tp_;
+  }
+  double LogitsChunks() const {
+    return std::ceil(LogitsBytes() /
+                     static_cast<double>(model_.logits_chunk_bytes));
+  }
+  // The loss turns logits into their gradient; over tp it reads them first.
+  double LossBytes() const { return (tp_ == 1 ? 2 : 3) * LogitsBytes(); }
   // What a rank sends of n bytes that a group of `size` gathers or scatters.
   static double Sent(double bytes, int size) {
     return bytes * (size - 1) / size;
@@ -82,19 +100,26 @@ class Counter {
     PassCosts& forward = result.forward;
     forward.product_flops = (layers * layer_flops + head_flops) * share;
     forward.memory_bytes = layers * kForwardPasses * ActivationBytes() / tp_;
+    if (head) forward.memory_bytes += LossBytes();
+    forward.memory_bytes += (2 * layers + (part == 0 ? 1 : 0)) * SumBytes();
     const double gathers = 4 * layers + (part == 0 ? 1 : 0) + (head ? 1 : 0);
     forward.tp_bytes = gathers * Sent(ActivationBytes(), tp_);
     forward.tp_messages = gathers * (tp_ - 1);
-    if (head) forward.tp_bytes += (tp_ - 1) * rows_ * 3 * sizeof(float);
+    if (head) {
+      forward.tp_bytes += (tp_ - 1) * rows_ * 3 * sizeof(float);
+      forward.tp_messages += (tp_ - 1) * LogitsChunks();
+    }
     PassCosts& backward = result.backward;
     backward.product_flops = 2 * forward.product_flops;
     backward.memory_bytes = layers * kBackwardPasses * ActivationBytes() / tp_;
+    backward.memory_bytes += (2 * layers + (head ? 1 : 0)) * SumBytes();
     const double back = 6 * layers + (part == 0 ? 1 : 0) + (head ? 1 : 0);
     backward.tp_bytes = back * Sent(ActivationBytes(), tp_);
     backward.tp_messages = back * (tp_ - 1);
     if (RecomputesAll()) {
       backward.product_flops += layers * layer_flops * share;
-      backward.memory_bytes += forward.memory_bytes;
+      backward.memory_bytes +=
+          layers * (kForwardPasses * ActivationBytes() / tp_ + 2 * SumBytes());
       backward.tp_bytes += 4 * layers * Sent(ActivationBytes(), tp_);
       backward.tp_messages += 4 * layers * (tp_ - 1);
     }
@@ -140,11 +165,8 @@ class Counter {
         rows_ * element_ *
         (3 * NormWidth() + ColumnsWidth() + ResultWidth() + PreWidth());
     if (!head) return layer;
-    const double logits = rows_ * element_ *
-                          static_cast<double>(costs_.head_weights) /
-                          static_cast<double>(model_.hidden_size) / tp_;
-    return layer +
-           std::min(logits, static_cast<double>(model_.logits_chunk_bytes));
+    return layer + std::min(LogitsBytes(),
+                            static_cast<double>(model_.logits_chunk_bytes));
   }
 
   StageCosts Stage(int stage, const LayoutCosts& layout) const {

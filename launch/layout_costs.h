@@ -22,8 +22,10 @@ namespace cubit {
 // One direction of one micro-batch through one model part.
 struct PassCosts {
   double product_flops = 0;  // dense layers and head; all of a rank's share
-  double memory_bytes = 0;   // passes over memory that no product hides
-  double tp_bytes = 0;       // sent
+  // Read and written by passes that no product hides: those of the layers, the
+  // loss, and sums of rows over tp.
+  double memory_bytes = 0;
+  double tp_bytes = 0;  // sent
   double tp_messages = 0;
 };
 
@@ -67,7 +69,8 @@ struct LayoutCosts {
 // Counted are
 //   tp  in units of [B Tl, D] rows over the group: a layer gathers or scatters
 //       rows 4 times forward and 6 times backward (inputs are gathered again),
-//       embedding and head once each way; the loss 3 fp32 numbers a row;
+//       embedding and head once each way; the loss 3 fp32 numbers a row, in one
+//       message for each chunk of logits;
 //   cp  sequence_cost.h;
 //   pp  [B Tl / tp, D] for each micro-batch over each border of parts, and its
 //       gradient;

@@ -9,11 +9,12 @@
 namespace cubit {
 namespace {
 
-// Link speeds are those of data sheets: NVLink 4 has 450 GB/s each way, of
-// which 80% are taken; one 400 Gb/s port a GPU between nodes, of which 90%.
-// Product and copy rates were measured on one H200, and so was the time that
-// mixers take in a step of 125M at T = 1024 (docs/performance.md). An H100 is
-// the same chip with slower memory (3.35 instead of 4.8 TB/s).
+// NVLink's speed was measured between H200s of one host: an all-reduce of 1 GiB
+// by NCCL has 329 to 361 GB/s of bus bandwidth (of 450 each way). That of the
+// network is 90% of a data sheet, one 400 Gb/s port a GPU. Product and copy
+// rates were measured on one H200, and so was the time that mixers take in a
+// step of 125M at T = 1024 (docs/performance.md). An H100 is the same chip with
+// slower memory (3.35 instead of 4.8 TB/s).
 MachineModel Hopper(const char* name, double memory_bandwidth) {
   MachineModel model;
   model.device.name = name;
@@ -21,7 +22,7 @@ MachineModel Hopper(const char* name, double memory_bandwidth) {
   model.device.attention = {0.3, 0.25};
   model.device.solve = {0.09, 0.115};
   model.device.memory_bandwidth = memory_bandwidth;
-  model.intra_node = {360e9, 10e-6};
+  model.intra_node = {345e9, 10e-6};
   model.inter_node = {45e9, 20e-6};
   model.ranks_per_node = 8;
   return model;

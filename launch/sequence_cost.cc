@@ -138,8 +138,13 @@ SequenceCost CostOf(CpMethod method, const SequenceCall& call,
   if (method == CpMethod::kUlysses) {
     // One all-to-all in, one out.
     const double messages = 2 * (call.cp_size - 1);
-    cost.forward_seconds = link.Seconds(bytes.forward, messages);
-    cost.backward_seconds = link.Seconds(bytes.backward, messages);
+    // What is sent and what stays, packed and unpacked.
+    const double all = bytes.forward * call.cp_size / (call.cp_size - 1);
+    const double copies = 4 * all;
+    cost.forward_seconds = link.Seconds(bytes.forward, messages) +
+                           copies / device.memory_bandwidth;
+    cost.backward_seconds = link.Seconds(bytes.backward, messages) +
+                            copies / device.memory_bandwidth;
     return cost;
   }
   if (call.has_wavefront) {

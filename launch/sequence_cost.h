@@ -67,17 +67,18 @@ double MixerBackwardSeconds(const SequenceCall& call,
 struct SequenceCost {
   double forward_idle = 0;
   double backward_idle = 0;
-  double forward_seconds = 0;
+  double forward_seconds = 0;  // with Ulysses' copies
   double backward_seconds = 0;
 
   double seconds() const { return forward_seconds + backward_seconds; }
 };
 
-// Nothing hides Ulysses' all-to-alls. The sharded forms send beside their
-// computation: what takes longer than that shows, or else what a wavefront
-// waits for by its dependencies (parallel/wavefront_simulator.h, with messages
-// that take no time; of more than 8 groups and 16 ranks, which wait less, as of
-// 8 and 16).
+// Nothing hides Ulysses' all-to-alls, nor the copies into their buffers and out
+// of them: all columns are read and written twice. The sharded forms send
+// beside their computation: what takes longer than that shows, or else what a
+// wavefront waits for by its dependencies (parallel/wavefront_simulator.h, with
+// messages that take no time; of more than 8 groups and 16 ranks, which wait
+// less, as of 8 and 16).
 SequenceCost CostOf(CpMethod method, const SequenceCall& call,
                     const DeviceModel& device, const LinkModel& link);
 

@@ -16,7 +16,9 @@
 namespace cubit {
 namespace {
 
-constexpr double kUpdateBytes = 30;        // AdamW with the bf16 copy
+constexpr double kUpdateBytes = 30;  // AdamW with the bf16 copy
+constexpr double kNormBytes = 4;     // a gradient is read
+constexpr double kZeroBytes = 4;     // or written, of every parameter on a rank
 constexpr double kBucketBytes = 64 << 20;  // of GradientReducer
 
 // One pass of one micro-batch through one part.
@@ -194,8 +196,10 @@ class StepModel {
   double OptimizerSeconds() const {
     double slowest = 0;
     for (const StageCosts& costs : costs_.stages) {
-      slowest = std::max(slowest, costs.num_updated * kUpdateBytes /
-                                      machine_.device.memory_bandwidth);
+      const double bytes =
+          costs.num_updated * (kUpdateBytes + kNormBytes) +
+          static_cast<double>(costs.num_parameters) * kZeroBytes;
+      slowest = std::max(slowest, bytes / machine_.device.memory_bandwidth);
     }
     // The norm of all gradients: one number from everyone, to everyone.
     const int world = plan_.mesh.world_size();

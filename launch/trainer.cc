@@ -112,8 +112,7 @@ bool Trainer::has_whole_model() const {
 absl::Status Trainer::InitializeWeights() {
   LanguageModel& model = state_->model();
   if (options_.init_from.empty()) {
-    model.parameters().Initialize(config_.seed(), state_->stream());
-    return absl::OkStatus();
+    return model.parameters().Initialize(config_.seed(), state_->stream());
   }
   CUBIT_RETURN_IF_ERROR(ImportHuggingFace(options_.init_from, *data_.tokenizer,
                                           FileSystem::Posix(), &model,

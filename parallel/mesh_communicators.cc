@@ -2,6 +2,7 @@
 
 #include "parallel/mesh_communicators.h"
 
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -14,11 +15,14 @@ namespace cubit {
 namespace {
 
 // The smallest rank of a group names it: the same number on all its ranks.
+// Groups of one have nobody to talk to, and each that NCCL makes takes time and
+// memory; if one rank's group is one, those of all ranks are.
 absl::StatusOr<std::unique_ptr<Communicator>> SplitGroup(
     Communicator& world, const std::vector<int>& group,
     absl::string_view name) {
-  return world.Split(group.front(), world.rank(),
-                     absl::StrCat(name, " of rank ", group.front()));
+  const std::string full_name = absl::StrCat(name, " of rank ", group.front());
+  if (group.size() == 1) return MakeSingleCommunicator(full_name);
+  return world.Split(group.front(), world.rank(), full_name);
 }
 
 }  // namespace
@@ -48,13 +52,14 @@ absl::StatusOr<std::unique_ptr<MeshCommunicators>> MeshCommunicators::Create(
   const std::vector<int> dp_cp = mesh.DpCpGroup(all.rank());
   CUBIT_ASSIGN_OR_RETURN(result->dp_cp_, SplitGroup(all, dp_cp, "dp x cp"));
   const std::vector<int> pp = mesh.Group(MeshAxis::kPp, all.rank());
-  const bool at_an_end =
-      pp.size() > 1 && (all.rank() == pp.front() || all.rank() == pp.back());
-  CUBIT_ASSIGN_OR_RETURN(
-      result->embedding_,
-      all.Split(at_an_end ? pp.front() : -1, all.rank(),
-                at_an_end ? absl::StrCat("ends of rank ", pp.front())
-                          : "between ends"));
+  if (pp.size() > 1) {
+    const bool at_an_end = all.rank() == pp.front() || all.rank() == pp.back();
+    CUBIT_ASSIGN_OR_RETURN(
+        result->embedding_,
+        all.Split(at_an_end ? pp.front() : -1, all.rank(),
+                  at_an_end ? absl::StrCat("ends of rank ", pp.front())
+                            : "between ends"));
+  }
   CUBIT_ASSIGN_OR_RETURN(auto gradients, SplitGroup(all, dp_cp, "gradients"));
   result->gradient_lane_ =
       std::make_unique<CommunicationLane>(std::move(gradients));

@@ -2,6 +2,8 @@
 
 #include "parallel/parameter.h"
 
+#include <algorithm>
+#include <array>
 #include <utility>
 
 #include "ops/elementwise.h"
@@ -14,22 +16,55 @@ namespace {
 
 constexpr int64_t kAlignedElements = 64;  // 256 bytes of fp32
 constexpr int64_t kInitGrain = 16384;
+// Initial values that are on their way to the device at once: 16 MiB.
+constexpr int64_t kStagedElements = int64_t{4} << 20;
+
+struct Staging {
+  PinnedBuffer host;
+  Event sent;
+};
 
 int64_t RoundUp(int64_t count, int64_t multiple) {
   return (count + multiple - 1) / multiple * multiple;
 }
 
-// Index in the global tensor of element `local` of the local part.
-int64_t GlobalIndex(const ShardSpec& shard, int64_t local) {
-  if (shard.is_whole()) return local;
+// Elements of the local part that lie one after the other in the global tensor,
+// again and again.
+int64_t BlockOf(const ShardSpec& shard) {
   int64_t inner = 1;
   for (int i = shard.dim + 1; i < shard.global_shape.rank(); ++i) {
     inner *= shard.global_shape[i];
   }
-  const int64_t block = shard.count * inner;
+  return shard.count * inner;
+}
+
+// Index in the global tensor of element `local` of the local part.
+int64_t GlobalIndex(const ShardSpec& shard, int64_t block, int64_t local) {
+  const int64_t inner = block / shard.count;
   const int64_t outer = local / block;
   return outer * shard.global_shape[shard.dim] * inner + shard.begin * inner +
          local % block;
+}
+
+// Elements [begin, end) of the local part.
+void FillPiece(const Parameter& parameter, const Philox& random, int64_t begin,
+               int64_t end, float* out) {
+  const Initializer& init = parameter.init;
+  const ShardSpec& shard = parameter.shard;
+  if (init.stddev == 0) {
+    std::fill_n(out, end - begin, static_cast<float>(init.mean));
+    return;
+  }
+  const int64_t block = shard.is_whole() ? end : BlockOf(shard);
+  while (begin < end) {
+    const int64_t count = std::min(end - begin, block - begin % block);
+    const int64_t index =
+        shard.is_whole() ? begin : GlobalIndex(shard, block, begin);
+    random.FillNormal(static_cast<uint64_t>(index), count, init.mean,
+                      init.stddev, out);
+    begin += count;
+    out += count;
+  }
 }
 
 Tensor Fused(const std::vector<Parameter*>& parameters,
@@ -135,30 +170,35 @@ absl::Status ParameterStore::Allocate(bool with_gradients,
   return absl::OkStatus();
 }
 
-void ParameterStore::Initialize(uint64_t seed, Stream& stream) {
-  std::vector<float> host;
-  for (Parameter& parameter : parameters_) {
-    const Initializer& init = parameter.init;
-    const Philox random(seed, parameter.name);
-    host.resize(static_cast<size_t>(parameter.value.num_elements()));
-    ParallelFor(parameter.value.num_elements(), kInitGrain,
-                [&](int64_t begin, int64_t end) {
-                  for (int64_t i = begin; i < end; ++i) {
-                    const double noise =
-                        init.stddev == 0
-                            ? 0
-                            : init.stddev *
-                                  random.Normal(static_cast<uint64_t>(
-                                      GlobalIndex(parameter.shard, i)));
-                    host[static_cast<size_t>(i)] =
-                        static_cast<float>(init.mean + noise);
-                  }
-                });
-    CopyToDevice(parameter.value.raw(), host.data(),
-                 parameter.value.size_bytes(), stream);
-    stream.Synchronize();  // `host` is used again
+absl::Status ParameterStore::Initialize(uint64_t seed, Stream& stream) {
+  // Numbers of a piece are made while those of the one before it go out.
+  std::array<Staging, 2> stagings;
+  for (Staging& staging : stagings) {
+    CUBIT_ASSIGN_OR_RETURN(
+        staging.host,
+        PinnedBuffer::Allocate(kStagedElements * SizeOf(DType::kFloat32)));
+    staging.sent.Record(stream);
   }
+  size_t next = 0;
+  for (const Parameter& parameter : parameters_) {
+    const Philox random(seed, parameter.name);
+    const int64_t count = parameter.value.num_elements();
+    for (int64_t begin = 0; begin < count; begin += kStagedElements) {
+      const int64_t end = std::min(count, begin + kStagedElements);
+      Staging& staging = stagings[next++ % stagings.size()];
+      staging.sent.Synchronize();
+      auto* const host = static_cast<float*>(staging.host.data());
+      ParallelFor(end - begin, kInitGrain, [&](int64_t from, int64_t to) {
+        FillPiece(parameter, random, begin + from, begin + to, host + from);
+      });
+      CopyToDevice(parameter.value.data<float>() + begin, host,
+                   (end - begin) * SizeOf(DType::kFloat32), stream);
+      staging.sent.Record(stream);
+    }
+  }
+  stream.Synchronize();  // the host's copies are read until then
   RefreshCompute(stream);
+  return absl::OkStatus();
 }
 
 void ParameterStore::RefreshCompute(Stream& stream) const {

@@ -90,7 +90,10 @@ class ParameterStore {
   // products read, if `compute_dtype` is bf16.
   absl::Status Allocate(bool with_gradients,
                         DType compute_dtype = DType::kFloat32);
-  void Initialize(uint64_t seed, Stream& stream);
+  // Every element from `seed`, its parameter's name and its index in the whole
+  // tensor: the same bits on every layout. ResourceExhausted: no host memory to
+  // send them from.
+  absl::Status Initialize(uint64_t seed, Stream& stream);
   // Makes the copy anew: after values were loaded or changed other than by
   // AdamW, which writes both.
   void RefreshCompute(Stream& stream) const;

@@ -12,6 +12,8 @@
 namespace cubit {
 namespace {
 
+constexpr int64_t kAligned = 8;  // elements: 16 bytes of the smallest type
+
 // Columns [begin, begin + count) as one wide head.
 template <typename Columns>
 auto ColumnsOf(const Columns& tensor, int64_t begin, int64_t count) {
@@ -32,12 +34,16 @@ int64_t SequenceExchange::num_columns() const {
          std::accumulate(widths_.begin(), widths_.end(), int64_t{0});
 }
 
+int64_t SequenceExchange::pitch() const {
+  return (num_columns() + kAligned - 1) / kAligned * kAligned;
+}
+
 Tensor SequenceExchange::Part(const Tensor& buffer, int64_t batch,
                               int rank) const {
   const int64_t rows = layout_.local_seq_len();
-  const int64_t elements = batch * rows * num_columns();
+  const int64_t elements = batch * rows * pitch();
   return buffer.Slice(rank * elements, elements)
-      .Reshape({batch, rows, num_columns()});
+      .Reshape({batch, rows, pitch()});
 }
 
 void SequenceExchange::PackHeads(ConstTensor local, const Tensor& buffer,
@@ -71,32 +77,48 @@ void SequenceExchange::UnpackHeads(const Tensor& buffer, Tensor local,
   }
 }
 
+std::vector<SequenceExchange::Span> SequenceExchange::RowSpans() const {
+  // One column a head (a projection to a number) leaves a few at the end.
+  const int64_t aligned = num_columns() / kAligned * kAligned;
+  std::vector<Span> spans;
+  if (aligned > 0) spans.push_back({0, aligned});
+  if (aligned < num_columns()) {
+    spans.push_back({aligned, num_columns() - aligned});
+  }
+  return spans;
+}
+
 void SequenceExchange::PackRows(ConstTensor whole, const Tensor& buffer,
                                 Stream& stream) const {
-  const ConstHeadTensor from = ColumnsOf(whole, 0, num_columns());
   for (int rank = 0; rank < layout_.cp_size(); ++rank) {
-    const HeadTensor to =
-        ColumnsOf(Part(buffer, whole.dim(0), rank), 0, num_columns());
-    for (const int chunk : layout_.ChunksOf(rank)) {
-      CopyHeads(
-          SliceSequence(from, layout_.GlobalBegin(chunk), layout_.chunk_len()),
-          SliceSequence(to, layout_.LocalBegin(chunk), layout_.chunk_len()),
-          stream);
+    const Tensor part = Part(buffer, whole.dim(0), rank);
+    for (const Span& span : RowSpans()) {
+      const ConstHeadTensor from = ColumnsOf(whole, span.begin, span.count);
+      const HeadTensor to = ColumnsOf(part, span.begin, span.count);
+      for (const int chunk : layout_.ChunksOf(rank)) {
+        CopyHeads(
+            SliceSequence(from, layout_.GlobalBegin(chunk),
+                          layout_.chunk_len()),
+            SliceSequence(to, layout_.LocalBegin(chunk), layout_.chunk_len()),
+            stream);
+      }
     }
   }
 }
 
 void SequenceExchange::UnpackRows(const Tensor& buffer, Tensor whole,
                                   Stream& stream) const {
-  const HeadTensor to = ColumnsOf(whole, 0, num_columns());
   for (int rank = 0; rank < layout_.cp_size(); ++rank) {
-    const HeadTensor from =
-        ColumnsOf(Part(buffer, whole.dim(0), rank), 0, num_columns());
-    for (const int chunk : layout_.ChunksOf(rank)) {
-      CopyHeads(
-          SliceSequence(from, layout_.LocalBegin(chunk), layout_.chunk_len()),
-          SliceSequence(to, layout_.GlobalBegin(chunk), layout_.chunk_len()),
-          stream);
+    const Tensor part = Part(buffer, whole.dim(0), rank);
+    for (const Span& span : RowSpans()) {
+      const HeadTensor from = ColumnsOf(part, span.begin, span.count);
+      const HeadTensor to = ColumnsOf(whole, span.begin, span.count);
+      for (const int chunk : layout_.ChunksOf(rank)) {
+        CopyHeads(
+            SliceSequence(from, layout_.LocalBegin(chunk), layout_.chunk_len()),
+            SliceSequence(to, layout_.GlobalBegin(chunk), layout_.chunk_len()),
+            stream);
+      }
     }
   }
 }

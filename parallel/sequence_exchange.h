@@ -39,7 +39,7 @@ class SequenceExchange {
   // Columns that the heads of one rank have, C.
   int64_t num_columns() const;
   int64_t BufferElements(int64_t batch) const {
-    return batch * layout_.seq_len() * num_columns();
+    return batch * layout_.seq_len() * pitch();
   }
 
   // whole [B, T, >= C] of this rank's heads, in the order of the sequence, from
@@ -55,13 +55,22 @@ class SequenceExchange {
                           Communicator& cp, Tensor local, Stream& stream) const;
 
  private:
-  // Copies between `local` and the parts [B, Tl, C] of `buffer`, which hold the
-  // heads of one rank each.
+  // Columns of the buffers: C up to a multiple of kAligned, so that rows can be
+  // read and written in vectors.
+  int64_t pitch() const;
+  // Copies between `local` and the parts [B, Tl, pitch()] of `buffer`, which
+  // hold the heads of one rank each.
   void PackHeads(ConstTensor local, const Tensor& buffer, Stream& stream) const;
   void UnpackHeads(const Tensor& buffer, Tensor local, Stream& stream) const;
   // Between `whole` and the parts, which hold the rows of one rank each.
   void PackRows(ConstTensor whole, const Tensor& buffer, Stream& stream) const;
   void UnpackRows(const Tensor& buffer, Tensor whole, Stream& stream) const;
+  struct Span {
+    int64_t begin = 0;
+    int64_t count = 0;
+  };
+  // The C columns in two spans, the first as wide as vectors can be copied.
+  std::vector<Span> RowSpans() const;
   // Part `rank` of `buffer`.
   Tensor Part(const Tensor& buffer, int64_t batch, int rank) const;
   absl::Status AllToAll(const SequenceExchangeBuffers& buffers, int64_t batch,

@@ -9,13 +9,6 @@
 namespace cubit {
 namespace {
 
-// Constants of the paper, section 4.3 and table 2.
-constexpr uint64_t kMultiplier0 = 0xD2511F53;
-constexpr uint64_t kMultiplier1 = 0xCD9E8D57;
-constexpr uint32_t kWeyl0 = 0x9E3779B9;
-constexpr uint32_t kWeyl1 = 0xBB67AE85;
-constexpr int kRounds = 10;
-
 constexpr double kTwoPi = 6.283185307179586476925286766559;
 
 uint32_t Low(uint64_t x) { return static_cast<uint32_t>(x); }

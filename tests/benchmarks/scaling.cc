@@ -17,6 +17,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "nlohmann/json.hpp"
 
 #include "launch/bootstrap.h"
@@ -25,6 +27,7 @@
 #include "launch/machine_model.h"
 #include "launch/step_simulator.h"
 #include "parallel/agreement.h"
+#include "parallel/mesh_communicators.h"
 #include "parallel/pipeline_schedule.h"
 #include "runtime/command_line.h"
 #include "runtime/communicator_mpi.h"
@@ -64,7 +67,11 @@ Every layout trains the same random text as one rank does on the same global
 batch; losses must agree. "linear" is the share of N times what one rank does on
 its own part of the batch; "messages" what ranks wait for collectives, "pipeline"
 for neighbours (bubble and messages), each a mean over ranks, of the profiled
-steps; "simulated" the step of launch/step_simulator.h against the measured one.
+steps; "sim." the step of launch/step_simulator.h over the measured one; "setup"
+the seconds before steps of usual length, for the layout and, once for each
+number of ranks, for one rank's losses. Weights are made by all processors:
+about 15 ns of one for each parameter and layout. The default runs are long;
+with --steps=5 --profiled=2 the steps take two thirds.
 
 Example:
   bazel run //tests/benchmarks:scaling -- --runs=cubit_1p3b:1024:16384 --layouts=dp2,tp2
@@ -110,6 +117,14 @@ absl::Status StartRanksOf(int num_ranks, char** argv) {
   return absl::NotFoundError("no mpirun on the PATH (package openmpi-bin)");
 }
 
+bool SameSizes(const DeviceMesh& a, const DeviceMesh& b) {
+  for (int i = 0; i < kNumMeshAxes; ++i) {
+    const auto axis = static_cast<MeshAxis>(i);
+    if (a.size(axis) != b.size(axis)) return false;
+  }
+  return true;
+}
+
 double Sum(const std::map<std::string, double>& profile,
            const std::vector<const char*>& categories) {
   double sum = 0;
@@ -138,7 +153,13 @@ struct Row {
   double linear = 0;           // share of linear scaling
   double loss_difference = 0;  // the largest; NaN: one rank has no room
   double simulated = 0;        // seconds of a step
+  double planning = 0;         // seconds, as those of measured.setup
+  double reference = 0;        // of one rank's run for its losses
 };
+
+double SecondsSince(absl::Time start) {
+  return absl::ToDoubleSeconds(absl::Now() - start);
+}
 
 class Scaling {
  public:
@@ -154,6 +175,9 @@ class Scaling {
   // Of the first ranks; the others wait and get an empty one. A collective.
   absl::StatusOr<Measurement> Measure(const PlannedRun& run,
                                       const StepCounts& counts);
+  // Null on ranks that are not of the mesh. A collective.
+  absl::StatusOr<MeshCommunicators*> GroupsOf(const DeviceMesh& mesh);
+  absl::Status MakeGroups(const DeviceMesh& mesh);
   absl::Status MeasureAll(const RunSpec& run,
                           const std::vector<std::string>& layouts);
   absl::StatusOr<double> LossDifference(const RunSpec& run, const Row& row);
@@ -161,6 +185,11 @@ class Scaling {
   void Print(const RunSpec& run, const std::string& layout, const Row& row);
 
   Bootstrap ranks_;
+  // Of the last layout: NCCL's groups take seconds to make, and memory. The
+  // ranks beyond the mesh have none.
+  std::unique_ptr<DeviceMesh> mesh_;
+  std::unique_ptr<MeshCommunicators> groups_;
+  std::unique_ptr<MeshCommunicators> single_ = MeshCommunicators::Single();
   // Losses of one rank, by preset, length and tokens of a step; empty where it
   // has no room.
   std::map<std::string, std::vector<double>> alone_;
@@ -189,26 +218,40 @@ absl::StatusOr<PlannedRun> Scaling::Plan(const RunSpec& run,
   return PlanRun(run, parsed, overrides, MemoryOfRank());
 }
 
+absl::Status Scaling::MakeGroups(const DeviceMesh& mesh) {
+  groups_ = nullptr;
+  mesh_ = nullptr;
+  const int color = ranks_.rank < mesh.world_size() ? 0 : -1;
+  CUBIT_ASSIGN_OR_RETURN(auto world, ranks_.world->Split(color, 0, "world"));
+  CUBIT_ASSIGN_OR_RETURN(auto control,
+                         ranks_.control->Split(color, 0, "control"));
+  if (color == 0) {
+    CUBIT_ASSIGN_OR_RETURN(
+        groups_,
+        MeshCommunicators::Create(mesh, std::move(world), std::move(control)));
+  }
+  mesh_ = std::make_unique<DeviceMesh>(mesh);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<MeshCommunicators*> Scaling::GroupsOf(const DeviceMesh& mesh) {
+  if (mesh.world_size() == 1) return is_main() ? single_.get() : nullptr;
+  if (mesh_ == nullptr || !SameSizes(*mesh_, mesh)) {
+    CUBIT_RETURN_IF_ERROR(MakeGroups(mesh));
+  }
+  return groups_.get();
+}
+
 absl::StatusOr<Measurement> Scaling::Measure(const PlannedRun& run,
                                              const StepCounts& counts) {
-  const int size = run.plan.mesh.world_size();
-  std::unique_ptr<MeshCommunicators> mesh;
-  if (size == 1) {
-    if (is_main()) mesh = MeshCommunicators::Single();
-  } else {
-    const int color = ranks_.rank < size ? 0 : -1;
-    CUBIT_ASSIGN_OR_RETURN(auto world, ranks_.world->Split(color, 0, "world"));
-    CUBIT_ASSIGN_OR_RETURN(auto control,
-                           ranks_.control->Split(color, 0, "control"));
-    if (color == 0) {
-      CUBIT_ASSIGN_OR_RETURN(
-          mesh, MeshCommunicators::Create(run.plan.mesh, std::move(world),
-                                          std::move(control)));
-    }
-  }
+  const absl::Time start = absl::Now();
+  CUBIT_ASSIGN_OR_RETURN(MeshCommunicators* const mesh,
+                         GroupsOf(run.plan.mesh));
+  const double seconds = SecondsSince(start);
   absl::StatusOr<Measurement> result = Measurement();
-  if (mesh != nullptr) result = MeasureRun(run, counts, mesh.get());
+  if (mesh != nullptr) result = MeasureRun(run, counts, mesh);
   CUBIT_RETURN_IF_ERROR(Agree(ranks_.control.get(), result.status()));
+  result->setup.groups = seconds;
   return result;
 }
 
@@ -219,6 +262,8 @@ absl::StatusOr<double> Scaling::LossDifference(const RunSpec& run,
   whole.tokens *= row.run.plan.mesh.world_size();
   const std::string key =
       absl::StrCat(run.preset, " ", run.seq_len, " ", whole.tokens);
+  // One rank's own row is its reference.
+  if (row.run.plan.mesh.world_size() == 1) alone_[key] = row.measured.losses;
   if (alone_.count(key) == 0) {
     std::vector<double>& losses = alone_[key];
     const auto planned = Plan(whole, "1");
@@ -253,6 +298,23 @@ const std::vector<const char*>& MessageCategories() {
   return categories;
 }
 
+// By part: the next run of the benchmark is to be shorter.
+nlohmann::json SetupOf(const Row& row) {
+  const SetupSeconds& setup = row.measured.setup;
+  return {{"planning", row.planning},       {"groups", setup.groups},
+          {"memory", setup.memory},         {"weights", setup.weights},
+          {"first_step", setup.first_step}, {"one_rank", row.reference}};
+}
+
+std::string SetupText(const Row& row) {
+  const SetupSeconds& setup = row.measured.setup;
+  return absl::StrFormat(
+      "  setup %.1f s: planning %.1f, groups %.1f, memory %.1f, weights %.1f, "
+      "first step %.1f; one rank's losses %.1f",
+      row.planning + setup.total() + row.reference, row.planning, setup.groups,
+      setup.memory, setup.weights, setup.first_step, row.reference);
+}
+
 void Scaling::Print(const RunSpec& run, const std::string& layout,
                     const Row& row) {
   const ParallelPlan& plan = row.run.plan;
@@ -267,11 +329,12 @@ void Scaling::Print(const RunSpec& run, const std::string& layout,
   if (!same && !std::isnan(row.loss_difference)) ++different_;
   std::printf(
       "%-28s %9.2f %10.0f %6.1f%% %5d %8.1f%% %8.1f%% %5.1f%% %7.2f %5.2f  "
-      "%.1e%s\n",
+      "%.1e%s\n%s\n",
       layout.c_str(), 1e3 * row.measured.step_seconds, tokens, 100 * row.linear,
       static_cast<int>(plan.num_micro_batches), 100 * messages, 100 * pipeline,
       100 * ideal, static_cast<double>(row.run.memory_bytes) / (1 << 30), ratio,
-      row.loss_difference, same ? "" : "  LOSSES DIFFER");
+      row.loss_difference, same ? "" : "  LOSSES DIFFER",
+      SetupText(row).c_str());
   std::fflush(stdout);
   rows_.push_back(
       {{"preset", run.preset},
@@ -287,6 +350,7 @@ void Scaling::Print(const RunSpec& run, const std::string& layout,
        {"message_share", messages},
        {"pipeline_share", pipeline},
        {"ideal_bubble", ideal},
+       {"setup_seconds", SetupOf(row)},
        {"planned_bytes", row.run.memory_bytes},
        {"simulated_seconds", row.simulated},
        {"loss_difference", row.loss_difference},
@@ -309,7 +373,9 @@ absl::Status Scaling::MeasureAll(const RunSpec& run,
   }
   double one_rank = 0;  // tokens/s
   for (const std::string& layout : layouts) {
+    absl::Time start = absl::Now();
     const absl::StatusOr<PlannedRun> planned = Plan(run, layout);
+    const double planning = SecondsSince(start);
     if (!planned.ok()) {
       if (layout == "1") return planned.status();
       if (is_main()) {
@@ -321,7 +387,10 @@ absl::Status Scaling::MeasureAll(const RunSpec& run,
     CUBIT_ASSIGN_OR_RETURN(const Measurement measured,
                            Measure(*planned, counts));
     Row row = {*planned, measured};
+    row.planning = planning;
+    start = absl::Now();
     CUBIT_ASSIGN_OR_RETURN(row.loss_difference, LossDifference(run, row));
+    row.reference = SecondsSince(start);
     if (!is_main()) continue;
     const double rate = static_cast<double>(run.tokens) / measured.step_seconds;
     if (layout == "1") one_rank = rate;

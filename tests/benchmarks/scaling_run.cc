@@ -16,6 +16,7 @@
 #include "launch/run_plan.h"
 #include "launch/train_state.h"
 #include "parallel/agreement.h"
+#include "parallel/parameter.h"
 #include "runtime/device.h"
 #include "runtime/profile_range.h"
 #include "runtime/status_macros.h"
@@ -96,14 +97,26 @@ class Steps {
   int64_t step_ = 0;
 };
 
+// Seconds since `*start`, which becomes now.
+double Lap(absl::Time* start) {
+  const absl::Time now = absl::Now();
+  return absl::ToDoubleSeconds(now - std::exchange(*start, now));
+}
+
 absl::StatusOr<std::unique_ptr<TrainState>> MakeState(const PlannedRun& run,
-                                                      MeshCommunicators* mesh) {
+                                                      MeshCommunicators* mesh,
+                                                      SetupSeconds* seconds) {
+  absl::Time start = absl::Now();
   CUBIT_ASSIGN_OR_RETURN(auto model, ModelOf(run, mesh->rank()));
   auto state = TrainState::Create(run.config, run.plan, std::move(model), mesh);
   // Whoever has no room, all give up.
   CUBIT_RETURN_IF_ERROR(Agree(&mesh->control(), state.status()));
-  (*state)->model().parameters().Initialize(run.config.seed(),
-                                            (*state)->stream());
+  seconds->memory = Lap(&start);
+  ParameterStore& parameters = (*state)->model().parameters();
+  CUBIT_RETURN_IF_ERROR(
+      parameters.Initialize(run.config.seed(), (*state)->stream()));
+  (*state)->stream().Synchronize();
+  seconds->weights = Lap(&start);
   return state;
 }
 
@@ -166,20 +179,25 @@ absl::StatusOr<PlannedRun> PlanRun(const RunSpec& run,
 absl::StatusOr<Measurement> MeasureRun(const PlannedRun& run,
                                        const StepCounts& counts,
                                        MeshCommunicators* mesh) {
-  CUBIT_ASSIGN_OR_RETURN(const auto state, MakeState(run, mesh));
-  Steps steps(run, state.get());
   Measurement result;
+  CUBIT_ASSIGN_OR_RETURN(const auto state, MakeState(run, mesh, &result.setup));
+  Steps steps(run, state.get());
+  absl::Time start = absl::Now();
+  std::vector<double> warmups;
   for (int i = 0; i < counts.warmup; ++i) {
     CUBIT_ASSIGN_OR_RETURN(const double loss, steps.Run());
+    warmups.push_back(Lap(&start));
     result.losses.push_back(loss);
   }
   std::vector<double> seconds;
   for (int i = 0; i < counts.timed; ++i) {
-    const absl::Time start = absl::Now();
     CUBIT_RETURN_IF_ERROR(steps.Run().status());
-    seconds.push_back(absl::ToDoubleSeconds(absl::Now() - start));
+    seconds.push_back(Lap(&start));
   }
   if (!seconds.empty()) result.step_seconds = Median(seconds);
+  if (warmups.size() > 1) {
+    result.setup.first_step = std::max(0.0, warmups.front() - warmups.back());
+  }
   CUBIT_RETURN_IF_ERROR(Profile(counts.profiled, state.get(), &steps, &result));
   return result;
 }

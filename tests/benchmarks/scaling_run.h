@@ -42,7 +42,21 @@ struct StepCounts {
   int profiled = 0;
 };
 
+// Where the time before the steps goes, by part: what a run costs beyond what
+// it measures.
+struct SetupSeconds {
+  double groups = 0;   // communicators; the caller's
+  double memory = 0;   // the model, buffers, optimizer
+  double weights = 0;  // initial ones
+  // The first step without a usual one's time: algorithms are chosen, kernels
+  // loaded, groups connected.
+  double first_step = 0;
+
+  double total() const { return groups + memory + weights + first_step; }
+};
+
 struct Measurement {
+  SetupSeconds setup;
   std::vector<double> losses;  // of the first steps, nats per token
   double step_seconds = 0;     // median of the timed ones; 0 without any
   // Device seconds a step by kind of work, of each rank; on rank 0.

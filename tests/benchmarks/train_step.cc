@@ -146,7 +146,8 @@ absl::StatusOr<nlohmann::json> Measure(const RunSpec& run, double ceiling) {
   const RunPlan plan = MakePlan(config, *model);
   CUBIT_ASSIGN_OR_RETURN(auto state,
                          TrainState::Create(config, std::move(model)));
-  state->model().parameters().Initialize(config.seed(), state->stream());
+  CUBIT_RETURN_IF_ERROR(
+      state->model().parameters().Initialize(config.seed(), state->stream()));
   Stepper stepper(state.get(), plan,
                   RandomBatch(model_config, /*first_sample=*/0, micro_batch));
   const double seconds = MedianSeconds(&stepper);

@@ -118,7 +118,8 @@ absl::Status Run() {
   const RunPlan plan = MakePlan(config, *model);
   CUBIT_ASSIGN_OR_RETURN(auto state,
                          TrainState::Create(config, std::move(model)));
-  state->model().parameters().Initialize(config.seed(), state->stream());
+  CUBIT_RETURN_IF_ERROR(
+      state->model().parameters().Initialize(config.seed(), state->stream()));
   const int64_t micro_batch = config.batch().micro_batch_size();
   const std::vector<Batch> batches(static_cast<size_t>(plan.num_micro_batches),
                                    RandomBatch(model_config, micro_batch));

@@ -167,7 +167,8 @@ absl::StatusOr<std::unique_ptr<TrainState>> MakeState(
       LanguageModel::Create(ModelOf(config), layout.ShardOf(mesh->rank())));
   CUBIT_ASSIGN_OR_RETURN(
       auto state, TrainState::Create(config, layout, std::move(model), mesh));
-  state->model().parameters().Initialize(config.seed(), state->stream());
+  CUBIT_RETURN_IF_ERROR(
+      state->model().parameters().Initialize(config.seed(), state->stream()));
   return state;
 }
 

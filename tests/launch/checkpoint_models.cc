@@ -41,7 +41,7 @@ CheckpointModel MakeSmallModel(const std::string& text, uint64_t seed,
   made.model = *std::move(model);
   CUBIT_CHECK_OK(made.model->parameters().Allocate(/*with_gradients=*/false));
   Stream stream;
-  made.model->parameters().Initialize(seed, stream);
+  CUBIT_CHECK_OK(made.model->parameters().Initialize(seed, stream));
   // Constants too become numbers that only this parameter has.
   for (Parameter& parameter : made.model->parameters().parameters()) {
     const Philox random(seed, parameter.name);

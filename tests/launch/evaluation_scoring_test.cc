@@ -222,7 +222,7 @@ TEST(LogLikelihoods, DoNotDependOnTheBatches) {
   ASSERT_TRUE(model.ok());
   ASSERT_TRUE((*model)->parameters().Allocate(false).ok());
   Stream stream;
-  (*model)->parameters().Initialize(1, stream);
+  CUBIT_CHECK_OK((*model)->parameters().Initialize(1, stream));
   SequenceScorer scorer(model->get(), &stream);
   const std::vector<ScoringRequest> requests = RandomRequests(60);
   const auto sums = [&](absl::Span<const ScoringRequest> some, int64_t budget) {

@@ -140,7 +140,7 @@ class GenerateTextsTest : public ::testing::TestWithParam<std::string> {
     CUBIT_CHECK_OK(model);
     model_ = *std::move(model);
     CUBIT_CHECK_OK(model_->parameters().Allocate(false));
-    model_->parameters().Initialize(7, stream_);
+    CUBIT_CHECK_OK(model_->parameters().Initialize(7, stream_));
     options_.max_tokens = 20;
     options_.temperature = 1;
   }

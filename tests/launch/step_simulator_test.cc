@@ -154,6 +154,16 @@ TEST(SimulateStep, GradientsHideBehindTheBackwardButForTheLastLayer) {
   EXPECT_GT(estimate.weights, 0);
 }
 
+TEST(SimulateStep, UlyssesCopiesWhateverTheLinks) {
+  const Layout layout = Make(
+      "cubit_125m", {"parallel.cp_size=2", "parallel.cp_method=ulysses"}, 2);
+  // A rank sends half of what is packed and unpacked, each a read and a write.
+  EXPECT_NEAR(Simulate(layout, WithLinks(1e30, 0)).cp,
+              4 * 2 * layout.costs.stages[0].cp_bytes /
+                  MachineModelOf("cpu").device.memory_bandwidth,
+              1e-9);
+}
+
 TEST(SimulateStep, GroupsBeyondANodeUseItsNetwork) {
   MachineModel machine = MachineModelOf("h100");
   const std::vector<std::string> near = {"parallel.tp_size=4"};
@@ -188,7 +198,7 @@ TEST(SimulateStep, AgreesWithOneGpu) {
               absl::StrCat("batch.global_batch_size=", run.sequences)},
              1, "cuda");
     const StepEstimate estimate = Simulate(layout, MachineModelOf("h200"));
-    EXPECT_NEAR(estimate.step, run.step, 0.1 * run.step) << run.preset;
+    EXPECT_NEAR(estimate.step, run.step, 0.05 * run.step) << run.preset;
     EXPECT_NEAR(estimate.largest_bytes / (1 << 30), run.memory,
                 0.03 * run.memory)
         << run.preset;

@@ -46,7 +46,7 @@ class DecoderTest : public ::testing::TestWithParam<std::string> {
     CUBIT_CHECK_OK(model);
     model_ = *std::move(model);
     CUBIT_CHECK_OK(model_->parameters().Allocate(false));
-    model_->parameters().Initialize(3, stream_);
+    CUBIT_CHECK_OK(model_->parameters().Initialize(3, stream_));
   }
 
   std::unique_ptr<Decoder> NewDecoder(int64_t num_texts, int64_t max_tokens) {

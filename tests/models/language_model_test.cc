@@ -41,7 +41,7 @@ class Fixture {
     CUBIT_CHECK_OK(model);
     model_ = *std::move(model);
     CUBIT_CHECK_OK(model_->parameters().Allocate(true));
-    model_->parameters().Initialize(1, stream_);
+    CUBIT_CHECK_OK(model_->parameters().Initialize(1, stream_));
     Arena measure = Arena::Measuring();
     model_->AllocateActivations(batch, config.seq_len, measure, recompute);
     model_->AllocateScratch(batch, config.seq_len, measure);

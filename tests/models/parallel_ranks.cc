@@ -90,7 +90,7 @@ void ParallelRank::InitializeParameters() {
     if (parameter.init.stddev == 0) parameter.init.stddev = 0.1;
   }
   CUBIT_CHECK_OK(store.Allocate(/*with_gradients=*/true));
-  store.Initialize(/*seed=*/7, stream);
+  CUBIT_CHECK_OK(store.Initialize(/*seed=*/7, stream));
 }
 
 void ParallelRank::Allocate(const std::function<void(Arena&)>& allocate) {

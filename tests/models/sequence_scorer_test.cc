@@ -52,7 +52,7 @@ class SequenceScorerTest : public ::testing::TestWithParam<std::string> {
     CUBIT_CHECK_OK(model);
     model_ = *std::move(model);
     CUBIT_CHECK_OK(model_->parameters().Allocate(false));
-    model_->parameters().Initialize(5, stream_);
+    CUBIT_CHECK_OK(model_->parameters().Initialize(5, stream_));
   }
 
   // Losses of all positions by the forward of training.

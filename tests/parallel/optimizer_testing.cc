@@ -132,7 +132,7 @@ RankModel::RankModel(MeshCommunicators* mesh,
   Declare();
   store_.AlignTo(BucketLayout::Alignment(mesh->dp_cp().size(), options));
   CUBIT_CHECK_OK(store_.Allocate(/*with_gradients=*/true, compute_dtype));
-  store_.Initialize(kSeed, stream_);
+  CUBIT_CHECK_OK(store_.Initialize(kSeed, stream_));
   reducer_ = std::make_unique<GradientReducer>(options, &store_, mesh);
   CUBIT_CHECK_OK(reducer_->Allocate());
   optimizer_ = std::make_unique<ShardedAdamW>(TestAdamW(), &reducer_->layout(),

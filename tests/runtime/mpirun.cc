@@ -2,6 +2,7 @@
 
 #include "tests/runtime/mpirun.h"
 
+#include <sched.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,9 +16,24 @@
 namespace cubit {
 namespace {
 
+// Not bound: mpirun would give each of two ranks one processor, for all of its
+// threads, and the same two to every other test that runs at the time.
 std::vector<std::string> MpirunWords(int num_ranks) {
-  return {"mpirun", "--allow-run-as-root", "--oversubscribe", "-np",
-          absl::StrCat(num_ranks)};
+  return {
+      "mpirun", "--allow-run-as-root",  "--bind-to", "none", "--oversubscribe",
+      "-np",    absl::StrCat(num_ranks)};
+}
+
+// As the launcher does (launcher_rank.h), and as it must be before the ranks
+// start: OpenBLAS looks when it is loaded.
+void ShareProcessors(int num_ranks) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  const int usable =
+      sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+  const std::string threads = absl::StrCat(std::max(1, usable / num_ranks));
+  setenv("CUBIT_NUM_THREADS", threads.c_str(), /*replace=*/0);
+  setenv("OPENBLAS_NUM_THREADS", threads.c_str(), /*replace=*/0);
 }
 
 }  // namespace
@@ -33,6 +49,7 @@ bool HasMpirun() {
 }
 
 void BecomeMpirun(int num_ranks, const std::vector<std::string>& arguments) {
+  ShareProcessors(num_ranks);
   std::string path(4096, '\0');
   const ssize_t length = readlink("/proc/self/exe", path.data(), path.size());
   CUBIT_CHECK(length > 0);

@@ -19,7 +19,9 @@ std::vector<std::string> MpirunCommand(int num_ranks,
                                        const std::vector<std::string>& program);
 
 // Becomes mpirun of so many ranks of this program's file with `arguments`, in
-// this environment. Returns only if there is no mpirun.
+// this environment, to which it adds each rank's share of the processors
+// (CUBIT_NUM_THREADS and OPENBLAS_NUM_THREADS, unless they are set). Returns
+// only if there is no mpirun.
 void BecomeMpirun(int num_ranks, const std::vector<std::string>& arguments);
 
 }  // namespace cubit

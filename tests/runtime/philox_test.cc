@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -114,6 +115,37 @@ TEST(Normal, NeighboursAreUncorrelated) {
     previous = next;
   }
   EXPECT_NEAR(sum / kCount, 0.0, 5 / std::sqrt(static_cast<double>(kCount)));
+}
+
+// Bits, not numbers: -0 is not 0.
+void ExpectFillsAsNormal(const Philox& random, uint64_t first, int64_t count,
+                         double mean, double stddev) {
+  std::vector<float> filled(static_cast<size_t>(count), -1.0f);
+  random.FillNormal(first, count, mean, stddev, filled.data());
+  int64_t different = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto wanted = static_cast<float>(
+        mean + stddev * random.Normal(first + static_cast<uint64_t>(i)));
+    different += std::memcmp(&filled[static_cast<size_t>(i)], &wanted,
+                             sizeof(wanted)) != 0;
+  }
+  EXPECT_EQ(different, 0) << first << " " << count << " " << mean << " "
+                          << stddev;
+}
+
+TEST(FillNormal, HasTheBitsOfNormal) {
+  constexpr int64_t kMany = int64_t{1} << 21;  // about 40 of them in doubt
+  ExpectFillsAsNormal(Philox(1, "wte"), 0, kMany, 0, 0.02);
+  ExpectFillsAsNormal(Philox(~uint64_t{0}, "head"), 12345, kMany, 0, 1);
+  ExpectFillsAsNormal(Philox(7, "mean"), 3, 100000, 0.5, 0.25);
+}
+
+TEST(FillNormal, AnyCountAndIndex) {
+  const Philox random(3, "w");
+  for (const int64_t count : {0, 1, 63, 64, 65, 130}) {
+    ExpectFillsAsNormal(random, 5, count, 0, 1);
+  }
+  ExpectFillsAsNormal(random, (uint64_t{1} << 32) - 33, 100, 0, 1);
 }
 
 }  // namespace
