@@ -7,7 +7,7 @@
 //
 // so a block of 64 rows of U needs the Y of every later block: it streams them,
 // subtracts P^T (f Y), and multiplies by the inverse of its own unit
-// upper-triangular block, which was made before.
+// upper-triangular block, which was made before and is kept less the identity.
 //
 // One block of threads solves one block of rows. A counter gives the blocks out
 // last first, all heads in turn, so that whoever waits, waits for a block that
@@ -293,7 +293,7 @@ class AdjointSolver {
            segments[min(first + kSolveBlock, in_.seq_len) - 1];
   }
 
-  // m_.inverse = (I + N)^-1, N_ji = g_i P_ij for i > j.
+  // m_.inverse = (I + N)^-1 - I, N_ji = g_i P_ij for i > j.
   __device__ __forceinline__ void FormInverse() {
     Weigh</*kDiagonal=*/true>(/*stage=*/0, CrossesDocuments(item_.first));
 #pragma unroll
@@ -330,6 +330,11 @@ class AdjointSolver {
     }
     __syncthreads();
     InvertUnitUpper(m_.inverse);
+    // Less the identity, whose part of a product is exact without one.
+    if (threadIdx.x < kSolveBlock) {
+      m_.inverse[threadIdx.x * (kUnitUpperStride + 1)] = 0;
+    }
+    __syncthreads();
   }
 
   // sums_ += P^T (f Y) over the later blocks, the last first.
@@ -428,12 +433,22 @@ class AdjointSolver {
     }
   }
 
-  // Y = diag(1 / D) inverse rhs; publishes it; then the rows' other results.
+  // sums_ becomes the right-hand side.
+  __device__ __forceinline__ void Negate() {
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sums_[n][e] = -sums_[n][e];
+    }
+  }
+
+  // Y = diag(1 / D) (rhs + m_.inverse rhs); publishes it; then the rows' other
+  // results.
   __device__ __forceinline__ void Finish() {
     __syncthreads();  // everyone is done with the stages
-    StoreSums([](int) { return -1.0f; }, m_.rhs);
+    Negate();
+    StoreSums([](int) { return 1.0f; }, m_.rhs);
     __syncthreads();
-    SetZero(sums_);
     MultiplyAddExactly<UnitUpperTile, FloatTile>(m_.inverse, own_row_, own_row_,
                                                  kSolveBlock, m_.rhs, sums_);
     StoreSums([this](int row) { return in_.is_delta() ? 1.0f : m_.g[row]; },
@@ -464,12 +479,13 @@ class AdjointSolver {
     CommitCopies();
     Element* high = Queries(0);
     Element* low = Queries(1);
+    Negate();
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const SplitPair pair =
-            Split(-sums_[n][2 * half], -sums_[n][2 * half + 1]);
+            Split(sums_[n][2 * half], sums_[n][2 * half + 1]);
         const int offset =
             HeadTile::Offset(own_row_ + group_ + 8 * half, 8 * n + 2 * quad_);
         *reinterpret_cast<uint32_t*>(high + offset) = pair.high;
@@ -481,7 +497,7 @@ class AdjointSolver {
     FenceProducts();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      MultiplyTileRows<HeadTile>(sums_, inverse_[k].low, high, 16 * k, k > 0);
+      MultiplyTileRows<HeadTile>(sums_, inverse_[k].low, high, 16 * k, true);
       MultiplyTileRows<HeadTile>(sums_, inverse_[k].high, low, 16 * k, true);
       MultiplyTileRows<HeadTile>(sums_, inverse_[k].high, high, 16 * k, true);
     }

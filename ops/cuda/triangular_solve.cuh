@@ -12,7 +12,9 @@
 //   2. the block's own tile of E, in 16 x 16 sub-blocks; with D_s = I + g E_ss,
 //      one warp for each s inverts D_s by substitution in fp32;
 //   3. 16 rows at a time: X_s = D_s^-1 (h_s V_s - g_s acc_s) by warp s, then
-//      acc_t += E_ts X_s by the warps t > s.
+//      acc_t += E_ts X_s by the warps t > s. Warpgroups invert the block as a
+//      whole. Inverses are kept less the identity, whose part of a product is
+//      exact without one: X = V where nothing is seen.
 
 #ifndef CUBIT_OPS_CUDA_TRIANGULAR_SOLVE_CUH_
 #define CUBIT_OPS_CUDA_TRIANGULAR_SOLVE_CUH_
@@ -626,8 +628,8 @@ class ForwardSolver {
     HoldAccumulators(acc_);
   }
 
-  // Phase 2 of a warpgroup: the inverse of the whole block, D = I + g E, in
-  // registers. Transposed it is unit upper-triangular.
+  // Phase 2 of a warpgroup: the inverse of the whole block, D = I + g E, less
+  // the identity, in registers. Transposed D is unit upper-triangular.
   __device__ void FactorWarpgroup() {
     Scores e;
     ComputeScores(diagonal_tile_, e);
@@ -659,7 +661,9 @@ class ForwardSolver {
       for (int i = 0; i < 8; ++i) {
         const int column = 16 * k + quad_ * 2 + i % 2 + i / 4 * 8;
         const int row = warp_ * 16 + group_ + i / 2 % 2 * 8;
-        c[i / 4][i % 4] = shared_.inverse[column * kUnitUpperStride + row];
+        c[i / 4][i % 4] =
+            column == row ? 0.0f
+                          : shared_.inverse[column * kUnitUpperStride + row];
       }
       block_inverse_[k] = SplitLeft::FromAccumulators(c[0], c[1]);
     }
@@ -679,8 +683,8 @@ class ForwardSolver {
     }
   }
 
-  // Phase 3 of a warpgroup: X = D^-1 (h V - g acc), both operands in two bf16
-  // parts, from registers to memory.
+  // Phase 3 of a warpgroup: X = b + (D^-1 - I) b with b = h V - g acc, operands
+  // in two bf16 parts, from registers to memory.
   __device__ void SolveWarpgroup() {
     static_assert(!kWarpgroup || KeyTile::kBytes == BlockTile::kBytes,
                   "the right-hand side takes the keys' place");
@@ -690,13 +694,14 @@ class ForwardSolver {
       for (int half = 0; half < 2; ++half) {
         const float2 v = LoadPair(RightHandSide(n, half));
         const RowEquation& q = equation_[half];
-        const SplitPair b =
-            Split(q.right * v.x - q.left * acc_[n][2 * half],
-                  q.right * v.y - q.left * acc_[n][2 * half + 1]);
+        float* b = acc_[n] + 2 * half;
+        b[0] = q.right * v.x - q.left * b[0];
+        b[1] = q.right * v.y - q.left * b[1];
+        const SplitPair parts = Split(b[0], b[1]);
         const int offset = BlockTile::Offset(warp_ * 16 + group_ + half * 8,
                                              n * 8 + quad_ * 2);
-        *reinterpret_cast<uint32_t*>(Keys(0) + offset) = b.high;
-        *reinterpret_cast<uint32_t*>(Keys(1) + offset) = b.low;
+        *reinterpret_cast<uint32_t*>(Keys(0) + offset) = parts.high;
+        *reinterpret_cast<uint32_t*>(Keys(1) + offset) = parts.low;
       }
     }
     ShareTiles();
@@ -705,7 +710,7 @@ class ForwardSolver {
 #pragma unroll
     for (int k = 0; k < kKeys / 16; ++k) {
       const SplitLeft& a = block_inverse_[k];
-      MultiplyTileRows<KeyTile>(acc_, a.low, Keys(0), 16 * k, k > 0);
+      MultiplyTileRows<KeyTile>(acc_, a.low, Keys(0), 16 * k, true);
       MultiplyTileRows<KeyTile>(acc_, a.high, Keys(1), 16 * k, true);
       MultiplyTileRows<KeyTile>(acc_, a.high, Keys(0), 16 * k, true);
     }
@@ -835,6 +840,11 @@ class ForwardSolver {
       c[i / 2][(i % 2) * 2] = x.x;
       c[i / 2][(i % 2) * 2 + 1] = x.y;
     }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int column = (i / 4) * 8 + quad_ * 2 + i % 2;
+      if (column == group_ + ((i / 2) % 2) * 8) c[i / 4][i % 4] = 0;
+    }
     inverse_ = SplitLeft::FromAccumulators(c[0], c[1]);
   }
 
@@ -894,7 +904,6 @@ class ForwardSolver {
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
       float b[4];
-      float x[4] = {0, 0, 0, 0};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float2 v = LoadPair(RightHandSide(n, half));
@@ -902,6 +911,7 @@ class ForwardSolver {
         b[2 * half] = e.right * v.x - e.left * acc_[n][2 * half];
         b[2 * half + 1] = e.right * v.y - e.left * acc_[n][2 * half + 1];
       }
+      float x[4] = {b[0], b[1], b[2], b[3]};
       MultiplySplit(x, inverse_, b);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {

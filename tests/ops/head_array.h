@@ -170,34 +170,23 @@ inline double ProductRoundings() {
   return QueryDevice().kind == "cuda" ? 256.0 : 1.0;
 }
 
-// The part of it that rounds a factor even if the other one is 1: 2^-16 on a
-// GPU, 0 on a CPU.
-inline double SplitRounding() {
-  return std::ldexp(ProductRoundings() - 1, -24);
-}
-
 // Compares every result of a back end with the reference in double. The budget
 // is twice the error of the reference in float, which shows what the solve
 // makes of errors, and a floor: the exponential makes the absolute error of a
 // score a relative error of the weight. Without it a single number such as
 // d_log_lambda would be held to an error that the reference's happened to be.
-// `cancelled` has, by name, errors (norms) of terms that may cancel in a
-// result.
-inline void ExpectWithinBudget(
-    const Named<float>& got, const Named<float>& plain,
-    const Named<double>& exact, double score_roundings,
-    double product_roundings = 1,
-    const std::map<std::string, double>& cancelled = {}) {
+inline void ExpectWithinBudget(const Named<float>& got,
+                               const Named<float>& plain,
+                               const Named<double>& exact,
+                               double score_roundings,
+                               double product_roundings = 1) {
   const double epsilon = std::numeric_limits<float>::epsilon();
   ASSERT_EQ(got.size(), exact.size());
   for (const auto& [name, want] : exact) {
     const double budget = 2 * RelativeError(ToDouble(plain.at(name)), want) +
                           epsilon * (1 + score_roundings);
-    const auto terms = cancelled.find(name);
-    const double besides =
-        terms == cancelled.end() ? 0 : RelativeTo(want, terms->second);
-    EXPECT_TRUE(IsClose(ToDouble(got.at(name)), want,
-                        budget * product_roundings + besides))
+    EXPECT_TRUE(
+        IsClose(ToDouble(got.at(name)), want, budget * product_roundings))
         << name;
   }
 }
