@@ -6,6 +6,8 @@
 
 #include <cuda_bf16.h>
 
+#include "ops/cuda/head_views.cuh"
+#include "ops/cuda/memory_pass.cuh"
 #include "ops/krr.h"
 #include "runtime/check.h"
 #include "runtime/cuda_check.h"
@@ -60,28 +62,75 @@ Size SizeOfHeads(const ConstHeadTensor& r) {
           static_cast<int>(r.head_dim), r.batch * r.seq_len * r.num_heads};
 }
 
-__device__ float Load(const float* p) { return *p; }
-__device__ float Load(const __nv_bfloat16* p) { return __bfloat162float(*p); }
-__device__ void Store(float* p, float x) { *p = x; }
-__device__ void Store(__nv_bfloat16* p, float x) { *p = __float2bfloat16(x); }
-
-__device__ float Sum(float x) {
-#pragma unroll
-  for (int i = 16; i > 0; i /= 2) x += __shfl_xor_sync(0xffffffffu, x, i);
-  return x;
-}
+using cuda::FromFloat;
+using cuda::LoadPack;
+using cuda::StorePack;
+using cuda::ToFloat;
 
 __device__ float Sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// |row|^2 + epsilon, by a warp.
-template <typename Element>
-__device__ float SquaredNorm(const Element* row, int dim) {
-  float sum = 0;
-  for (int c = threadIdx.x % 32; c < dim; c += 32) {
-    const float x = Load(row + c);
-    sum = fmaf(x, x, sum);
+// kLanes neighbouring threads of a warp hold one row, kWidth elements at a
+// time.
+template <typename ElementType, int kLanesOfRow, int kElementsAtOnce>
+struct RowLanes {
+  using Element = ElementType;
+  static constexpr int kLanes = kLanesOfRow;
+  static constexpr int kWidth = kElementsAtOnce;
+  static constexpr int kRowsOfBlock = kThreads / kLanes;
+
+  __device__ static int Row() { return static_cast<int>(threadIdx.x) / kLanes; }
+  __device__ static int Lane() {
+    return static_cast<int>(threadIdx.x) % kLanes;
   }
-  return Sum(sum) + kEpsilon;
+  // use(c): of the columns [c, c + kWidth) of this thread.
+  template <typename Use>
+  __device__ static void ForColumns(int dim, const Use& use) {
+    for (int c = Lane() * kWidth; c < dim; c += kLanes * kWidth) use(c);
+  }
+  // Over the row, the same in all its threads. By whole warps.
+  __device__ static float Sum(float x) {
+#pragma unroll
+    for (int i = kLanes / 2; i > 0; i /= 2) {
+      x += __shfl_xor_sync(0xffffffffu, x, i);
+    }
+    return x;
+  }
+};
+
+// |row|^2.
+template <typename Lanes>
+__device__ float Square(const typename Lanes::Element* row, int dim) {
+  constexpr int kWidth = Lanes::kWidth;
+  float sum = 0;
+  Lanes::ForColumns(dim, [&](int c) {
+    const auto pack = LoadPack<typename Lanes::Element, kWidth>(row + c);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      const float x = ToFloat(pack.values[i]);
+      sum = fmaf(x, x, sum);
+    }
+  });
+  return Lanes::Sum(sum);
+}
+
+// Sums `kCount` numbers over a thread block in a fixed order; thread 0 gets
+// them.
+template <int kCount>
+__device__ void SumOverBlock(double (&x)[kCount]) {
+  __shared__ double of_warp[kCount][kWarps];
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+      x[i] += __shfl_xor_sync(0xffffffffu, x[i], offset);
+    }
+    if (threadIdx.x % 32 == 0) of_warp[i][threadIdx.x / 32] = x[i];
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  for (int i = 0; i < kCount; ++i) {
+    for (int w = 1; w < kWarps; ++w) x[i] += of_warp[i][w];
+  }
 }
 
 struct FactorsArguments {
@@ -94,21 +143,24 @@ struct FactorsArguments {
   float* value_scale;
 };
 
-template <typename Element>
+template <typename Lanes>
 __global__ void __launch_bounds__(kThreads)
     FactorsKernel(const FactorsArguments in) {
-  const int64_t n = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
-  if (n >= in.size.num_tokens) return;
-  const Token token = TokenOf(in.size, n);
-  const float square = SquaredNorm(in.r.Row<Element>(token.b, token.t, token.h),
-                                   in.size.head_dim);
-  if (threadIdx.x % 32 != 0) return;
+  using Element = typename Lanes::Element;
+  const int64_t n = int64_t{blockIdx.x} * Lanes::kRowsOfBlock + Lanes::Row();
+  const bool valid = n < in.size.num_tokens;
+  const Token token = TokenOf(in.size, valid ? n : 0);
+  const float square =
+      Square<Lanes>(in.r.Row<Element>(token.b, token.t, token.h),
+                    in.size.head_dim) +
+      kEpsilon;
+  if (!valid || Lanes::Lane() != 0) return;
   in.column_scale[token.scalar] = in.scale[token.h] / sqrtf(square);
   in.value_scale[token.scalar] =
       in.lrr.data == nullptr
           ? 1.0f
           : in.lower[token.h] +
-                in.upper_scale[token.h] * Sigmoid(Load(in.lrr.Row<Element>(
+                in.upper_scale[token.h] * Sigmoid(ToFloat(*in.lrr.Row<Element>(
                                               token.b, token.t, token.h)));
 }
 
@@ -130,77 +182,71 @@ int64_t ChunksOfSequence(const Size& size) {
   return (size.seq_len + kTokensOfBlock - 1) / kTokensOfBlock;
 }
 
-// d_r and d_lrr_logits of one token, by a warp; lane 0 adds its share of the
-// head's gradients. column_scale is scale / norm, but a scale of 0 has erased
-// the norm, so it is taken again.
-template <typename Element>
+// Token t of pair blockIdx.x / chunks of a block.
+__device__ Token TokenOfPair(const Size& size, int64_t pair, int t) {
+  return {pair / size.num_heads, t, pair % size.num_heads,
+          pair * size.seq_len + t};
+}
+
+// d_r and d_lrr_logits of one token; lane 0 adds its share of the head's
+// gradients. column_scale is scale / norm, but a scale of 0 has erased the
+// norm, so it is taken again. By whole warps.
+template <typename Lanes>
 __device__ void TokenBackward(const FactorsBackwardArguments& in,
-                              const Token& token, double (&sums)[kHeadSums]) {
+                              const Token& token, bool valid,
+                              double (&sums)[kHeadSums]) {
+  using Element = typename Lanes::Element;
+  constexpr int kWidth = Lanes::kWidth;
   const Element* row = in.r.Row<Element>(token.b, token.t, token.h);
-  const float square = SquaredNorm(row, in.size.head_dim);
+  const float square = Square<Lanes>(row, in.size.head_dim) + kEpsilon;
+  if (!valid) return;
   const float inverse = rsqrtf(square);
   const float d_column_scale = in.d_column_scale[token.scalar];
   const float factor =
       -d_column_scale * in.scale[token.h] * inverse * inverse * inverse;
   Element* d_row = in.d_r.MutableRow<Element>(token.b, token.t, token.h);
-  for (int c = threadIdx.x % 32; c < in.size.head_dim; c += 32) {
-    Store(d_row + c, fmaf(factor, Load(row + c), Load(d_row + c)));
-  }
-  if (threadIdx.x % 32 != 0) return;
+  Lanes::ForColumns(in.size.head_dim, [&](int c) {
+    const auto r = LoadPack<Element, kWidth>(row + c);
+    auto d = LoadPack<Element, kWidth>(d_row + c);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      d.values[i] = FromFloat<Element>(
+          fmaf(factor, ToFloat(r.values[i]), ToFloat(d.values[i])));
+    }
+    StorePack(d, d_row + c);
+  });
+  if (Lanes::Lane() != 0) return;
   sums[0] += d_column_scale / sqrtf(square);
   if (in.lrr.data == nullptr) return;
   const float d_value = in.d_value_scale[token.scalar];
-  const float s = Sigmoid(Load(in.lrr.Row<Element>(token.b, token.t, token.h)));
+  const float s =
+      Sigmoid(ToFloat(*in.lrr.Row<Element>(token.b, token.t, token.h)));
   sums[1] += d_value;
   sums[2] += d_value * s;
-  Store(in.d_lrr.MutableRow<Element>(token.b, token.t, token.h),
-        d_value * in.upper_scale[token.h] * s * (1.0f - s));
+  *in.d_lrr.MutableRow<Element>(token.b, token.t, token.h) =
+      FromFloat<Element>(d_value * in.upper_scale[token.h] * s * (1.0f - s));
 }
 
 // partials[block][kHeadSums]: of one head, one sequence and kTokensOfBlock
 // tokens, in a fixed order. Blocks: chunks of a sequence, heads, sequences.
-template <typename Element>
+template <typename Lanes>
 __global__ void __launch_bounds__(kThreads)
     FactorsBackwardKernel(const FactorsBackwardArguments in, int chunks,
                           double* partials) {
   const int64_t pair = blockIdx.x / chunks;
   const int begin = static_cast<int>(blockIdx.x % chunks) * kTokensOfBlock;
-  const int end = min(begin + kTokensOfBlock, in.size.seq_len);
   double sums[kHeadSums] = {};
-  for (int t = begin + threadIdx.x / 32; t < end; t += kWarps) {
-    TokenBackward<Element>(
-        in,
-        {pair / in.size.num_heads, t, pair % in.size.num_heads,
-         pair * in.size.seq_len + t},
-        sums);
+  for (int i = 0; i < kTokensOfBlock; i += Lanes::kRowsOfBlock) {
+    const int t = begin + i + Lanes::Row();
+    const bool valid = t < min(begin + kTokensOfBlock, in.size.seq_len);
+    TokenBackward<Lanes>(in, TokenOfPair(in.size, pair, valid ? t : begin),
+                         valid, sums);
   }
-  __shared__ double of_warp[kWarps][kHeadSums];
-  if (threadIdx.x % 32 == 0) {
-    for (int i = 0; i < kHeadSums; ++i) of_warp[threadIdx.x / 32][i] = sums[i];
+  SumOverBlock(sums);
+  if (threadIdx.x != 0) return;
+  for (int i = 0; i < kHeadSums; ++i) {
+    partials[int64_t{blockIdx.x} * kHeadSums + i] = sums[i];
   }
-  __syncthreads();
-  if (threadIdx.x >= kHeadSums) return;
-  double sum = 0;
-  for (int w = 0; w < kWarps; ++w) sum += of_warp[w][threadIdx.x];
-  partials[int64_t{blockIdx.x} * kHeadSums + threadIdx.x] = sum;
-}
-
-// Sums `kCount` numbers over a thread block in a fixed order; thread 0 gets
-// them.
-template <int kCount>
-__device__ void SumOverBlock(double (&x)[kCount]) {
-  __shared__ double partial[kCount][kThreads];
-  for (int i = 0; i < kCount; ++i) partial[i][threadIdx.x] = x[i];
-  __syncthreads();
-  for (int width = kThreads / 2; width > 0; width /= 2) {
-    if (threadIdx.x < width) {
-      for (int i = 0; i < kCount; ++i) {
-        partial[i][threadIdx.x] += partial[i][threadIdx.x + width];
-      }
-    }
-    __syncthreads();
-  }
-  for (int i = 0; i < kCount; ++i) x[i] = partial[i][0];
 }
 
 // Gradients of the parameters of head blockIdx.x from the partial sums.
@@ -253,44 +299,51 @@ __device__ void MaximaOverBlock(float (&x)[kCount]) {
   }
 }
 
-// Health of one (sequence, head): -log of the smallest diagonal of P, largest
-// |x|, largest |value_scale v|. One block each.
-template <typename Element>
+// Health of kTokensOfBlock tokens of one (sequence, head): -log of the smallest
+// diagonal of P, largest |x|, largest |value_scale v|.
+template <typename Lanes>
 __global__ void __launch_bounds__(kThreads)
-    HealthKernel(const HealthArguments in, float* pairs) {
-  const int64_t pair = blockIdx.x;
-  const int64_t b = pair / in.size.num_heads;
-  const int64_t h = pair % in.size.num_heads;
+    HealthKernel(const HealthArguments in, int chunks, float* parts) {
+  using Element = typename Lanes::Element;
+  constexpr int kWidth = Lanes::kWidth;
+  const int64_t pair = blockIdx.x / chunks;
+  const int begin = static_cast<int>(blockIdx.x % chunks) * kTokensOfBlock;
   float largest[3] = {0, 0, 0};
-  for (int64_t t = threadIdx.x / 32; t < in.size.seq_len; t += kWarps) {
-    const int64_t scalar = pair * in.size.seq_len + t;
-    const Element* r = in.r.Row<Element>(b, t, h);
-    const Element* v = in.v.Row<Element>(b, t, h);
-    const Element* x = in.x.Row<Element>(b, t, h);
-    const float scale = in.value_scale[scalar];
-    float square = 0;
-    for (int c = threadIdx.x % 32; c < in.size.head_dim; c += 32) {
-      const float element = Load(r + c);
-      square = fmaf(element, element, square);
-      largest[1] = Larger(fabsf(Load(x + c)), largest[1]);
-      largest[2] = Larger(fabsf(scale * Load(v + c)), largest[2]);
-    }
-    const float score = in.column_scale[scalar] * Sum(square);
-    largest[0] = Larger(in.lse[scalar] - score, largest[0]);
+  for (int i = 0; i < kTokensOfBlock; i += Lanes::kRowsOfBlock) {
+    const int t = begin + i + Lanes::Row();
+    const bool valid = t < min(begin + kTokensOfBlock, in.size.seq_len);
+    const Token token = TokenOfPair(in.size, pair, valid ? t : begin);
+    const float square = Square<Lanes>(
+        in.r.Row<Element>(token.b, token.t, token.h), in.size.head_dim);
+    if (!valid) continue;
+    const Element* v = in.v.Row<Element>(token.b, token.t, token.h);
+    const Element* x = in.x.Row<Element>(token.b, token.t, token.h);
+    const float scale = in.value_scale[token.scalar];
+    Lanes::ForColumns(in.size.head_dim, [&](int c) {
+      const auto xs = LoadPack<Element, kWidth>(x + c);
+      const auto vs = LoadPack<Element, kWidth>(v + c);
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) {
+        largest[1] = Larger(fabsf(ToFloat(xs.values[k])), largest[1]);
+        largest[2] = Larger(fabsf(scale * ToFloat(vs.values[k])), largest[2]);
+      }
+    });
+    const float score = in.column_scale[token.scalar] * square;
+    largest[0] = Larger(in.lse[token.scalar] - score, largest[0]);
   }
   MaximaOverBlock(largest);
   if (threadIdx.x != 0) return;
-  for (int i = 0; i < 3; ++i) pairs[pair * 3 + i] = largest[i];
+  for (int i = 0; i < 3; ++i) parts[int64_t{blockIdx.x} * 3 + i] = largest[i];
 }
 
 // By one thread block: the order does not matter to a maximum.
 __global__ void __launch_bounds__(kThreads)
-    ReduceHealthKernel(const float* pairs, int num_pairs,
+    ReduceHealthKernel(const float* parts, int num_parts,
                        const float* log_lambda, int num_heads, float* result) {
   float largest[4] = {0, 0, 0, log_lambda[0]};
-  for (int pair = threadIdx.x; pair < num_pairs; pair += kThreads) {
+  for (int part = threadIdx.x; part < num_parts; part += kThreads) {
     for (int i = 0; i < 3; ++i) {
-      largest[i] = Larger(pairs[pair * 3 + i], largest[i]);
+      largest[i] = Larger(parts[part * 3 + i], largest[i]);
     }
   }
   for (int h = threadIdx.x; h < num_heads; h += kThreads) {
@@ -323,15 +376,32 @@ void CheckLrr(const ConstHeadTensor& r, const ConstHeadTensor& lrr_logits,
   CUBIT_CHECK_SHAPE(upper_scale, {r.num_heads});
 }
 
-unsigned BlocksForTokens(const Size& size) {
-  return static_cast<unsigned>((size.num_tokens + kWarps - 1) / kWarps);
+// Calls use(RowLanes) with what fits rows of `dim` elements; `aligned`: they
+// are whole 16-byte vectors.
+template <typename Element, typename Use>
+void WithLanesOf(int64_t dim, bool aligned, const Use& use) {
+  constexpr int kWidth = cuda::kVectorWidth<Element>;
+  if (!aligned) return use(RowLanes<Element, 32, 1>());
+  const int64_t vectors = dim / kWidth;
+  if (vectors <= 4) return use(RowLanes<Element, 4, kWidth>());
+  if (vectors <= 8) return use(RowLanes<Element, 8, kWidth>());
+  if (vectors <= 16) return use(RowLanes<Element, 16, kWidth>());
+  use(RowLanes<Element, 32, kWidth>());
+}
+template <typename Use>
+void WithLanes(const ConstHeadTensor& r, bool aligned, const Use& use) {
+  if (r.dtype == DType::kBFloat16) {
+    WithLanesOf<__nv_bfloat16>(r.head_dim, aligned, use);
+  } else {
+    WithLanesOf<float>(r.head_dim, aligned, use);
+  }
 }
 
 const float* DataOrNull(const ConstTensor& x) {
   return x.empty() ? nullptr : x.data<float>();
 }
 
-template <typename Element>
+template <typename Lanes>
 void LaunchFactorsBackward(const FactorsBackwardArguments& in, int64_t batch,
                            const Tensor& d_scale, const Tensor& d_lower,
                            const Tensor& d_upper_scale, Stream& stream) {
@@ -339,7 +409,7 @@ void LaunchFactorsBackward(const FactorsBackwardArguments& in, int64_t batch,
   const int64_t blocks = batch * in.size.num_heads * chunks;
   double* partials = static_cast<double*>(CudaWorkspace(
       blocks * kHeadSums * static_cast<int64_t>(sizeof(double)), stream));
-  FactorsBackwardKernel<Element>
+  FactorsBackwardKernel<Lanes>
       <<<static_cast<unsigned>(blocks), kThreads, 0, CudaStream(stream)>>>(
           in, static_cast<int>(chunks), partials);
   CUBIT_CUDA_CHECK_LAUNCH();
@@ -370,13 +440,12 @@ void KrrFactorsForward(ConstHeadTensor r, ConstHeadTensor lrr_logits,
                                column_scale.data<float>(),
                                value_scale.data<float>()};
   if (in.size.num_tokens == 0) return;
-  const unsigned blocks = BlocksForTokens(in.size);
-  if (r.dtype == DType::kBFloat16) {
-    FactorsKernel<__nv_bfloat16>
-        <<<blocks, kThreads, 0, CudaStream(stream)>>>(in);
-  } else {
-    FactorsKernel<float><<<blocks, kThreads, 0, CudaStream(stream)>>>(in);
-  }
+  WithLanes(r, cuda::HasRowsOf(r, 16), [&](auto lanes) {
+    using Lanes = decltype(lanes);
+    FactorsKernel<Lanes>
+        <<<cuda::CeilDivide(in.size.num_tokens, Lanes::kRowsOfBlock), kThreads,
+           0, CudaStream(stream)>>>(in);
+  });
   CUBIT_CUDA_CHECK_LAUNCH();
 }
 
@@ -405,13 +474,11 @@ void KrrFactorsBackward(ConstHeadTensor r, ConstHeadTensor lrr_logits,
                                        d_column_scale.data<float>(),
                                        d_value_scale.data<float>()};
   if (in.size.num_tokens == 0) return;
-  if (r.dtype == DType::kBFloat16) {
-    LaunchFactorsBackward<__nv_bfloat16>(in, r.batch, d_scale, d_lower,
-                                         d_upper_scale, stream);
-  } else {
-    LaunchFactorsBackward<float>(in, r.batch, d_scale, d_lower, d_upper_scale,
-                                 stream);
-  }
+  const bool aligned = cuda::HasRowsOf(r, 16) && cuda::HasRowsOf(d_r, 16);
+  WithLanes(r, aligned, [&](auto lanes) {
+    LaunchFactorsBackward<decltype(lanes)>(in, r.batch, d_scale, d_lower,
+                                           d_upper_scale, stream);
+  });
 }
 
 void KrrHealth(ConstHeadTensor r, ConstHeadTensor v, ConstTensor column_scale,
@@ -432,20 +499,22 @@ void KrrHealth(ConstHeadTensor r, ConstHeadTensor v, ConstTensor column_scale,
                               column_scale.data<float>(),
                               value_scale.data<float>(),
                               lse.data<float>()};
-  const int num_pairs = static_cast<int>(r.batch * r.num_heads);
-  CUBIT_CHECK_GT(num_pairs, 0);
-  float* pairs = static_cast<float*>(
-      CudaWorkspace(num_pairs * 3 * int64_t{sizeof(float)}, stream));
-  const cudaStream_t native = CudaStream(stream);
-  if (r.dtype == DType::kBFloat16) {
-    HealthKernel<__nv_bfloat16><<<num_pairs, kThreads, 0, native>>>(in, pairs);
-  } else {
-    HealthKernel<float><<<num_pairs, kThreads, 0, native>>>(in, pairs);
-  }
+  const int64_t chunks = ChunksOfSequence(in.size);
+  const int64_t num_parts = r.batch * r.num_heads * chunks;
+  CUBIT_CHECK_GT(num_parts, 0);
+  float* parts = static_cast<float*>(
+      CudaWorkspace(num_parts * 3 * int64_t{sizeof(float)}, stream));
+  const bool aligned = cuda::HasRowsOf(r, 16) && cuda::HasRowsOf(v, 16) &&
+                       cuda::HasRowsOf(x, 16);
+  WithLanes(r, aligned, [&](auto lanes) {
+    HealthKernel<decltype(lanes)>
+        <<<static_cast<unsigned>(num_parts), kThreads, 0, CudaStream(stream)>>>(
+            in, static_cast<int>(chunks), parts);
+  });
   CUBIT_CUDA_CHECK_LAUNCH();
-  ReduceHealthKernel<<<1, kThreads, 0, native>>>(
-      pairs, num_pairs, log_lambda.data<float>(), static_cast<int>(r.num_heads),
-      result.data<float>());
+  ReduceHealthKernel<<<1, kThreads, 0, CudaStream(stream)>>>(
+      parts, static_cast<int>(num_parts), log_lambda.data<float>(),
+      static_cast<int>(r.num_heads), result.data<float>());
   CUBIT_CUDA_CHECK_LAUNCH();
 }
 

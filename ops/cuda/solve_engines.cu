@@ -8,15 +8,6 @@
 
 namespace cubit {
 namespace cuda {
-namespace {
-
-std::atomic<SolveEngine>& Engine() {
-  static std::atomic<SolveEngine> engine{SolveEngine::kWarp};
-  return engine;
-}
-
-}  // namespace
-
 bool HasWarpgroupSolve() {
 #if defined(CUBIT_CUDA_SM90A)
   static const bool has = [] {
@@ -35,6 +26,16 @@ bool HasWarpgroupSolve() {
   return false;
 #endif
 }
+
+namespace {
+
+std::atomic<SolveEngine>& Engine() {
+  static std::atomic<SolveEngine> engine{
+      HasWarpgroupSolve() ? SolveEngine::kWarpgroup : SolveEngine::kWarp};
+  return engine;
+}
+
+}  // namespace
 
 void SetSolveEngine(SolveEngine engine) {
   CUBIT_CHECK(engine == SolveEngine::kWarp || HasWarpgroupSolve())

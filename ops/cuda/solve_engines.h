@@ -19,8 +19,9 @@ enum class SolveEngine {
 // Whether this build and this GPU have warpgroup products.
 bool HasWarpgroupSolve();
 
-// Of the solves that are queued from now on, in this process; kWarp at first
-// (docs/decisions/0028). CHECK: kWarpgroup needs HasWarpgroupSolve.
+// Of the solves that are queued from now on, in this process; kWarpgroup at
+// first where there is one (docs/decisions/0028). CHECK: kWarpgroup needs
+// HasWarpgroupSolve.
 void SetSolveEngine(SolveEngine engine);
 SolveEngine GetSolveEngine();
 

@@ -42,6 +42,17 @@ __device__ __forceinline__ uint64_t SwizzledOperand(uint32_t address) {
          kGroupStride << 32 | kSwizzle128 << 62;
 }
 
+// The operand that begins `offset` elements behind the tile's begin: what is
+// added to the tile's own is a constant, so that the products of a tile have
+// one base between them.
+template <typename Element>
+__device__ __forceinline__ uint64_t PartOfTile(const Element* tile,
+                                               int offset) {
+  static_assert(sizeof(Element) == 2, "bf16");
+  return SwizzledOperand(SharedAddress(tile)) +
+         static_cast<uint64_t>(offset * 2 >> 4);
+}
+
 // Rows [row, row + 64) of a tile as the right operand's columns (tile^T) or as
 // the left operand's rows; k is [column, column + 16). `row` is a multiple
 // of 8.
@@ -49,8 +60,8 @@ template <typename TileType>
 __device__ __forceinline__ uint64_t
 RowsOperand(const typename TileType::Element* tile, int row, int column) {
   static_assert(TileType::kSwizzled, "wgmma reads swizzled panels");
-  return SwizzledOperand(SharedAddress(
-      tile + (column / 64) * TileType::kRows * 64 + row * 64 + column % 64));
+  return PartOfTile(
+      tile, (column / 64) * TileType::kRows * 64 + row * 64 + column % 64);
 }
 // Columns [column, column + 64) of a tile as the right operand's columns; k is
 // rows [row, row + 16). `row` is a multiple of 8, `column` of 64.
@@ -58,8 +69,7 @@ template <typename TileType>
 __device__ __forceinline__ uint64_t
 ColumnsOperand(const typename TileType::Element* tile, int row, int column) {
   static_assert(TileType::kSwizzled, "wgmma reads swizzled panels");
-  return SwizzledOperand(
-      SharedAddress(tile + (column / 64) * TileType::kRows * 64 + row * 64));
+  return PartOfTile(tile, (column / 64) * TileType::kRows * 64 + row * 64);
 }
 
 // Accumulators stay where they are across this line: the compiler does not see

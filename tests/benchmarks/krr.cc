@@ -23,8 +23,8 @@
 #include "tests/benchmarks/measure_cuda.h"
 #include "tests/benchmarks/write_json.h"
 
-ABSL_FLAG(std::string, solve_engine, "warp",
-          "products of the bf16 solves: warp, or warpgroup (Hopper)");
+ABSL_FLAG(std::string, solve_engine, "auto",
+          "products of the bf16 solves: auto, warp, or warpgroup (Hopper)");
 ABSL_FLAG(std::string, json, "", "also write the results to this file");
 ABSL_FLAG(std::vector<std::string>, precisions,
           std::vector<std::string>({"bf16", "bf16x3", "tf32"}),

@@ -21,10 +21,14 @@
 namespace cubit {
 
 absl::Status UseSolveEngine(absl::string_view name) {
-  if (name == "warp") return absl::OkStatus();
+  if (name == "auto") return absl::OkStatus();
+  if (name == "warp") {
+    cuda::SetSolveEngine(cuda::SolveEngine::kWarp);
+    return absl::OkStatus();
+  }
   if (name != "warpgroup") {
     return absl::InvalidArgumentError(absl::StrCat(
-        "--solve_engine is \"", name, "\"; wanted warp or warpgroup"));
+        "--solve_engine is \"", name, "\"; wanted auto, warp or warpgroup"));
   }
   if (!cuda::HasWarpgroupSolve()) {
     return absl::FailedPreconditionError(

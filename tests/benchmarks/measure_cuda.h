@@ -19,7 +19,8 @@
 
 namespace cubit {
 
-// "warp" or "warpgroup" (ops/cuda/solve_engines.h), for all solves from now on.
+// "auto", "warp" or "warpgroup" (ops/cuda/solve_engines.h), for all solves from
+// now on.
 // InvalidArgument: another word; FailedPrecondition: no such GPU.
 absl::Status UseSolveEngine(absl::string_view name);
 

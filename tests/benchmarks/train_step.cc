@@ -40,8 +40,8 @@ ABSL_FLAG(int, profiled, 3, "steps after these, by kind of work");
 ABSL_FLAG(std::string, recompute, "none", "none, selective or full");
 ABSL_FLAG(std::string, krr_precision, "auto", "auto, bf16, tf32 or bf16x3");
 ABSL_FLAG(int, micro_batch, 0, "sequences; 0: the most that fit");
-ABSL_FLAG(std::string, solve_engine, "warp",
-          "products of the bf16 solves: warp, or warpgroup (Hopper)");
+ABSL_FLAG(std::string, solve_engine, "auto",
+          "products of the bf16 solves: auto, warp, or warpgroup (Hopper)");
 ABSL_FLAG(std::string, json, "", "also write the results to this file");
 
 namespace cubit {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Linked into a test of the solves on a GPU: with CUBIT_TEST_SOLVE_ENGINE=
-// warpgroup in the environment all of its cases run on those kernels, and are
-// skipped where the GPU has none.
+// Linked into a test of the solves on a GPU: with CUBIT_TEST_SOLVE_ENGINE=warp
+// in the environment all of its cases run on those kernels, also where the GPU
+// has warpgroup products.
 
 #include <cstdlib>
 #include <string>
@@ -19,11 +19,8 @@ class SolveEngineEnvironment : public testing::Environment {
   void SetUp() override {
     const char* const engine = std::getenv("CUBIT_TEST_SOLVE_ENGINE");
     if (engine == nullptr) return;
-    ASSERT_EQ(std::string(engine), "warpgroup");
-    if (!cuda::HasWarpgroupSolve()) {
-      GTEST_SKIP() << "skipped: no GPU with warpgroup products (sm_90a)";
-    }
-    cuda::SetSolveEngine(cuda::SolveEngine::kWarpgroup);
+    ASSERT_EQ(std::string(engine), "warp");
+    cuda::SetSolveEngine(cuda::SolveEngine::kWarp);
   }
 };
 
