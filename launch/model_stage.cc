@@ -134,11 +134,9 @@ void ModelStage::Forward(int64_t micro_batch, int chunk) {
   if (micro_batch + 1 == shape_.pipeline.num_micro_batches) {
     uploads_done_.Record(*stream_);
   }
-  if (micro_batch == 0 && needs_) {
-    const auto [first, last] = model_->ParametersOf(chunk);
-    needs_(first, last);
-  }
-  model_->ForwardChunk(chunk, Context(), &slot, &scratch_);
+  ChunkContext context = Context();
+  if (micro_batch == 0 && needs_) context.needed = &needs_;
+  model_->ForwardChunk(chunk, context, &slot, &scratch_);
 }
 
 void ModelStage::Backward(int64_t micro_batch, int chunk) {

@@ -36,8 +36,8 @@ class ModelStage : public PipelineStage {
  public:
   // Told of parameters whose gradients are complete, in the last micro-batch.
   using Ready = std::function<void(size_t first, size_t last)>;
-  // Told before a chunk's forward which parameters it reads.
-  using Needs = std::function<void(size_t first, size_t last)>;
+  // Told before the first forwards of a step which parameters they read next.
+  using Needs = ParametersNeeded;
 
   // `model` must outlive the stage.
   ModelStage(const LanguageModel* model, const StageShape& shape,
@@ -77,7 +77,7 @@ class ModelStage : public PipelineStage {
 
  private:
   Activations& Slot(int64_t micro_batch, int chunk);
-  ChunkContext Context() const { return {stream_, parallel_}; }
+  ChunkContext Context() const { return {stream_, parallel_, nullptr}; }
   // Through pinned memory, so that the host goes on. `place` numbers the
   // uploads of a step.
   void Upload(const Batch& batch, int64_t place, const Activations& slot);

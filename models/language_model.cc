@@ -67,20 +67,6 @@ LanguageModel::Range LanguageModel::DeclaredSince(size_t first) const {
   return {first, parameters_.parameters().size()};
 }
 
-std::pair<size_t, size_t> LanguageModel::ParametersOf(int chunk) const {
-  // Chunks are declared in order; the first reads from the beginning, the last
-  // to the end.
-  const LayerRange& layers = chunks_[static_cast<size_t>(chunk)];
-  const auto begin = static_cast<size_t>(layers.begin);
-  const auto end = static_cast<size_t>(layers.begin + layers.count);
-  const size_t first =
-      chunk == 0 || layers.count == 0 ? 0 : block_ranges_[begin].first;
-  const size_t last = has_head(chunk) || layers.count == 0
-                          ? parameters_.parameters().size()
-                          : block_ranges_[end - 1].last;
-  return {first, last};
-}
-
 Activations LanguageModel::AllocateActivations(int64_t batch, int64_t seq_len,
                                                Arena& arena,
                                                Recompute recompute,
@@ -171,7 +157,11 @@ void LanguageModel::ForwardChunk(int chunk, const ChunkContext& context,
                                  ModelScratch* scratch) const {
   const LayerContext layer_context =
       ContextFor(*activations, *scratch, context);
+  const auto need = [&context](const Range& range) {
+    if (context.needed != nullptr) (*context.needed)(range.first, range.last);
+  };
   if (has_embedding(chunk)) {
+    need(embedding_range_);
     const ProfileRange range(kEmbedding, *context.stream);
     embedding_->Forward(layer_context, Flat(activations->inputs),
                         activations->embedded);
@@ -180,10 +170,12 @@ void LanguageModel::ForwardChunk(int chunk, const ChunkContext& context,
       static_cast<size_t>(chunks_[static_cast<size_t>(chunk)].begin);
   for (size_t i = 0; i < activations->blocks.size(); ++i) {
     const ProfileLabel label("forward", static_cast<int64_t>(first + i));
+    need(block_ranges_[first + i]);
     blocks_[first + i].Forward(layer_context, BlockInput(*activations, i),
                                &activations->blocks[i]);
   }
   if (!has_head(chunk)) return;
+  need(head_range_);
   final_norm_->Forward(layer_context, ChunkOutput(*activations),
                        &activations->final_norm);
 }
@@ -259,7 +251,7 @@ void LanguageModel::BackwardChunk(int chunk, const ChunkContext& context,
 
 void LanguageModel::Forward(Activations* activations, ModelScratch* scratch,
                             Stream& stream) const {
-  const ChunkContext context = {&stream, nullptr};
+  const ChunkContext context = {&stream, nullptr, nullptr};
   ForwardChunk(0, context, activations, scratch);
   Losses(context, activations, scratch);
 }
@@ -267,7 +259,7 @@ void LanguageModel::Forward(Activations* activations, ModelScratch* scratch,
 void LanguageModel::ForwardBackward(float grad_scale, Activations* activations,
                                     ModelScratch* scratch, Stream& stream,
                                     Tensor health) const {
-  const ChunkContext context = {&stream, nullptr};
+  const ChunkContext context = {&stream, nullptr, nullptr};
   ForwardChunk(0, context, activations, scratch);
   BackwardChunk(0, context, grad_scale, activations, scratch, health,
                 NothingWaits);

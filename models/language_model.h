@@ -12,6 +12,7 @@
 #ifndef CUBIT_MODELS_LANGUAGE_MODEL_H_
 #define CUBIT_MODELS_LANGUAGE_MODEL_H_
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
@@ -63,10 +64,15 @@ struct ModelScratch {
 // [first, last), by position in the store.
 using GradientsReady = absl::FunctionRef<void(size_t first, size_t last)>;
 
+// Called before a forward reads the parameters [first, last) for the first
+// time; those of a layer at once, tied weights that stand before them aside.
+using ParametersNeeded = std::function<void(size_t first, size_t last)>;
+
 // What one chunk is run with, besides its tensors.
 struct ChunkContext {
   Stream* stream = nullptr;
-  ParallelContext* parallel = nullptr;  // null: one rank
+  ParallelContext* parallel = nullptr;       // null: one rank
+  const ParametersNeeded* needed = nullptr;  // null: nobody asks
 };
 
 class LanguageModel {
@@ -125,10 +131,6 @@ class LanguageModel {
   void ForwardBackward(float grad_scale, Activations* activations,
                        ModelScratch* scratch, Stream& stream,
                        Tensor health = Tensor()) const;
-
-  // The parameters [first, last) that a forward of the chunk reads, by position
-  // in the store; tied weights that stand before them aside.
-  std::pair<size_t, size_t> ParametersOf(int chunk) const;
 
   bool has_health() const { return mixer_->has_health(); }
 
