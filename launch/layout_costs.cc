@@ -12,12 +12,23 @@
 namespace cubit {
 namespace {
 
-// Reads and writes of [B Tl, D] activations by norms, rotations, the health of
-// a solve and what else is not fused with a product, in one layer. Fitted to
-// the 8 ms that these take in a step of Cubit 125M on an H200; the loss and
-// sums over tp are counted apart.
-constexpr double kForwardPasses = 20;
-constexpr double kBackwardPasses = 30;
+// Reads and writes of [B Tl, D] activations by norms, rotations and what else
+// is not fused with a product, in one layer; the loss and sums over tp are
+// counted apart. Fitted to what these take in steps of Transformers of 125M,
+// 350M and 1.3B on one H200, 2026-11, 5.3, 12.8 and 13.5 ms, less kernel_s of
+// each kernel.
+constexpr double kForwardPasses = 11;
+constexpr double kBackwardPasses = 17;
+// More of them where the mixer solves: rotations of r and the solve's health,
+// 2.2, 4.9 and 4.4 ms of the same steps of Cubit.
+constexpr double kSolveForwardPasses = 5;
+constexpr double kSolveBackwardPasses = 7;
+// Kernels of a layer beside its mixer, counted: 4 products and 8 others; the
+// backward has twice as many. One H200, 2026-11.
+constexpr double kForwardKernels = 12;
+constexpr double kBackwardKernels = 24;
+// Of the 6 transfers of tp in a layer's backward: those that products hide.
+constexpr double kOverlapped = 4;
 
 constexpr double kWeightBytes = 4;  // fp32, as gradients are
 
@@ -45,6 +56,7 @@ class Counter {
     LayoutCosts layout;
     layout.mixer = call_;
     layout.recomputes_mixers = RecomputesAll();
+    layout.hidden_size = static_cast<double>(model_.hidden_size);
     for (size_t part = 0; part < plan_.parts.size(); ++part) {
       layout.parts.push_back(Part(part));
     }
@@ -66,6 +78,12 @@ class Counter {
   // [B Tl, D].
   double ActivationBytes() const {
     return rows_ * static_cast<double>(model_.hidden_size) * element_;
+  }
+  double ForwardPasses() const {
+    return kForwardPasses + (call_.has_wavefront ? kSolveForwardPasses : 0);
+  }
+  double BackwardPasses() const {
+    return kBackwardPasses + (call_.has_wavefront ? kSolveBackwardPasses : 0);
   }
   // What a rank of tp reads and writes to sum a row's terms (rows_over_tp.h):
   // those of all ranks, a residual or what is there, and the sum.
@@ -89,41 +107,63 @@ class Counter {
   }
 
   PartCosts Part(size_t part) const {
+    PartCosts result;
+    result.num_layers = plan_.parts[part].count;
+    result.forward = Forward(part);
+    result.backward = Backward(part, result.forward);
+    return result;
+  }
+
+  PassCosts Forward(size_t part) const {
     const double layers = static_cast<double>(plan_.parts[part].count);
     const bool head = has_head(part);
     const double share = static_cast<double>(micro_batch_) / (tp_ * cp_);
-    const double layer_flops =
-        2.0 * static_cast<double>(costs_.layer_weights * costs_.seq_len);
-    const double head_flops = head ? costs_.HeadForwardFlops() : 0;
-    PartCosts result;
-    result.num_layers = plan_.parts[part].count;
-    PassCosts& forward = result.forward;
-    forward.product_flops = (layers * layer_flops + head_flops) * share;
-    forward.memory_bytes = layers * kForwardPasses * ActivationBytes() / tp_;
-    if (head) forward.memory_bytes += LossBytes();
-    forward.memory_bytes += (2 * layers + (part == 0 ? 1 : 0)) * SumBytes();
+    PassCosts pass;
+    pass.layer_flops =
+        layers * share *
+        (2.0 * static_cast<double>(costs_.layer_weights * costs_.seq_len));
+    pass.head_flops = head ? costs_.HeadForwardFlops() * share : 0;
+    pass.num_kernels = layers * kForwardKernels;
+    pass.memory_bytes = layers * ForwardPasses() * ActivationBytes() / tp_;
+    if (head) pass.memory_bytes += LossBytes();
+    pass.memory_bytes += (2 * layers + (part == 0 ? 1 : 0)) * SumBytes();
     const double gathers = 4 * layers + (part == 0 ? 1 : 0) + (head ? 1 : 0);
-    forward.tp_bytes = gathers * Sent(ActivationBytes(), tp_);
-    forward.tp_messages = gathers * (tp_ - 1);
+    pass.tp_bytes = gathers * Sent(ActivationBytes(), tp_);
+    pass.tp_messages = gathers * (tp_ - 1);
     if (head) {
-      forward.tp_bytes += (tp_ - 1) * rows_ * 3 * sizeof(float);
-      forward.tp_messages += (tp_ - 1) * LogitsChunks();
+      pass.tp_bytes += (tp_ - 1) * rows_ * 3 * sizeof(float);
+      pass.tp_messages += (tp_ - 1) * LogitsChunks();
     }
-    PassCosts& backward = result.backward;
-    backward.product_flops = 2 * forward.product_flops;
-    backward.memory_bytes = layers * kBackwardPasses * ActivationBytes() / tp_;
-    backward.memory_bytes += (2 * layers + (head ? 1 : 0)) * SumBytes();
+    return pass;
+  }
+
+  PassCosts Backward(size_t part, const PassCosts& forward) const {
+    const double layers = static_cast<double>(plan_.parts[part].count);
+    const bool head = has_head(part);
+    PassCosts pass;
+    pass.layer_flops = 2 * forward.layer_flops;
+    pass.head_flops = 2 * forward.head_flops;
+    pass.num_kernels = layers * kBackwardKernels;
+    pass.memory_bytes = layers * BackwardPasses() * ActivationBytes() / tp_;
+    pass.memory_bytes += (2 * layers + (head ? 1 : 0)) * SumBytes();
     const double back = 6 * layers + (part == 0 ? 1 : 0) + (head ? 1 : 0);
-    backward.tp_bytes = back * Sent(ActivationBytes(), tp_);
-    backward.tp_messages = back * (tp_ - 1);
-    if (RecomputesAll()) {
-      backward.product_flops += layers * layer_flops * share;
-      backward.memory_bytes +=
-          layers * (kForwardPasses * ActivationBytes() / tp_ + 2 * SumBytes());
-      backward.tp_bytes += 4 * layers * Sent(ActivationBytes(), tp_);
-      backward.tp_messages += 4 * layers * (tp_ - 1);
-    }
-    return result;
+    pass.tp_bytes = back * Sent(ActivationBytes(), tp_);
+    pass.tp_messages = back * (tp_ - 1);
+    pass.overlapped_tp_bytes =
+        kOverlapped * layers * Sent(ActivationBytes(), tp_);
+    pass.overlapped_tp_messages = kOverlapped * layers * (tp_ - 1);
+    if (RecomputesAll()) AddForwardOfLayers(layers, forward, &pass);
+    return pass;
+  }
+
+  void AddForwardOfLayers(double layers, const PassCosts& forward,
+                          PassCosts* pass) const {
+    pass->layer_flops += forward.layer_flops;
+    pass->num_kernels += forward.num_kernels;
+    pass->memory_bytes +=
+        layers * (ForwardPasses() * ActivationBytes() / tp_ + 2 * SumBytes());
+    pass->tp_bytes += 4 * layers * Sent(ActivationBytes(), tp_);
+    pass->tp_messages += 4 * layers * (tp_ - 1);
   }
 
   // Numbers a row of this rank has: a norm's, the fused projections', a mixer
@@ -211,6 +251,9 @@ class Counter {
     result->weight_bytes = sharded ? whole : 0;
     result->num_updated = parameters / (sharded ? replicas : 1);
     const double copy = model_.activation_dtype == DType::kFloat32 ? 0 : 2;
+    result->copy_bytes = sharded && replicas > 1 && copy > 0
+                             ? parameters * (kWeightBytes + copy)
+                             : 0;
     result->state_bytes =
         parameters * (kWeightBytes + copy + 4 + 8.0 / (sharded ? replicas : 1));
     const int64_t live =

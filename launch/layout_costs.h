@@ -21,12 +21,17 @@ namespace cubit {
 
 // One direction of one micro-batch through one model part.
 struct PassCosts {
-  double product_flops = 0;  // dense layers and head; all of a rank's share
+  double layer_flops = 0;  // of products, all of a rank's share
+  double head_flops = 0;
+  double num_kernels = 0;  // of layers beside their mixers
   // Read and written by passes that no product hides: those of the layers, the
   // loss, and sums of rows over tp.
   double memory_bytes = 0;
   double tp_bytes = 0;  // sent
   double tp_messages = 0;
+  // Of these, what runs beside products: see LayoutCosts::overlaps_tp.
+  double overlapped_tp_bytes = 0;
+  double overlapped_tp_messages = 0;
 };
 
 struct PartCosts {
@@ -46,6 +51,7 @@ struct StageCosts {
   double pp_bytes = 0;
   double gradient_bytes = 0;  // reduce-scatter over dp x cp, fp32
   double weight_bytes = 0;    // all-gather of the same (ZeRO-1)
+  double copy_bytes = 0;      // read and written: bf16 of what was gathered
   // Kept, about: weights with their bf16 copy, gradients, moments, and the
   // activations of the micro-batches that are alive at once; work space of one
   // layer's backward and, where the head is, logits.
@@ -63,6 +69,11 @@ struct LayoutCosts {
   std::vector<StageCosts> stages;  // pp_size
   SequenceCall mixer;              // of one layer and micro-batch
   bool recomputes_mixers = false;  // the backward runs their forward again
+  double hidden_size = 0;
+  // Whether 4 of the 6 transfers that tp has in a layer's backward run beside
+  // products: gathers of what weight gradients read, and exchanges of the
+  // gradients of inputs.
+  bool overlaps_tp = true;
   double pp_message_bytes = 0;  // one activation or gradient of a stage's end
 };
 

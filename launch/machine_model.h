@@ -16,19 +16,50 @@
 
 namespace cubit {
 
-// Model FLOPs of a mixer's core over its time, as a share of gemm_flops.
-struct MixerEfficiency {
-  double forward = 1;
-  double backward = 1;
+// How fast one pass of attention, or of a triangular solve, runs. Of n FLOPs
+// with sequences of T and heads of K a call takes
+//   call_s + n / (gemm_flops share) (T + T') / T (K + K') / K K0 / (K0 + K')
+// where share is that of long sequences of heads of K0 = kUsualHeadDim. T' is
+// what tiles on the diagonal and passes over the rows cost, K' the
+// exponentials, of which there are as many for any K.
+struct MixerRate {
+  static constexpr double kUsualHeadDim = 128;
+
+  double share = 1;          // of gemm_flops
+  double half_length = 0;    // T'
+  double half_head_dim = 0;  // K'
+  double call_s = 0;
+
+  double Seconds(double flops, double gemm_flops, int64_t seq_len,
+                 int64_t head_dim) const {
+    const double by_length = 1 + half_length / static_cast<double>(seq_len);
+    const double by_width =
+        (1 + half_head_dim / static_cast<double>(head_dim)) /
+        (1 + half_head_dim / kUsualHeadDim);
+    return call_s + flops / (gemm_flops * share) * by_length * by_width;
+  }
+};
+
+struct MixerRates {
+  MixerRate forward;
+  MixerRate backward;
 };
 
 // One rank.
 struct DeviceModel {
   std::string name;
   double gemm_flops = 1;  // FLOP/s of large products in the run's precision
-  MixerEfficiency attention;
-  MixerEfficiency solve;        // a triangular solve and its attention
+  // Products of layers of hidden size D run at D / (D + this) of it.
+  double half_hidden_size = 0;
+  // What a kernel takes beyond its rate: its start, and waves that are not
+  // full.
+  double kernel_s = 0;
+  MixerRates attention;
+  MixerRates solve;             // without the attention that goes with it
   double memory_bandwidth = 1;  // bytes/s, read and written together
+  // Seconds by which a computation gets longer for each second of a transfer
+  // that hides behind it: both want the same memory and processors.
+  double hidden_transfer_cost = 0;
 };
 
 // What one rank can send while it receives as much.

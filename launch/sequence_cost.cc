@@ -52,6 +52,17 @@ double IdleShare(WavefrontPass pass, const SequenceCall& call) {
   return 1 / busy - 1;
 }
 
+// A solve costs as many FLOPs as its attention.
+double MixerSeconds(const SequenceCall& call, const MixerRate& attention,
+                    const MixerRate& solve, int forwards, double gemm_flops) {
+  const double flops = forwards * call.forward_flops / call.cp_size;
+  const auto seconds = [&](const MixerRate& rate, double share) {
+    return rate.Seconds(share * flops, gemm_flops, call.seq_len, call.head_dim);
+  };
+  return call.has_wavefront ? seconds(attention, 0.5) + seconds(solve, 0.5)
+                            : seconds(attention, 1);
+}
+
 }  // namespace
 
 absl::string_view ShardedFormOf(absl::string_view mixer) {
@@ -98,18 +109,14 @@ absl::StatusOr<SequenceCall> MakeSequenceCall(const ModelConfig& model,
 
 double MixerForwardSeconds(const SequenceCall& call,
                            const DeviceModel& device) {
-  const MixerEfficiency& efficiency =
-      call.has_wavefront ? device.solve : device.attention;
-  return call.forward_flops / call.cp_size /
-         (device.gemm_flops * efficiency.forward);
+  return MixerSeconds(call, device.attention.forward, device.solve.forward, 1,
+                      device.gemm_flops);
 }
 
 double MixerBackwardSeconds(const SequenceCall& call,
                             const DeviceModel& device) {
-  const MixerEfficiency& efficiency =
-      call.has_wavefront ? device.solve : device.attention;
-  return 2 * call.forward_flops / call.cp_size /
-         (device.gemm_flops * efficiency.backward);
+  return MixerSeconds(call, device.attention.backward, device.solve.backward, 2,
+                      device.gemm_flops);
 }
 
 SequenceBytes BytesOf(CpMethod method, const SequenceCall& call) {

@@ -94,9 +94,31 @@ class StepModel {
   }
 
  private:
+  double LayerProducts(const PassCosts& pass) const {
+    const DeviceModel& device = machine_.device;
+    return pass.layer_flops / device.gemm_flops *
+           (1 + device.half_hidden_size / costs_.hidden_size);
+  }
   double PassCompute(const PassCosts& pass) const {
-    return pass.product_flops / machine_.device.gemm_flops +
-           pass.memory_bytes / machine_.device.memory_bandwidth;
+    const DeviceModel& device = machine_.device;
+    return LayerProducts(pass) + pass.head_flops / device.gemm_flops +
+           pass.num_kernels * device.kernel_s +
+           pass.memory_bytes / device.memory_bandwidth;
+  }
+  // What a transfer adds to a computation of which it leaves `exposed` seconds
+  // to be waited for.
+  double Added(double transfer, double exposed) const {
+    return exposed +
+           machine_.device.hidden_transfer_cost * (transfer - exposed);
+  }
+  double TpSeconds(const PassCosts& pass) const {
+    const LinkModel& link = machine_.LinkOf(tp_);
+    const double all = link.Seconds(pass.tp_bytes, pass.tp_messages);
+    if (!costs_.overlaps_tp) return all;
+    const double beside =
+        link.Seconds(pass.overlapped_tp_bytes, pass.overlapped_tp_messages);
+    return all - beside +
+           Added(beside, std::max(0.0, beside - LayerProducts(pass)));
   }
   PassSeconds Forward(const PartCosts& part) const {
     const auto layers = static_cast<double>(part.num_layers);
@@ -104,8 +126,7 @@ class StepModel {
     seconds.compute =
         PassCompute(part.forward) +
         layers * MixerForwardSeconds(costs_.mixer, machine_.device);
-    seconds.tp = machine_.LinkOf(tp_).Seconds(part.forward.tp_bytes,
-                                              part.forward.tp_messages);
+    seconds.tp = TpSeconds(part.forward);
     seconds.cp = layers * sequence_.forward_seconds;
     return seconds;
   }
@@ -117,8 +138,7 @@ class StepModel {
         PassCompute(part.backward) +
         layers * MixerBackwardSeconds(costs_.mixer, machine_.device) +
         again * MixerForwardSeconds(costs_.mixer, machine_.device);
-    seconds.tp = machine_.LinkOf(tp_).Seconds(part.backward.tp_bytes,
-                                              part.backward.tp_messages);
+    seconds.tp = TpSeconds(part.backward);
     seconds.cp =
         layers * sequence_.backward_seconds + again * sequence_.forward_seconds;
     return seconds;
@@ -182,13 +202,19 @@ class StepModel {
         return link.Seconds(bytes,
                             (replicas - 1) * std::ceil(bytes / kBucketBytes));
       };
-      const double late = Exposed(seconds(costs.gradient_bytes),
-                                  OfStage(backward_, stage).total(), layers) -
-                          (estimate->pipeline.makespan - timeline.back().end);
+      const double sums = seconds(costs.gradient_bytes);
+      const double late =
+          Added(sums,
+                Exposed(sums, OfStage(backward_, stage).total(), layers)) -
+          (estimate->pipeline.makespan - timeline.back().end);
       estimate->gradients = std::max(estimate->gradients, late);
-      const double early = Exposed(seconds(costs.weight_bytes),
-                                   OfStage(forward_, stage).total(), layers) -
-                           timeline.front().start;
+      const double weights =
+          seconds(costs.weight_bytes) +
+          costs.copy_bytes / machine_.device.memory_bandwidth;
+      const double early =
+          Added(weights,
+                Exposed(weights, OfStage(forward_, stage).total(), layers)) -
+          timeline.front().start;
       estimate->weights = std::max(estimate->weights, early);
     }
   }

@@ -31,8 +31,10 @@ struct StepEstimate {
   double tp = 0;
   double cp = 0;
   double pp = 0;
-  double gradients = 0;  // of the reduce-scatter, beyond the last backward
-  double weights = 0;    // of the all-gather, beyond the first forward
+  // Of the reduce-scatter, and of the all-gather, what shows beyond the last
+  // backward and the first forward, and by how much these get longer.
+  double gradients = 0;
+  double weights = 0;
   double optimizer = 0;
 
   // Share of stages' time spent waiting if messages took none.
@@ -49,16 +51,20 @@ struct StepEstimate {
 
 // With `messages` of the pipeline waited for, or beside the computation.
 // `machine.ranks_per_node` is the plan's. What is assumed:
-//   - products, mixers and passes over memory run at the machine's rates, one
-//     after the other;
-//   - collectives of tp, and of cp's all-to-alls, hide behind nothing; a
-//     wavefront or a ring hides what its mixer's time can (sequence_cost.h);
-//   - gradients go out layer by layer behind the last backward, weights come in
-//     ahead of the first forward; links are not shared between axes;
+//   - products, mixers and passes over memory run at the machine's rates for
+//     their shapes, one after the other, and every kernel takes kernel_s more;
+//   - of tp's collectives those that LayoutCosts::overlaps_tp names hide behind
+//     products; the others, and cp's all-to-alls, behind nothing; a wavefront
+//     or a ring hides what its mixer's time can (sequence_cost.h);
+//   - gradients go out layer by layer behind the last backward; weights come in
+//     ahead of the first forward, which begins a chunk of layers when all of
+//     its weights are there; links are not shared between axes;
+//   - what hides slows what hides it (DeviceModel::hidden_transfer_cost);
 //   - the update reads and writes 30 bytes a parameter that the rank updates,
 //     the norm of the gradients 4, and making all gradients zero 4 more.
-// Not counted: gaps between kernels, and that products, copies and collectives
-// of a few megabytes are slower than those that the rates are of.
+// Not counted: that copies and collectives of a few megabytes are slower than
+// those that the rates are of, and that products are faster on a GPU that waits
+// for much of its time.
 // Errors of the pipeline's simulation.
 absl::StatusOr<StepEstimate> SimulateStep(const ParallelPlan& plan,
                                           const LayoutCosts& costs,

@@ -56,9 +56,12 @@ class WithBFloat16Products {
   Self& operator*=(const Self& b) { return *this = *this * b; }
   Self& operator/=(const Self& b) { return *this = *this / b; }
 
+  // Found beside those of <cmath>.
+  // NOLINTBEGIN(readability-identifier-naming)
   friend Self exp(const Self& x) { return Self(std::exp(x.value_)); }
   friend Self log(const Self& x) { return Self(std::log(x.value_)); }
   friend Self sqrt(const Self& x) { return Self(std::sqrt(x.value_)); }
+  // NOLINTEND(readability-identifier-naming)
   // The part that comparisons of references look at.
   friend double Real(const Self& x) { return x.value_; }
 

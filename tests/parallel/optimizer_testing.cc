@@ -247,6 +247,12 @@ bool RankModel::MergeValues(ModelValues* whole) {
   return equal;
 }
 
+uint32_t BitsOf(float x) {
+  uint32_t bits = 0;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+
 bool Merge(const std::string& name, const ShardSpec& spec, const float* local,
            ModelValues* whole) {
   // What nobody has given yet.
@@ -256,9 +262,25 @@ bool Merge(const std::string& name, const ShardSpec& spec, const float* local,
   bool equal = true;
   VisitElements(spec, [&](size_t i, size_t global) {
     if (values[global] == kNone) values[global] = local[i];
-    equal &= std::memcmp(&values[global], &local[i], sizeof(float)) == 0;
+    equal &= BitsOf(values[global]) == BitsOf(local[i]);
   });
   return equal;
+}
+
+// The terms of all ranks of a parameter's gradient.
+void AddGradientTerms(const MeshSizes& sizes, const Declaration& declaration,
+                      int64_t step, std::vector<double>* sum) {
+  const int tp_terms = declaration.tp_dim < 0 ? sizes.tp : 1;
+  const int end_terms = declaration.at_ends && sizes.pp > 1 ? 2 : 1;
+  const int terms = sizes.dp * sizes.cp * tp_terms * end_terms;
+  for (int term = 0; term < terms; ++term) {
+    const Philox random =
+        GradientTerm(declaration.name, step, term / (tp_terms * end_terms),
+                     term % tp_terms, term / tp_terms % end_terms);
+    for (size_t i = 0; i < sum->size(); ++i) {
+      (*sum)[i] += static_cast<float>(random.Normal(i));
+    }
+  }
 }
 
 ExpectedRun RunReference(const MeshSizes& sizes, int64_t num_steps) {
@@ -283,17 +305,7 @@ ExpectedRun RunReference(const MeshSizes& sizes, int64_t num_steps) {
     for (const auto& [name, declaration] : declarations) {
       std::vector<double>& sum = gradients[name];
       sum.resize(state[name].size());
-      const int tp_terms = declaration.tp_dim < 0 ? sizes.tp : 1;
-      const int end_terms = declaration.at_ends && sizes.pp > 1 ? 2 : 1;
-      for (int term = 0; term < sizes.dp * sizes.cp * tp_terms * end_terms;
-           ++term) {
-        const Philox random =
-            GradientTerm(name, step, term / (tp_terms * end_terms),
-                         term % tp_terms, term / tp_terms % end_terms);
-        for (size_t i = 0; i < sum.size(); ++i) {
-          sum[i] += static_cast<float>(random.Normal(i));
-        }
-      }
+      AddGradientTerms(sizes, declaration, step, &sum);
       for (double value : sum) squared_norm += value * value;
     }
     run.squared_norms.push_back(squared_norm);

@@ -26,6 +26,18 @@ float Label(int64_t b, int64_t t, int64_t head, int64_t column) {
   return static_cast<float>(((b * 100 + t) * 10 + head) * 10 + column);
 }
 
+void AppendRow(int64_t b, int64_t t, int64_t first_head, int64_t heads,
+               std::vector<float>* values) {
+  int64_t before = 0;
+  for (const int64_t width : kWidths) {
+    for (int64_t i = 0; i < heads * width; ++i) {
+      values->push_back(
+          Label(b, t, first_head + i / width, before + i % width));
+    }
+    before += width;
+  }
+}
+
 // A tensor of one rank: rows [B, tokens], `heads` from `first_head`, and
 // `padding` more columns.
 std::vector<float> Labelled(const std::vector<int64_t>& tokens,
@@ -34,14 +46,7 @@ std::vector<float> Labelled(const std::vector<int64_t>& tokens,
   std::vector<float> values;
   for (int64_t b = 0; b < kBatch; ++b) {
     for (const int64_t t : tokens) {
-      int64_t before = 0;
-      for (const int64_t width : kWidths) {
-        for (int64_t i = 0; i < heads * width; ++i) {
-          values.push_back(
-              Label(b, t, first_head + i / width, before + i % width));
-        }
-        before += width;
-      }
+      AppendRow(b, t, first_head, heads, &values);
       values.insert(values.end(), static_cast<size_t>(padding), kPadding);
     }
   }

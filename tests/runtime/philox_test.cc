@@ -118,6 +118,12 @@ TEST(Normal, NeighboursAreUncorrelated) {
 }
 
 // Bits, not numbers: -0 is not 0.
+uint32_t BitsOf(float x) {
+  uint32_t bits = 0;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+
 void ExpectFillsAsNormal(const Philox& random, uint64_t first, int64_t count,
                          double mean, double stddev) {
   std::vector<float> filled(static_cast<size_t>(count), -1.0f);
@@ -126,8 +132,7 @@ void ExpectFillsAsNormal(const Philox& random, uint64_t first, int64_t count,
   for (int64_t i = 0; i < count; ++i) {
     const auto wanted = static_cast<float>(
         mean + stddev * random.Normal(first + static_cast<uint64_t>(i)));
-    different += std::memcmp(&filled[static_cast<size_t>(i)], &wanted,
-                             sizeof(wanted)) != 0;
+    different += BitsOf(filled[static_cast<size_t>(i)]) != BitsOf(wanted);
   }
   EXPECT_EQ(different, 0) << first << " " << count << " " << mean << " "
                           << stddev;
