@@ -76,7 +76,6 @@ void NothingToWatch(const PipelineAction&) {}
 TrainState::~TrainState() {
   if (mesh_ == nullptr) return;
   mesh_->gradient_lane().Drain();
-  mesh_->tensor_lane().Drain();
   mesh_->sequence_lane().Drain();
 }
 
@@ -131,10 +130,8 @@ absl::Status TrainState::Allocate(const RunConfig& config,
   stage_->LayOutActivations(*activation_arena_);
   stage_->LayOutWorkspace(*workspace_arena_);
 
-  if (mesh_->size(MeshAxis::kTp) > 1) {
+  if (mesh_->size(MeshAxis::kTp) > 1)
     parallel_.tp = &mesh_->axis(MeshAxis::kTp);
-    parallel_.tp_lane = &mesh_->tensor_lane();
-  }
   if (mesh_->size(MeshAxis::kCp) > 1) {
     parallel_.cp = &mesh_->axis(MeshAxis::kCp);
     parallel_.cp_lane = &mesh_->sequence_lane();

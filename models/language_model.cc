@@ -106,7 +106,6 @@ ModelScratch LanguageModel::AllocateScratch(int64_t batch, int64_t seq_len,
     const Shape all = {shard_.Rows(batch, seq_len), config_.hidden_size};
     scratch.gathered = arena.Allocate(dtype, all);
     scratch.partial = arena.Allocate(dtype, all);
-    scratch.received = arena.Allocate(dtype, all);
   }
   if (config_.positional_encoding == PositionKind::kRope) {
     scratch.rotary_table =
@@ -138,7 +137,6 @@ LayerContext LanguageModel::ContextFor(const Activations& activations,
   if (result.parallel != nullptr) {
     result.parallel->gathered = scratch.gathered;
     result.parallel->partial = scratch.partial;
-    result.parallel->received = scratch.received;
     result.parallel->mixer_scratch = &scratch.block.mixer;
   }
   return result;

@@ -54,7 +54,6 @@ struct ModelScratch {
   Tensor d_final;       // [Nl, D]: gradient of the final norm's result
   Tensor gathered;      // [N, D], for tp: ParallelContext
   Tensor partial;       // [N, D], for tp
-  Tensor received;      // [N, D], for tp
   Tensor rotary_table;  // [T, K]; absent without RoPE
   BlockScratch block;
   LanguageHeadScratch head;

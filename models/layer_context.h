@@ -23,16 +23,15 @@ struct WavefrontObserver;  // parallel/wavefront_runner.h
 // before anything comes of it (errors of a group are sticky, so nobody waits
 // for a peer that gave up).
 struct ParallelContext {
-  Communicator* tp = nullptr;            // null: one rank
-  CommunicationLane* tp_lane = nullptr;  // of the same ranks
+  Communicator* tp = nullptr;  // null: one rank
   Communicator* cp = nullptr;
   CommunicationLane* cp_lane = nullptr;
   // Of the wavefronts over cp; null: nobody observes.
   const WavefrontObserver* observer = nullptr;
-  // Rows of all tp ranks, this rank's terms of a sum over them, and the terms
-  // of all for its rows, in the activations' dtype; absent where tp is 1.
-  // Nothing in them outlives a call of a layer.
-  Tensor gathered, partial, received;  // [N, D]
+  // Rows of all tp ranks, and this rank's terms of a sum over them, in the
+  // activations' dtype; absent where tp is 1. Nothing in them outlives a call
+  // of a layer.
+  Tensor gathered, partial;  // [N, D]
   // What mixers work in on sequence shards, in the forward too: that of
   // BlockScratch. Null where cp is 1.
   const MixerLayerScratch* mixer_scratch = nullptr;

@@ -113,31 +113,19 @@ void Linear::AccumulateGradients(const LayerContext& context, ConstTensor d_y,
 
 void Linear::Backward(const LayerContext& context, ConstTensor d_y,
                       ConstTensor x, Tensor d_x) const {
-  if (split_ == LinearSplit::kColumns && tp_size_ > 1) {
-    return BackwardColumnsOverTp(context, d_y, x, d_x);
-  }
-  const bool rows = split_ == LinearSplit::kRows;
-  const ConstTensor d_rows = rows ? GatherRows(context, tp_size_, d_y) : d_y;
-  AccumulateGradients(context, d_rows, x);
-  const ProfileRange range(kLinear, *context.stream);
-  LinearBackwardInput(d_rows, Weight(), /*accumulate=*/false, d_x,
-                      *context.stream);
-}
-
-// The rows of x come while d_x is computed, the terms of d_x go while the
-// weights' gradients are.
-void Linear::BackwardColumnsOverTp(const LayerContext& context, ConstTensor d_y,
-                                   ConstTensor x, Tensor d_x) const {
-  const auto gathering = StartGatherRows(context, tp_size_, x);
+  const bool columns = split_ == LinearSplit::kColumns;
+  const ConstTensor d_rows = columns ? d_y : GatherRows(context, tp_size_, d_y);
+  AccumulateGradients(context, d_rows,
+                      columns ? GatherRows(context, tp_size_, x) : x);
+  const Tensor sum = columns ? PartialRows(context, tp_size_, d_x) : d_x;
   {
     const ProfileRange range(kLinear, *context.stream);
-    LinearBackwardInput(d_y, Weight(), /*accumulate=*/false,
-                        PartialRows(context, tp_size_, d_x), *context.stream);
+    LinearBackwardInput(d_rows, Weight(), /*accumulate=*/false, sum,
+                        *context.stream);
   }
-  const auto exchanging = StartSumRows(context, tp_size_, d_x);
-  AccumulateGradients(context, d_y,
-                      FinishGatherRows(context, tp_size_, x, gathering));
-  FinishSumRows(context, tp_size_, exchanging, d_x);
+  if (columns && tp_size_ > 1) {
+    SumRows(context, tp_size_, ConstTensor(), ConstTensor(), d_x);
+  }
 }
 
 void Linear::BackwardGelu(const LayerContext& context, ConstTensor d_y,

@@ -79,8 +79,6 @@ class Linear {
   Tensor WithPadding(const Tensor& fused) const;
   Tensor Weight() const { return WithPadding(FusedCompute(weights_)); }
   Tensor Bias() const { return WithPadding(FusedCompute(biases_)); }
-  void BackwardColumnsOverTp(const LayerContext& context, ConstTensor d_y,
-                             ConstTensor x, Tensor d_x) const;
   void AccumulateGradients(const LayerContext& context, ConstTensor d_y,
                            ConstTensor x) const;
 

@@ -11,7 +11,6 @@
 #define CUBIT_MODELS_ROWS_OVER_TP_H_
 
 #include "models/layer_context.h"
-#include "runtime/communication_lane.h"
 #include "runtime/tensor.h"
 
 namespace cubit {
@@ -36,20 +35,6 @@ Tensor PartialRows(const LayerContext& context, int tp_size, Tensor local);
 // order of the sum is ours on every back end.
 void SumRows(const LayerContext& context, int tp_size, ConstTensor bias,
              ConstTensor residual, Tensor local);
-
-// Both in two steps, on ParallelContext::tp_lane: the rows travel beside what
-// is computed in between. What is read must not change, and the buffers of
-// ParallelContext are taken, until the second step. More than one rank (CHECK).
-CommunicationLane::Ticket StartGatherRows(const LayerContext& context,
-                                          int tp_size, ConstTensor local);
-ConstTensor FinishGatherRows(const LayerContext& context, int tp_size,
-                             ConstTensor local,
-                             CommunicationLane::Ticket ticket);
-// Without bias and residual; `local` gives the shape.
-CommunicationLane::Ticket StartSumRows(const LayerContext& context, int tp_size,
-                                       ConstTensor local);
-void FinishSumRows(const LayerContext& context, int tp_size,
-                   CommunicationLane::Ticket ticket, Tensor local);
 
 }  // namespace cubit
 

@@ -64,10 +64,6 @@ absl::StatusOr<std::unique_ptr<MeshCommunicators>> MeshCommunicators::Create(
   result->gradient_lane_ =
       std::make_unique<CommunicationLane>(std::move(gradients));
   CUBIT_ASSIGN_OR_RETURN(
-      auto rows,
-      SplitGroup(all, mesh.Group(MeshAxis::kTp, all.rank()), "rows"));
-  result->tensor_lane_ = std::make_unique<CommunicationLane>(std::move(rows));
-  CUBIT_ASSIGN_OR_RETURN(
       auto sequence,
       SplitGroup(all, mesh.Group(MeshAxis::kCp, all.rank()), "sequence"));
   result->sequence_lane_ =
@@ -87,9 +83,9 @@ std::unique_ptr<MeshCommunicators> MeshCommunicators::Single() {
 std::vector<std::shared_ptr<const FlightRecorder>>
 MeshCommunicators::FlightRecorders() const {
   std::vector<std::shared_ptr<const FlightRecorder>> recorders = {
-      control_->flight_recorder(),     world_->flight_recorder(),
-      dp_cp_->flight_recorder(),       gradient_lane_->flight_recorder(),
-      tensor_lane_->flight_recorder(), sequence_lane_->flight_recorder()};
+      control_->flight_recorder(), world_->flight_recorder(),
+      dp_cp_->flight_recorder(), gradient_lane_->flight_recorder(),
+      sequence_lane_->flight_recorder()};
   for (const auto& axis : axes_) recorders.push_back(axis->flight_recorder());
   if (embedding_ != nullptr) recorders.push_back(embedding_->flight_recorder());
   return recorders;
@@ -102,7 +98,6 @@ absl::Status MeshCommunicators::Health() {
   CUBIT_RETURN_IF_ERROR(dp_cp_->Health());
   if (embedding_ != nullptr) CUBIT_RETURN_IF_ERROR(embedding_->Health());
   CUBIT_RETURN_IF_ERROR(gradient_lane_->status());
-  CUBIT_RETURN_IF_ERROR(tensor_lane_->status());
   return sequence_lane_->status();
 }
 

@@ -45,11 +45,9 @@ class MeshCommunicators {
   // First and last pipeline stage of this rank's pipeline, which share tied
   // embeddings; null on other stages, and where there is one stage.
   Communicator* embedding() { return embedding_.get(); }
-  // Lanes beside computation: of dp_cp() for gradients and parameters, of tp
-  // for rows in the backward, of cp for the sequence-parallel solve. Each has
-  // communicators of its own.
+  // Lanes beside computation: of dp_cp() for gradients and parameters, of cp
+  // for the sequence-parallel solve. Each has communicators of its own.
   CommunicationLane& gradient_lane() { return *gradient_lane_; }
-  CommunicationLane& tensor_lane() { return *tensor_lane_; }
   CommunicationLane& sequence_lane() { return *sequence_lane_; }
 
   // The records of every group, for a watchdog.
@@ -72,7 +70,6 @@ class MeshCommunicators {
   std::unique_ptr<Communicator> dp_cp_;
   std::unique_ptr<Communicator> embedding_;
   std::unique_ptr<CommunicationLane> gradient_lane_;
-  std::unique_ptr<CommunicationLane> tensor_lane_;
   std::unique_ptr<CommunicationLane> sequence_lane_;
 };
 

@@ -66,19 +66,15 @@ ParallelRank::ParallelRank(const ModelConfig& config, const RankLayout& layout,
   if (layout.tp * layout.cp == 1) return;  // layers see no group at all
   context.parallel = &parallel;
   auto tp = world_->Split(shard.cp_rank, shard.tp_rank, "tp");
-  auto tp_lane = world_->Split(shard.cp_rank, shard.tp_rank, "tp_lane");
   auto cp = world_->Split(shard.tp_rank, shard.cp_rank, "cp");
   auto lane = world_->Split(shard.tp_rank, shard.cp_rank, "cp_lane");
   CUBIT_CHECK_OK(tp);
-  CUBIT_CHECK_OK(tp_lane);
   CUBIT_CHECK_OK(cp);
   CUBIT_CHECK_OK(lane);
   tp_ = *std::move(tp);
-  tp_lane_ = std::make_unique<CommunicationLane>(*std::move(tp_lane));
   cp_ = *std::move(cp);
   cp_lane_ = std::make_unique<CommunicationLane>(*std::move(lane));
   parallel.tp = tp_.get();
-  parallel.tp_lane = tp_lane_.get();
   parallel.cp = cp_.get();
   parallel.cp_lane = cp_lane_.get();
   if (layout.tp == 1) return;
@@ -86,7 +82,6 @@ ParallelRank::ParallelRank(const ModelConfig& config, const RankLayout& layout,
     const Shape shape = {num_rows(), config.hidden_size};
     parallel.gathered = arena.Allocate(DType::kFloat32, shape);
     parallel.partial = arena.Allocate(DType::kFloat32, shape);
-    parallel.received = arena.Allocate(DType::kFloat32, shape);
   });
 }
 

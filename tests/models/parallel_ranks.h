@@ -99,7 +99,6 @@ class ParallelRank {
   std::unique_ptr<Communicator> world_;
   std::unique_ptr<Communicator> tp_;
   std::unique_ptr<Communicator> cp_;
-  std::unique_ptr<CommunicationLane> tp_lane_;
   std::unique_ptr<CommunicationLane> cp_lane_;
   std::vector<std::unique_ptr<Arena>> arenas_;
   std::vector<std::unique_ptr<HostTensor<float>>> tensors_;
