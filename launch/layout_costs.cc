@@ -27,8 +27,6 @@ constexpr double kSolveBackwardPasses = 7;
 // backward has twice as many. One H200, 2026-11.
 constexpr double kForwardKernels = 12;
 constexpr double kBackwardKernels = 24;
-// Of the 6 transfers of tp in a layer's backward: those that products hide.
-constexpr double kOverlapped = 4;
 
 constexpr double kWeightBytes = 4;  // fp32, as gradients are
 
@@ -149,9 +147,6 @@ class Counter {
     const double back = 6 * layers + (part == 0 ? 1 : 0) + (head ? 1 : 0);
     pass.tp_bytes = back * Sent(ActivationBytes(), tp_);
     pass.tp_messages = back * (tp_ - 1);
-    pass.overlapped_tp_bytes =
-        kOverlapped * layers * Sent(ActivationBytes(), tp_);
-    pass.overlapped_tp_messages = kOverlapped * layers * (tp_ - 1);
     if (RecomputesAll()) AddForwardOfLayers(layers, forward, &pass);
     return pass;
   }

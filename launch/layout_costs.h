@@ -29,9 +29,6 @@ struct PassCosts {
   double memory_bytes = 0;
   double tp_bytes = 0;  // sent
   double tp_messages = 0;
-  // Of these, what runs beside products: see LayoutCosts::overlaps_tp.
-  double overlapped_tp_bytes = 0;
-  double overlapped_tp_messages = 0;
 };
 
 struct PartCosts {
@@ -70,10 +67,6 @@ struct LayoutCosts {
   SequenceCall mixer;              // of one layer and micro-batch
   bool recomputes_mixers = false;  // the backward runs their forward again
   double hidden_size = 0;
-  // Whether 4 of the 6 transfers that tp has in a layer's backward run beside
-  // products: gathers of what weight gradients read, and exchanges of the
-  // gradients of inputs.
-  bool overlaps_tp = true;
   double pp_message_bytes = 0;  // one activation or gradient of a stage's end
 };
 

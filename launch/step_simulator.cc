@@ -112,13 +112,7 @@ class StepModel {
            machine_.device.hidden_transfer_cost * (transfer - exposed);
   }
   double TpSeconds(const PassCosts& pass) const {
-    const LinkModel& link = machine_.LinkOf(tp_);
-    const double all = link.Seconds(pass.tp_bytes, pass.tp_messages);
-    if (!costs_.overlaps_tp) return all;
-    const double beside =
-        link.Seconds(pass.overlapped_tp_bytes, pass.overlapped_tp_messages);
-    return all - beside +
-           Added(beside, std::max(0.0, beside - LayerProducts(pass)));
+    return machine_.LinkOf(tp_).Seconds(pass.tp_bytes, pass.tp_messages);
   }
   PassSeconds Forward(const PartCosts& part) const {
     const auto layers = static_cast<double>(part.num_layers);

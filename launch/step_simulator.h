@@ -53,12 +53,11 @@ struct StepEstimate {
 // `machine.ranks_per_node` is the plan's. What is assumed:
 //   - products, mixers and passes over memory run at the machine's rates for
 //     their shapes, one after the other, and every kernel takes kernel_s more;
-//   - of tp's collectives those that LayoutCosts::overlaps_tp names hide behind
-//     products; the others, and cp's all-to-alls, behind nothing; a wavefront
-//     or a ring hides what its mixer's time can (sequence_cost.h);
+//   - tp's collectives and cp's all-to-alls hide behind nothing; a wavefront or
+//     a ring hides what its mixer's time can (sequence_cost.h);
 //   - gradients go out layer by layer behind the last backward; weights come in
-//     ahead of the first forward, which begins a chunk of layers when all of
-//     its weights are there; links are not shared between axes;
+//     layer by layer ahead of the first forward; links are not shared between
+//     axes;
 //   - what hides slows what hides it (DeviceModel::hidden_transfer_cost);
 //   - the update reads and writes 30 bytes a parameter that the rank updates,
 //     the norm of the gradients 4, and making all gradients zero 4 more.
