@@ -68,12 +68,15 @@ GradientReducerOptions ReducerOptions(const RunConfig& config) {
   return options;
 }
 
-int64_t OpsBytes(const RunConfig& config, const LanguageModel& model) {
+int64_t OpsBytes(const RunConfig& config, const ParallelPlan& layout,
+                 const LanguageModel& model) {
   const ModelConfig& sizes = model.config();
   WorkspaceQuery query;
   query.batch = config.batch().micro_batch_size();
   query.seq_len = sizes.seq_len;
-  query.num_heads = model.shard().Local(sizes.num_heads);
+  // Ulysses: whole sequences of a part of the heads.
+  query.num_heads =
+      model.shard().Local(sizes.num_heads) / model.shard().cp_size;
   query.head_dim = sizes.head_dim();
   query.hidden_size = sizes.hidden_size;
   query.ffn_hidden_size = sizes.ffn_hidden_size;
@@ -81,6 +84,9 @@ int64_t OpsBytes(const RunConfig& config, const LanguageModel& model) {
   query.num_elements =
       model.parameters().buffer_bytes() / SizeOf(DType::kFloat32);
   query.dtype = sizes.activation_dtype;
+  query.plain_attention =
+      !sizes.document_mask &&
+      (model.shard().cp_size == 1 || layout.cp_method == CpMethod::kUlysses);
   return OpsWorkspaceBytes(query);
 }
 
@@ -117,7 +123,7 @@ RunPlan MakePlan(const RunConfig& config, const ParallelPlan& layout, int rank,
   Arena workspace = Arena::Measuring();
   stage.LayOutWorkspace(workspace);
   plan.memory[MemoryCategory::kWorkspace] =
-      workspace.used_bytes() + OpsBytes(config, model) +
+      workspace.used_bytes() + OpsBytes(config, layout, model) +
       GradientReducer::WorkspaceBytes(parameters, layout.mesh);
   plan.process_bytes = ProcessDeviceBytes();
   return plan;

@@ -24,6 +24,8 @@ struct WorkspaceQuery {
   int64_t vocab_size = 0;
   int64_t num_elements = 0;  // of all parameters, padding included
   DType dtype = DType::kFloat32;
+  // Attention is over whole sequences and not masked by documents.
+  bool plain_attention = true;
 };
 
 // Bytes of device memory that the ops of this back end come to hold in steps of

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "ops/cuda/attention_engines.h"
 #include "ops/workspace.h"
 
 namespace cubit {
@@ -24,8 +25,14 @@ int64_t OpsWorkspaceBytes(const WorkspaceQuery& query) {
   const int64_t rows = query.batch * query.seq_len;
   // Sums of gradients of the norms' weights and biases.
   const int64_t norms = kNormBlocks * 2 * query.hidden_size * 4;
-  // Attention's backward sums d_q in fp32 (cuDNN), and keeps a number a row.
-  const int64_t attention = rows * query.num_heads * (query.head_dim + 2) * 4;
+  // Attention's backward keeps a few numbers a row, or as many as cuDNN's.
+  const bool by_cudnn =
+      query.dtype == DType::kBFloat16 && query.plain_attention;
+  const int64_t attention =
+      std::max(rows * query.num_heads * (query.head_dim + 2) * 4,
+               by_cudnn ? cuda::CudnnAttentionBackwardBytes(
+                              query.batch, query.num_heads, query.seq_len)
+                        : 0);
   // Tokens sorted by id, twice over with their places.
   const int64_t tokens = rows * 4 * 6;
   return std::max({kProductBytes, norms, attention, tokens});

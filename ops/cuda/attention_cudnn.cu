@@ -284,6 +284,10 @@ bool CudnnAttentionForward(const AttentionForwardCall& call, Stream& stream) {
 }
 
 bool CudnnAttentionBackward(const AttentionBackwardCall& call, Stream& stream) {
+  if (CudnnAttentionBackwardBytes(call.q.batch, call.q.num_heads,
+                                  call.q.seq_len) == 0) {
+    return false;
+  }
   if (!call.mask.segment_ids.empty() || !call.mask.causal ||
       call.accumulate.d_q || call.accumulate.d_k || call.accumulate.d_v) {
     return false;
@@ -306,6 +310,15 @@ bool CudnnAttentionBackward(const AttentionBackwardCall& call, Stream& stream) {
                 call.d_v.data, call.delta.raw()},
                stream);
   return true;
+}
+
+int64_t CudnnAttentionBackwardBytes(int64_t batch, int64_t num_heads,
+                                    int64_t seq_len) {
+  // Beyond that our kernels, whose memory grows with T alone.
+  constexpr int64_t kMost = int64_t{8} << 30;
+  const int64_t bytes =
+      batch * num_heads * seq_len * seq_len * SizeOf(DType::kBFloat16);
+  return bytes > kMost ? 0 : bytes;
 }
 
 }  // namespace cuda

@@ -15,5 +15,7 @@ bool CudnnAttentionBackward(const AttentionBackwardCall&, Stream&) {
   return false;
 }
 
+int64_t CudnnAttentionBackwardBytes(int64_t, int64_t, int64_t) { return 0; }
+
 }  // namespace cuda
 }  // namespace cubit
