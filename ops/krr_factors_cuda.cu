@@ -113,24 +113,28 @@ __device__ float Square(const typename Lanes::Element* row, int dim) {
   return Lanes::Sum(sum);
 }
 
-// Sums `kCount` numbers over a thread block in a fixed order; thread 0 gets
-// them.
-template <int kCount>
-__device__ void SumOverBlock(double (&x)[kCount]) {
-  __shared__ double of_warp[kCount][kWarps];
+// Combines each of `kCount` numbers over a thread block, in a fixed order;
+// thread 0 gets the results.
+template <typename T, int kCount, typename Combine>
+__device__ void ReduceOverBlock(T (&x)[kCount], const Combine& combine) {
+  __shared__ T of_warp[kCount][kWarps];
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
 #pragma unroll
     for (int offset = 16; offset > 0; offset /= 2) {
-      x[i] += __shfl_xor_sync(0xffffffffu, x[i], offset);
+      x[i] = combine(x[i], __shfl_xor_sync(0xffffffffu, x[i], offset));
     }
     if (threadIdx.x % 32 == 0) of_warp[i][threadIdx.x / 32] = x[i];
   }
   __syncthreads();
   if (threadIdx.x != 0) return;
   for (int i = 0; i < kCount; ++i) {
-    for (int w = 1; w < kWarps; ++w) x[i] += of_warp[i][w];
+    for (int w = 1; w < kWarps; ++w) x[i] = combine(x[i], of_warp[i][w]);
   }
+}
+template <int kCount>
+__device__ void SumOverBlock(double (&x)[kCount]) {
+  ReduceOverBlock(x, [](double a, double b) { return a + b; });
 }
 
 struct FactorsArguments {
@@ -280,23 +284,9 @@ struct HealthArguments {
 // Larger of two magnitudes; NaN is larger than everything.
 __device__ float Larger(float a, float b) { return isnan(a) || a > b ? a : b; }
 
-// The largest of each over a thread block; thread 0 gets them.
 template <int kCount>
 __device__ void MaximaOverBlock(float (&x)[kCount]) {
-  __shared__ float of_warp[kCount][kWarps];
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) {
-      x[i] = Larger(__shfl_xor_sync(0xffffffffu, x[i], offset), x[i]);
-    }
-    if (threadIdx.x % 32 == 0) of_warp[i][threadIdx.x / 32] = x[i];
-  }
-  __syncthreads();
-  if (threadIdx.x != 0) return;
-  for (int i = 0; i < kCount; ++i) {
-    for (int w = 1; w < kWarps; ++w) x[i] = Larger(of_warp[i][w], x[i]);
-  }
+  ReduceOverBlock(x, [](float a, float b) { return Larger(a, b); });
 }
 
 // Health of kTokensOfBlock tokens of one (sequence, head): -log of the smallest

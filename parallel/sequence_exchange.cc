@@ -46,35 +46,33 @@ Tensor SequenceExchange::Part(const Tensor& buffer, int64_t batch,
       .Reshape({batch, rows, pitch()});
 }
 
-void SequenceExchange::PackHeads(ConstTensor local, const Tensor& buffer,
-                                 Stream& stream) const {
+template <typename TensorType, typename Use>
+void SequenceExchange::ForHeads(TensorType local, const Tensor& buffer,
+                                const Use& use) const {
   for (int rank = 0; rank < layout_.cp_size(); ++rank) {
     const Tensor part = Part(buffer, local.dim(0), rank);
     int64_t begin = 0;  // of the projection's columns in the part
     for (const int64_t width : widths_) {
       const int64_t count = num_local_heads() * width;
-      CopyHeads(
-          ColumnsOf(local, begin * layout_.cp_size() + rank * count, count),
-          ColumnsOf(part, begin, count), stream);
+      use(ColumnsOf(local, begin * layout_.cp_size() + rank * count, count),
+          ColumnsOf(part, begin, count));
       begin += count;
     }
   }
 }
 
+void SequenceExchange::PackHeads(ConstTensor local, const Tensor& buffer,
+                                 Stream& stream) const {
+  ForHeads(local, buffer, [&](ConstHeadTensor of_local, HeadTensor of_part) {
+    CopyHeads(of_local, of_part, stream);
+  });
+}
+
 void SequenceExchange::UnpackHeads(const Tensor& buffer, Tensor local,
                                    Stream& stream) const {
-  for (int rank = 0; rank < layout_.cp_size(); ++rank) {
-    const Tensor part = Part(buffer, local.dim(0), rank);
-    int64_t begin = 0;
-    for (const int64_t width : widths_) {
-      const int64_t count = num_local_heads() * width;
-      CopyHeads(
-          ColumnsOf(part, begin, count),
-          ColumnsOf(local, begin * layout_.cp_size() + rank * count, count),
-          stream);
-      begin += count;
-    }
-  }
+  ForHeads(local, buffer, [&](HeadTensor of_local, HeadTensor of_part) {
+    CopyHeads(of_part, of_local, stream);
+  });
 }
 
 std::vector<SequenceExchange::Span> SequenceExchange::RowSpans() const {
@@ -88,39 +86,36 @@ std::vector<SequenceExchange::Span> SequenceExchange::RowSpans() const {
   return spans;
 }
 
-void SequenceExchange::PackRows(ConstTensor whole, const Tensor& buffer,
-                                Stream& stream) const {
+template <typename TensorType, typename Use>
+void SequenceExchange::ForRows(TensorType whole, const Tensor& buffer,
+                               const Use& use) const {
   for (int rank = 0; rank < layout_.cp_size(); ++rank) {
     const Tensor part = Part(buffer, whole.dim(0), rank);
     for (const Span& span : RowSpans()) {
-      const ConstHeadTensor from = ColumnsOf(whole, span.begin, span.count);
-      const HeadTensor to = ColumnsOf(part, span.begin, span.count);
+      const auto of_whole = ColumnsOf(whole, span.begin, span.count);
+      const HeadTensor of_part = ColumnsOf(part, span.begin, span.count);
       for (const int chunk : layout_.ChunksOf(rank)) {
-        CopyHeads(
-            SliceSequence(from, layout_.GlobalBegin(chunk),
+        use(SliceSequence(of_whole, layout_.GlobalBegin(chunk),
                           layout_.chunk_len()),
-            SliceSequence(to, layout_.LocalBegin(chunk), layout_.chunk_len()),
-            stream);
+            SliceSequence(of_part, layout_.LocalBegin(chunk),
+                          layout_.chunk_len()));
       }
     }
   }
 }
 
+void SequenceExchange::PackRows(ConstTensor whole, const Tensor& buffer,
+                                Stream& stream) const {
+  ForRows(whole, buffer, [&](ConstHeadTensor of_whole, HeadTensor of_part) {
+    CopyHeads(of_whole, of_part, stream);
+  });
+}
+
 void SequenceExchange::UnpackRows(const Tensor& buffer, Tensor whole,
                                   Stream& stream) const {
-  for (int rank = 0; rank < layout_.cp_size(); ++rank) {
-    const Tensor part = Part(buffer, whole.dim(0), rank);
-    for (const Span& span : RowSpans()) {
-      const HeadTensor from = ColumnsOf(part, span.begin, span.count);
-      const HeadTensor to = ColumnsOf(whole, span.begin, span.count);
-      for (const int chunk : layout_.ChunksOf(rank)) {
-        CopyHeads(
-            SliceSequence(from, layout_.LocalBegin(chunk), layout_.chunk_len()),
-            SliceSequence(to, layout_.GlobalBegin(chunk), layout_.chunk_len()),
-            stream);
-      }
-    }
-  }
+  ForRows(whole, buffer, [&](HeadTensor of_whole, HeadTensor of_part) {
+    CopyHeads(of_part, of_whole, stream);
+  });
 }
 
 absl::Status SequenceExchange::AllToAll(const SequenceExchangeBuffers& buffers,

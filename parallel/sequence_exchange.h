@@ -58,11 +58,16 @@ class SequenceExchange {
   // Columns of the buffers: C up to a multiple of kAligned, so that rows can be
   // read and written in vectors.
   int64_t pitch() const;
-  // Copies between `local` and the parts [B, Tl, pitch()] of `buffer`, which
-  // hold the heads of one rank each.
+  // use(of_local, of_part): the pieces of `local` and of the parts [B, Tl,
+  // pitch()] of `buffer` that belong together; parts hold the heads of one rank
+  // each.
+  template <typename TensorType, typename Use>
+  void ForHeads(TensorType local, const Tensor& buffer, const Use& use) const;
   void PackHeads(ConstTensor local, const Tensor& buffer, Stream& stream) const;
   void UnpackHeads(const Tensor& buffer, Tensor local, Stream& stream) const;
-  // Between `whole` and the parts, which hold the rows of one rank each.
+  // Likewise of `whole` and the parts, which hold the rows of one rank each.
+  template <typename TensorType, typename Use>
+  void ForRows(TensorType whole, const Tensor& buffer, const Use& use) const;
   void PackRows(ConstTensor whole, const Tensor& buffer, Stream& stream) const;
   void UnpackRows(const Tensor& buffer, Tensor whole, Stream& stream) const;
   struct Span {
