@@ -67,6 +67,7 @@ struct AdjointArguments {
 
   // Work space.
   float* minus_delta = nullptr;      // [B, H, T]
+  float* factors = nullptr;          // Delta: beta, [B, H, T]
   float* lambda_partials = nullptr;  // [B, H, blocks]: sums of Y . X
   SolveQueue* queue = nullptr;
 
@@ -81,7 +82,8 @@ void AdjointBFloat16(const AdjointArguments& in, cudaStream_t stream);
 void AdjointBFloat16x3(const AdjointArguments& in, cudaStream_t stream);
 void AdjointTFloat32(const AdjointArguments& in, cudaStream_t stream);
 // bf16 tensors by warpgroups (solve_engines.h). False, and nothing is done, for
-// a head dim that they do not serve.
+// what they do not serve: other head dims than 33 to 64 and 81 to 128, sequence
+// lengths that are no multiple of 4, tensors off 16-byte boundaries.
 bool AdjointWarpgroup(const AdjointArguments& in, cudaStream_t stream);
 
 }  // namespace cuda

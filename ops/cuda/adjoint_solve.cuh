@@ -21,6 +21,7 @@
 #include <cstdint>
 
 #include "ops/cuda/adjoint.h"
+#include "ops/cuda/diagonal.cuh"
 #include "ops/cuda/head_tile.cuh"
 #include "ops/cuda/mma.cuh"
 #include "ops/cuda/products.cuh"
@@ -79,8 +80,7 @@ struct AdjointSolveMemory {
   float lse[2][kSolveBlock];
   float factors[2][kSolveBlock];  // Delta: beta
   int segments[2][kSolveBlock];
-  float self[kSolveBlock];  // P_jj
-  float g[kSolveBlock];     // g above; KRR: also 1 / D
+  float g[kSolveBlock];  // g above; KRR: also 1 / D
   float dot_partials[kSolveThreads / 32];
   int item;
   int ready;
@@ -119,6 +119,10 @@ class AdjointSolver {
         scale = valid ? in_.column_scale[item_.row0 + row] : 0.0f;
       }
       exponent_[half] = scale * kLog2E;
+      if constexpr (kWarpgroup) {
+        value_scale_[half] =
+            in_.is_delta() || !valid ? 1.0f : in_.value_scale[item_.row0 + row];
+      }
       key_segment_[half] =
           in_.segments != nullptr && valid
               ? in_.segments[static_cast<int64_t>(item_.b) * in_.seq_len + row]
@@ -167,10 +171,16 @@ class AdjointSolver {
     return reinterpret_cast<Element*>(m_.y[stage]);
   }
 
+  // Whether all rows are whole 16-byte vectors; warpgroups take no others.
+  __device__ __forceinline__ static bool Vectors(const DeviceHeads& heads) {
+    return kWarpgroup || heads.vectors;
+  }
   __device__ __forceinline__ void LoadHeads(const DeviceHeads& heads, int row,
                                             Element* tile) {
-    CopyHeadRows<HeadTile, kSolveThreads>(heads, item_.b, item_.h, row,
-                                          in_.seq_len, in_.head_dim, tile);
+    CopyRows<HeadTile, HeadTile::kRows, kSolveThreads>(
+        tile,
+        heads.Head<const Element>(item_.b, item_.h) + row * heads.seq_stride,
+        heads.seq_stride, in_.seq_len - row, in_.head_dim, Vectors(heads));
   }
 
   // Last block with a row that sees a key of this block.
@@ -222,7 +232,7 @@ class AdjointSolver {
       for (int n = 0; n < kDim / 8; ++n) {
         const int column = n * 8 + quad_ * 2;
         const float2 pair =
-            LoadPairBefore(source, column, end, in_.d_x.vectors);
+            LoadPairBefore(source, column, end, Vectors(in_.d_x));
         sums_[n][2 * half] = -pair.x;
         sums_[n][2 * half + 1] = -pair.y;
       }
@@ -296,24 +306,19 @@ class AdjointSolver {
   // m_.inverse = (I + N)^-1 - I, N_ji = g_i P_ij for i > j.
   __device__ __forceinline__ void FormInverse() {
     Weigh</*kDiagonal=*/true>(/*stage=*/0, CrossesDocuments(item_.first));
+    if (HoldsDiagonal()) {
 #pragma unroll
-    for (int n = 0; n < 8; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int query = n * 8 + quad_ * 2 + e % 2;
-        const int key = own_row_ + group_ + e / 2 * 8;
-        if (query == key) m_.self[key] = weights_[n][e];
+      for (int half = 0; half < 2; ++half) {
+        const int key = own_row_ + group_ + 8 * half;
+        float g = 0;
+        if (item_.first + key < in_.seq_len) {
+          g = in_.is_delta()
+                  ? m_.factors[0][key]
+                  : 1.0f / (DiagonalElement(weights_, own_row_ / 16, half) +
+                            item_.lambda);
+        }
+        m_.g[key] = g;
       }
-    }
-    __syncthreads();
-    if (threadIdx.x < kSolveBlock) {
-      const int i = threadIdx.x;
-      float g = 0;
-      if (item_.first + i < in_.seq_len) {
-        g = in_.is_delta() ? m_.factors[0][i]
-                           : 1.0f / (m_.self[i] + item_.lambda);
-      }
-      m_.g[i] = g;
     }
     __syncthreads();
 #pragma unroll
@@ -503,9 +508,10 @@ class AdjointSolver {
     }
     FinishProducts(sums_);
     DivideByDiagonal();
-    WriteSums(in_.y, nullptr);
+    constexpr float kOnes[2] = {1, 1};
+    WriteSums(in_.y, kOnes);
     PublishReady(Flag(item_.block), item_.launch);
-    WriteSums(in_.d_v, in_.is_delta() ? nullptr : in_.value_scale + item_.row0);
+    WriteSums(in_.d_v, value_scale_);
     WaitForCopies<0>();
     __syncthreads();
     FinishDotsWarpgroup();
@@ -525,20 +531,20 @@ class AdjointSolver {
     }
   }
 
-  // sums_, times `scales` (null: 1) of the rows, to memory.
+  // sums_, times `scales` of the lane's rows, to memory.
   __device__ __forceinline__ void WriteSums(const DeviceHeads& heads,
-                                            const float* scales) {
+                                            const float (&scales)[2]) {
     Element* data = heads.Head<Element>(item_.b, item_.h);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = item_.first + own_row_ + group_ + 8 * half;
       if (row >= in_.seq_len) continue;
-      const float f = scales == nullptr ? 1.0f : scales[row];
       Element* target = data + row * heads.seq_stride;
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
-        StorePairBefore(target, 8 * n + 2 * quad_, in_.head_dim, heads.vectors,
-                        f * sums_[n][2 * half], f * sums_[n][2 * half + 1]);
+        StorePairBefore(target, 8 * n + 2 * quad_, in_.head_dim, Vectors(heads),
+                        scales[half] * sums_[n][2 * half],
+                        scales[half] * sums_[n][2 * half + 1]);
       }
     }
   }
@@ -573,6 +579,7 @@ class AdjointSolver {
   int group_;
   int quad_;
   float exponent_[2];
+  float value_scale_[2];  // of a warpgroup; Delta: 1
   int key_segment_[2];
   float weights_[8][4];
   float sums_[kDim / 8][4];

@@ -54,10 +54,12 @@ void RunAdjoint(AdjointArguments in, const ConstHeadTensor& queries,
   const int64_t items =
       pairs * ((queries.seq_len + kSolveBlock - 1) / kSolveBlock);
   if (items == 0) return;
-  const int64_t num_floats = pairs * queries.seq_len + items;
+  const int64_t tokens = pairs * queries.seq_len;
+  const int64_t num_floats = (in.is_delta() ? 2 : 1) * tokens + items;
   in.minus_delta = static_cast<float*>(
       CudaWorkspace(num_floats * static_cast<int64_t>(sizeof(float)), stream));
-  in.lambda_partials = in.minus_delta + pairs * queries.seq_len;
+  if (in.is_delta()) in.factors = in.minus_delta + tokens;
+  in.lambda_partials = in.minus_delta + num_floats - items;
   in.queue = GetSolveQueue(items, stream);
   if (queries.dtype == DType::kBFloat16) {
     if (GetSolveEngine() == SolveEngine::kWarpgroup &&

@@ -7,6 +7,7 @@ namespace cuda {
 
 template <typename System>
 bool LaunchWarpgroupSolve(const SolveArguments& in, Stream& stream) {
+  if (!in.aligned) return false;
   if (in.head_dim > 32 && in.head_dim <= 64) {
     LaunchSolver<ForwardSolver<System, BFloat16Products, 64, 4, true>, 3>(
         in, stream);

@@ -139,7 +139,7 @@ extern template void LaunchForProducts<DeltaSystem, TFloat32Products>(
     const SolveArguments&, Stream&);
 
 // By warpgroups (solve_engines.h), in forward_warpgroup.cu. False, and nothing
-// is done, for a head dim that they do not serve.
+// is done, for a head dim that they do not serve and rows off 16-byte vectors.
 template <typename System>
 bool LaunchWarpgroupSolve(const SolveArguments& in, Stream& stream);
 

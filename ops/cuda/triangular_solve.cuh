@@ -21,6 +21,7 @@
 
 #include <cstdint>
 
+#include "ops/cuda/diagonal.cuh"
 #include "ops/cuda/mma.cuh"
 #include "ops/cuda/pairs.cuh"
 #include "ops/cuda/products.cuh"
@@ -68,6 +69,19 @@ struct SolveArguments {
   bool aligned;  // all rows begin at multiples of 16 bytes
   SolveQueue* queue;
 };
+
+// A flag of the queue. Several of these, then FenceAcquire, wait once.
+__device__ __forceinline__ uint32_t LoadRelaxed(const uint32_t* p) {
+  uint32_t value;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];\n"
+               : "=r"(value)
+               : "l"(p)
+               : "memory");
+  return value;
+}
+__device__ __forceinline__ void FenceAcquire() {
+  asm volatile("fence.acq_rel.gpu;\n" ::: "memory");
+}
 
 // What a system reads for one row, loaded long before it is used.
 struct RowInput {
@@ -216,6 +230,9 @@ class ForwardSolver {
  private:
   using Scores = float[kKeys / 8][4];
 
+  // Whether all rows are whole 16-byte vectors; warpgroups take no others.
+  __device__ bool Aligned() const { return kWarpgroup || in_.aligned; }
+
   // By thread 0.
   __device__ int TakeItem() const {
     return threadIdx.x == 0
@@ -295,7 +312,7 @@ class ForwardSolver {
                            HeadOffset(in_.query_strides) +
                            row_begin_ * in_.query_strides.seq;
     CopyRows<BlockTile, kRows, kThreads>(Block(), query, in_.query_strides.seq,
-                                         num_rows_, in_.head_dim, in_.aligned);
+                                         num_rows_, in_.head_dim, Aligned());
     CommitCopies();
     WaitForCopies<0>();
     __syncthreads();
@@ -368,7 +385,7 @@ class ForwardSolver {
     const int begin = tile * kKeys;
     CopyRows<KeyTile, kKeys, kThreads>(
         Keys(tile % 2), key_ + begin * in_.key_strides.seq, in_.key_strides.seq,
-        in_.seq_len - begin, in_.head_dim, in_.aligned);
+        in_.seq_len - begin, in_.head_dim, Aligned());
     CommitCopies();
     if (threadIdx.x < kKeys) {
       shared_.factor[tile % 2][threadIdx.x] = column_factor_ * kLog2E;
@@ -395,14 +412,20 @@ class ForwardSolver {
   __device__ void FindReadyBlocks() {
     int ready = in_.first_block - 1;
     if (threadIdx.x % 32 == 0) {
+      // Both at once; the fence makes an acquisition of them.
+      uint32_t flags[2];
 #pragma unroll
-      for (int distance = 2; distance > 0; --distance) {
-        const int block = block_ - distance;
-        if (block >= in_.first_block &&
-            LoadAcquire(ReadyFlag(block)) == launch_) {
-          ready = block;
+      for (int i = 0; i < 2; ++i) {
+        const int block = block_ - 1 - i;
+        flags[i] = block >= in_.first_block ? LoadRelaxed(ReadyFlag(block)) : 0;
+      }
+#pragma unroll
+      for (int i = 1; i >= 0; --i) {
+        if (block_ - 1 - i >= in_.first_block && flags[i] == launch_) {
+          ready = block_ - 1 - i;
         }
       }
+      FenceAcquire();
     }
     ready_block_ = __shfl_sync(0xffffffffu, ready, 0);
     __syncwarp();
@@ -418,7 +441,7 @@ class ForwardSolver {
     }
     CopyRows<KeyTile, kKeys, kThreads>(
         X(tile % 2), x_ + begin * in_.x_strides.seq, in_.x_strides.seq, kKeys,
-        in_.head_dim, in_.aligned);
+        in_.head_dim, Aligned());
   }
 
   // Starts the copy of the block's right-hand side: V, or X where it is known.
@@ -428,8 +451,8 @@ class ForwardSolver {
                        HeadOffset(in_.v_strides) +
                        row_begin_ * in_.v_strides.seq;
     if (num_known == 0) {
-      CopyRows<BlockTile, kRows, kThreads>(
-          Block(), v, in_.v_strides.seq, num_rows_, in_.head_dim, in_.aligned);
+      CopyRows<BlockTile, kRows, kThreads>(Block(), v, in_.v_strides.seq,
+                                           num_rows_, in_.head_dim, Aligned());
       return;
     }
     const Element* x = x_ + row_begin_ * in_.x_strides.seq;
@@ -524,6 +547,25 @@ class ForwardSolver {
 #pragma unroll
     for (int n = 0; n < kKeys / 8; ++n) {
       ExponentiateColumns(tile, n, false, s[n]);
+    }
+  }
+
+  // The same of the block's own tile where all rows are of one document: rows
+  // and columns are compared within the block.
+  __device__ void ExponentiateOwnTile(Scores& s) {
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n) {
+      const float2 factor =
+          LoadPair(shared_.factor[diagonal_tile_ % 2] + n * 8 + quad_ * 2);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = n * 8 + quad_ * 2 + i % 2;
+        const int row = warp_ * 16 + group_ + i / 2 * 8;
+        const float e = Exp2(
+            fmaf(s[n][i], i % 2 == 0 ? factor.x : factor.y, -maximum_[i / 2]));
+        s[n][i] = (System::kStrict ? column < row : column <= row) ? e : 0.0f;
+        sum_[i / 2] += s[n][i];
+      }
     }
   }
 
@@ -633,9 +675,13 @@ class ForwardSolver {
   __device__ void FactorWarpgroup() {
     Scores e;
     ComputeScores(diagonal_tile_, e);
+    if (segments_ == nullptr) {
+      ExponentiateOwnTile(e);
+    } else {
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n) {
-      ExponentiateColumns(diagonal_tile_, n, true, e[n]);
+      for (int n = 0; n < kKeys / 8; ++n) {
+        ExponentiateColumns(diagonal_tile_, n, true, e[n]);
+      }
     }
     FindSelf(e);
     MakeEquations();
@@ -671,15 +717,10 @@ class ForwardSolver {
 
   // E_ii, from the block's own tile.
   __device__ void FindSelf(const Scores& e) {
+    if (!HoldsDiagonal()) return;
 #pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int column = n * 8 + quad_ * 2 + i % 2;
-        if (column == warp_ * 16 + group_ + i / 2 * 8) {
-          TakeSelf(i / 2, e[n][i]);
-        }
-      }
+    for (int half = 0; half < 2; ++half) {
+      TakeSelf(half, DiagonalElement(e, warp_, half));
     }
   }
 
@@ -725,7 +766,7 @@ class ForwardSolver {
       Element* target = x_ + row * in_.x_strides.seq;
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
-        StorePairBefore(target, n * 8 + quad_ * 2, in_.head_dim, in_.aligned,
+        StorePairBefore(target, n * 8 + quad_ * 2, in_.head_dim, Aligned(),
                         acc_[n][2 * half], acc_[n][2 * half + 1]);
       }
     }

@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // gradient_rows.cuh with products of warpgroups (warpgroup.cuh), for bf16 on
-// sm_90a. Two warpgroups of 64 own rows share the streamed tiles, in a ring
-// that both fill and that lets one be up to a tile ahead of the other, so that
-// the tensor cores work for one while the other makes d_scores. Per warpgroup
-// and tile t:
+// sm_90a, each of 64 own rows. The tiles of both passes are one sequence, which
+// the copy engine brings into a ring (bulk_copy.cuh), started by thread 0 once
+// all warps have done with a stage. Per warpgroup and tile t:
 //
 //   wait for the products of t
-//   hand over the copies of t + 1, start those of t + 2
 //   d_scores of t, into registers that are left operands
 //   start the sums of t and the products of t + 1, wait for the sums
 
@@ -16,21 +14,39 @@
 
 #include <cstdint>
 
+#include "ops/cuda/bulk_copy.cuh"
 #include "ops/cuda/gradient_rows.cuh"
 #include "ops/cuda/warpgroup.cuh"
 
 namespace cubit {
 namespace cuda {
 
-constexpr int kWarpgroupsOfGradients = 2;
-constexpr int kGradientStages = 4;
+// Descriptions of the tensors whose rows are streamed, in boxes of 64 rows.
+struct GradientMaps {
+  TensorMap queries, keys, x, y;
+};
+
+// Three blocks of one warpgroup hide each other's waits where registers and
+// shared memory allow; else one of two, which share what is streamed.
+template <int kDim>
+struct WarpgroupGradientShape {
+  // Where registers hold the own keys or queries, they need not be read again.
+  // There is no room for X or Y too: products would wait for each other.
+  static constexpr bool kScoredInRegisters = kDim == 64;
+  static constexpr int kWarpgroups = kDim == 64 ? 1 : 2;
+  static constexpr int kStages = kDim == 64 ? 3 : 4;
+  static constexpr int kBlocksOfMultiprocessor = kDim == 64 ? 3 : 1;
+};
 
 template <int kDim>
 struct WarpgroupGradientMemory
     : GradientMemory<BFloat16Products, kDim, /*kSteps=*/1, /*kStreamed=*/64,
-                     kGradientStages, 4 * kWarpgroupsOfGradients> {
-  PhaseBarrier full[kGradientStages];   // copies have arrived
-  PhaseBarrier empty[kGradientStages];  // products have been made
+                     WarpgroupGradientShape<kDim>::kStages,
+                     4 * WarpgroupGradientShape<kDim>::kWarpgroups> {
+  // Of stages: copies have arrived; all warps have left.
+  PhaseBarrier full[WarpgroupGradientShape<kDim>::kStages];
+  PhaseBarrier empty[WarpgroupGradientShape<kDim>::kStages];
+  PhaseBarrier own;  // own rows have arrived
 };
 
 template <int kDim, typename System>
@@ -38,79 +54,222 @@ class WarpgroupGradients
     : public GradientRows<WarpgroupGradientMemory<kDim>, System> {
  public:
   using Base = GradientRows<WarpgroupGradientMemory<kDim>, System>;
-  using Base::Base;
+
+  __device__ __forceinline__
+  WarpgroupGradients(const AdjointArguments& in, const GradientMaps& maps,
+                     int b, int h, int first, WarpgroupGradientMemory<kDim>* m)
+      : Base(in, b, h, first, m), maps_(maps) {
+    int end;
+    this->template Range<true>(&column_begin_, &end);
+    column_begin_ = Uniform(column_begin_);
+    column_tiles_ = Uniform((end - column_begin_ + kStreamed - 1) / kStreamed);
+    this->template Range<false>(&row_begin_, &end);
+    row_begin_ = Uniform(row_begin_);
+    row_tiles_ = Uniform((end - row_begin_ + kStreamed - 1) / kStreamed);
+  }
 
   __device__ void Run() {
-    if (threadIdx.x < kNumStages) {
-      InitBarrier(m_.full + threadIdx.x, kThreads);
-      InitBarrier(m_.empty + threadIdx.x, kThreads / 32);
+    if (threadIdx.x == 0) {
+      for (int s = 0; s < kNumStages; ++s) {
+        InitBarrier(m_.full + s, 1);
+        InitBarrier(m_.empty + s, kThreads / 32);
+      }
+      InitBarrier(&m_.own, 1);
+      ShowBarriersToCopies();
+    }
+    ClearStageScalars();
+    ShowToTensorCores();  // to the copies, that is: the same proxy
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      ReportAndExpect(&m_.own, 2 * OwnTile::kBytes);
+      CopyOwn(m_.scored, maps_.keys);
+      CopyOwn(m_.weighed, maps_.x);
+      for (int use = 0; use < kLead; ++use) Produce(use);
     }
     this->ClearSums();
-    Pass<true>();
+    Pass<true>(0, column_begin_, column_tiles_);
     this->FinishColumns();
-    __syncthreads();
-    Pass<false>();
+    ReplaceOwn();
+    Pass<false>(column_tiles_, row_begin_, row_tiles_);
     this->FinishRows();
   }
 
  private:
+  using Base::b_;
   using Base::first_;
+  using Base::h_;
   using Base::in_;
   using Base::kGroups;
   using Base::kStreamed;
   using Base::kThreads;
   using Base::m_;
+  using Base::row0_;
   using Base::segments_;
   using Base::sums_;
   using typename Base::Element;
   using typename Base::OwnTile;
   using typename Base::Stage;
   using typename Base::StreamedTile;
+  static constexpr int kNumStages = Base::kStages;
+  static constexpr int kLead = 2;  // tiles whose copies are started ahead
+  static_assert(kLead < kNumStages, "a stage that is read is not written");
   static constexpr int kSlices = kDim / 16;  // steps of k in a row
-  // Where registers hold all of the own rows, they need not be read again.
-  static constexpr bool kOwnInRegisters = kDim == 64;
+  static constexpr bool kScoredInRegisters =
+      WarpgroupGradientShape<kDim>::kScoredInRegisters;
 
   // The compiler sees that a value is the same in all lanes: products may not
   // begin where lanes could part.
   __device__ __forceinline__ static int Uniform(int x) {
     return __shfl_sync(0xffffffffu, x, 0);
   }
-  __device__ __forceinline__ int GroupBegin() const {
-    return first_ + 64 * group_of_warps_;
+
+  // What no copy writes; each of Delta's keys has the same scale.
+  __device__ __forceinline__ void ClearStageScalars() {
+    const int i = threadIdx.x;
+    if (i >= kStreamed) return;
+#pragma unroll
+    for (int s = 0; s < kNumStages; ++s) {
+      Stage& stage = m_.stages[s];
+      stage.lse[i] = stage.minus_delta[i] = stage.factors[i] = 0;
+      stage.column_scale[i] = System::IsDelta(in_) ? in_.scale : 0.0f;
+      stage.segments[i] = 0;
+    }
   }
+
+  __device__ __forceinline__ void CopyOwn(char* tile, const TensorMap& map) {
+    BulkCopyTile<OwnTile>(map, first_, h_, b_, tile, &m_.own);
+  }
+
+  // Thread 0 starts the copies of the use-th tile of both passes, once all
+  // warps have left the stage that it takes.
+  __device__ __forceinline__ void Produce(int use) {
+    if (use >= column_tiles_ + row_tiles_) return;
+    if (use >= kNumStages) {
+      AwaitPhase(m_.empty + use % kNumStages, (use / kNumStages - 1) % 2);
+    }
+    Stage* stage = m_.stages + use % kNumStages;
+    PhaseBarrier* barrier = m_.full + use % kNumStages;
+    const bool column_pass = use < column_tiles_;
+    const int row = column_pass
+                        ? column_begin_ + use * kStreamed
+                        : row_begin_ + (use - column_tiles_) * kStreamed;
+    const uint32_t count = min(kStreamed, in_.seq_len - row);
+    for (uint32_t i = count; i < kStreamed; ++i) {
+      // Rows beyond the sequence are zeros and must not become NaN.
+      stage->lse[i] = stage->minus_delta[i] = stage->factors[i] = 0;
+    }
+    ReportAndExpect(barrier, 2 * StreamedTile::kBytes +
+                                 count * 4 * NumScalars(column_pass));
+    if (column_pass) {
+      CopyStage(maps_.queries, maps_.y, row, stage, barrier);
+      CopyScalars(in_.lse, row, count, stage->lse, barrier);
+      CopyScalars(in_.minus_delta, row, count, stage->minus_delta, barrier);
+      if (System::IsDelta(in_)) {
+        CopyScalars(in_.factors, row, count, stage->factors, barrier);
+      }
+    } else {
+      CopyStage(maps_.keys, maps_.x, row, stage, barrier);
+      if (!System::IsDelta(in_)) {
+        CopyScalars(in_.column_scale, row, count, stage->column_scale, barrier);
+      }
+    }
+    if (segments_ != nullptr) {
+      BulkCopyBytes(segments_ + row, 4 * count, stage->segments, barrier);
+    }
+  }
+  // Arrays of scalars that come with a tile.
+  __device__ __forceinline__ uint32_t NumScalars(bool column_pass) const {
+    const uint32_t segments = segments_ == nullptr ? 0 : 1;
+    if (System::IsDelta(in_)) return segments + (column_pass ? 3 : 0);
+    return segments + (column_pass ? 2 : 1);
+  }
+  __device__ __forceinline__ void CopyStage(const TensorMap& scored,
+                                            const TensorMap& weighed, int row,
+                                            Stage* stage,
+                                            PhaseBarrier* barrier) {
+    BulkCopyTile<StreamedTile>(scored, row, h_, b_, stage->scored, barrier);
+    BulkCopyTile<StreamedTile>(weighed, row, h_, b_, stage->weighed, barrier);
+  }
+  __device__ __forceinline__ void CopyScalars(const float* per_token, int row,
+                                              uint32_t count, float* target,
+                                              PhaseBarrier* barrier) {
+    BulkCopyBytes(per_token + row0_ + row, 4 * count, target, barrier);
+  }
+
+  // Own rows of the second pass in the place of the first pass's.
+  __device__ __forceinline__ void ReplaceOwn() {
+    __syncthreads();  // all warps have done with them
+    if (threadIdx.x == 0) {
+      ReportAndExpect(&m_.own,
+                      (System::IsDelta(in_) ? 2 : 1) * OwnTile::kBytes);
+      if (System::IsDelta(in_)) CopyOwn(m_.scored, maps_.queries);
+      CopyOwn(m_.weighed, maps_.y);
+    }
+    __syncwarp();
+  }
+  __device__ __forceinline__ void AwaitOwn() {
+    AwaitPhase(&m_.own, own_phase_ % 2);
+    ++own_phase_;
+  }
+
+  __device__ __forceinline__ Stage& StageOf(int use) {
+    return m_.stages[use % kNumStages];
+  }
+  __device__ __forceinline__ void AwaitCopies(int use) {
+    AwaitPhase(m_.full + use % kNumStages, use / kNumStages % 2);
+  }
+  // This warp has done with a tile.
+  __device__ __forceinline__ void Free(int use) {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) Report(m_.empty + use % kNumStages);
+  }
+
+  // Tiles `first_use` on of the sequence of both passes; the first row of the
+  // first is `begin`.
   template <bool kColumnPass>
-  __device__ __forceinline__ void Pass() {
-    int begin, end;
-    this->template Range<kColumnPass>(&begin, &end);
-    begin = Uniform(begin);
-    const int tiles = Uniform((end - begin + kStreamed - 1) / kStreamed);
-    const int last = tiles - 1;
-    BeginPass<kColumnPass>(begin, tiles);
-    for (int t = 0; t < last; ++t) {
+  __device__ __forceinline__ void Pass(int first_use, int begin, int tiles) {
+    LoadOwn();
+    const int last = first_use + tiles - 1;
+    AwaitCopies(first_use);
+    BeginProducts();
+    StartProducts(StageOf(first_use));
+    CommitProducts();
+    int row = begin;
+    for (int use = first_use; use < last; ++use, row += kStreamed) {
       FinishProducts();
-      HandOver(t + 1);
-      if (t + 2 < tiles) LoadTile<kColumnPass>(begin, t + 2);
-      MakeGradients<kColumnPass>(begin + t * kStreamed, StageOf(t));
-      AwaitCopies(t + 1);
+      if (threadIdx.x == 0) Produce(use + kLead);
+      MakeGradients<kColumnPass>(row, StageOf(use));
+      AwaitCopies(use + 1);
       BeginProducts();
-      AddProducts(StageOf(t));
+      AddProducts(StageOf(use));
       CommitProducts();
-      StartProducts(StageOf(t + 1));
+      StartProducts(StageOf(use + 1));
       CommitProducts();
       // Nothing is lost: the products are waited for next. Sums under way from
       // one turn of the loop to the next would be moved by the compiler.
       WaitForProducts<1>();
       HoldAccumulators(sums_[0]);
-      Free(t);
+      Free(use);
     }
     FinishProducts();
-    MakeGradients<kColumnPass>(begin + last * kStreamed, StageOf(last));
+    if (threadIdx.x == 0) Produce(last + kLead);
+    MakeGradients<kColumnPass>(row, StageOf(last));
     BeginProducts();
     AddProducts(StageOf(last));
     CommitProducts();
     FinishProducts();
     Free(last);
-    first_tile_ += tiles;
+  }
+
+  __device__ __forceinline__ void LoadOwn() {
+    AwaitOwn();
+    if constexpr (kScoredInRegisters) {
+#pragma unroll
+      for (int k = 0; k < kSlices; ++k) {
+        BFloat16Products::LoadLeft<OwnTile>(
+            Elements(m_.scored), 16 * (threadIdx.x / 32), 16 * k, &scored_[k]);
+      }
+    }
   }
 
   // So that no register of an accumulator is moved while products write it.
@@ -128,101 +287,44 @@ class WarpgroupGradients
     HoldAllAccumulators();
   }
 
-  // The ring goes on from pass to pass: tile t of this one is this use of it.
-  __device__ __forceinline__ int UseOf(int t) const { return first_tile_ + t; }
-  __device__ __forceinline__ Stage& StageOf(int t) {
-    return m_.stages[UseOf(t) % kNumStages];
-  }
-  // Starts this thread's copies of a tile, into a stage that all have left.
-  template <bool kColumnPass>
-  __device__ __forceinline__ void LoadTile(int begin, int t) {
-    const int use = UseOf(t);
-    if (use >= kNumStages) {
-      AwaitPhase(m_.empty + use % kNumStages, (use / kNumStages - 1) % 2);
-    }
-    this->template LoadStage<kColumnPass>(begin + t * kStreamed, &StageOf(t));
-    CommitCopies();
-  }
-  // This thread's copies, all that are under way, are there.
-  __device__ __forceinline__ void HandOver(int t) {
-    WaitForCopies<0>();
-    ShowToTensorCores();
-    Report(m_.full + UseOf(t) % kNumStages);
-  }
-  __device__ __forceinline__ void AwaitCopies(int t) {
-    AwaitPhase(m_.full + UseOf(t) % kNumStages, UseOf(t) / kNumStages % 2);
-  }
-  // This warp has done with a tile.
-  __device__ __forceinline__ void Free(int t) {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) Report(m_.empty + UseOf(t) % kNumStages);
-  }
-
-  // Own rows, the first two tiles, the products of the first.
-  template <bool kColumnPass>
-  __device__ __forceinline__ void BeginPass(int begin, int tiles) {
-    this->template Load<OwnTile>(kColumnPass ? in_.keys : in_.queries, first_,
-                                 m_.scored);
-    this->template Load<OwnTile>(kColumnPass ? in_.x : in_.y, first_,
-                                 m_.weighed);
-    LoadTile<kColumnPass>(begin, 0);
-    WaitForCopies<0>();
-    ShowToTensorCores();
-    __syncthreads();  // own rows
-    Report(m_.full + UseOf(0) % kNumStages);
-    if (tiles > 1) LoadTile<kColumnPass>(begin, 1);
-    if (kOwnInRegisters) {
-#pragma unroll
-      for (int k = 0; k < kSlices; ++k) {
-        const int row = 16 * (threadIdx.x / 32);
-        BFloat16Products::LoadLeft<OwnTile>(Elements(m_.scored), row, 16 * k,
-                                            &scored_[k]);
-        BFloat16Products::LoadLeft<OwnTile>(Elements(m_.weighed), row, 16 * k,
-                                            &weighed_[k]);
-      }
-    }
-    AwaitCopies(0);
-    BeginProducts();
-    StartProducts(StageOf(0));
-    CommitProducts();
-  }
-
   // Starts S and the products with X or Y of a tile.
   __device__ __forceinline__ void StartProducts(const Stage& stage) {
-    MultiplyRows(scored_, m_.scored, stage.scored, scores_[0]);
-    MultiplyRows(weighed_, m_.weighed, stage.weighed, pair_products_[0]);
-  }
-
-  // result = own rows . streamed rows.
-  __device__ __forceinline__ void MultiplyRows(
-      const BFloat16Products::Left (&own)[kSlices], const char* own_tile,
-      const char* streamed, float (&result)[kGroups][4]) {
 #pragma unroll
     for (int k = 0; k < kSlices; ++k) {
-      const uint64_t b =
-          RowsOperand<StreamedTile>(Elements(streamed), 0, 16 * k);
-      if (kOwnInRegisters) {
-        MultiplyWarpgroup</*kColumns=*/false>(result, own[k].x, b, k > 0);
+      const uint64_t b = Streamed(stage.scored, k);
+      if (kScoredInRegisters) {
+        MultiplyWarpgroup</*kColumns=*/false>(scores_[0], scored_[k].x, b,
+                                              k > 0);
       } else {
-        MultiplyWarpgroup(result,
-                          RowsOperand<OwnTile>(Elements(own_tile),
-                                               64 * group_of_warps_, 16 * k),
-                          b, k > 0);
+        MultiplyWarpgroup(scores_[0], Own(m_.scored, k), b, k > 0);
       }
     }
+#pragma unroll
+    for (int k = 0; k < kSlices; ++k) {
+      MultiplyWarpgroup(pair_products_[0], Own(m_.weighed, k),
+                        Streamed(stage.weighed, k), k > 0);
+    }
+  }
+  // Step k of the warpgroup's own rows and of streamed rows.
+  __device__ __forceinline__ uint64_t Own(const char* tile, int k) const {
+    return RowsOperand<OwnTile>(Elements(tile), 64 * group_of_warps_, 16 * k);
+  }
+  __device__ __forceinline__ static uint64_t Streamed(const char* tile, int k) {
+    return RowsOperand<StreamedTile>(Elements(tile), 0, 16 * k);
   }
 
   // d_scores of a tile, as left operands.
   template <bool kColumnPass>
   __device__ __forceinline__ void MakeGradients(int row, const Stage& stage) {
+    const int group_begin = first_ + 64 * group_of_warps_;
     const bool on_diagonal =
-        kColumnPass ? row <= GroupBegin() + 63 : row + kStreamed > GroupBegin();
+        kColumnPass ? row < group_begin + 64 : row + kStreamed > group_begin;
     bool crosses = false;
     if (segments_ != nullptr) {
-      const int low = kColumnPass ? first_ : row;
-      const int high = kColumnPass ? min(row + kStreamed, in_.seq_len) - 1
-                                   : this->OwnEnd() - 1;
-      crosses = segments_[low] != segments_[high];
+      const int last_row = min(kStreamed, in_.seq_len - row) - 1;
+      crosses = kColumnPass ? m_.segments[0] != stage.segments[last_row]
+                            : stage.segments[0] !=
+                                  m_.segments[this->OwnEnd() - 1 - first_];
     }
     this->template TileGradients<kColumnPass>(row, stage, on_diagonal, crosses,
                                               pair_products_, &scores_);
@@ -247,19 +349,23 @@ class WarpgroupGradients
     return reinterpret_cast<const Element*>(tile);
   }
 
-  static constexpr int kNumStages = kGradientStages;
+  const GradientMaps& maps_;
   const int group_of_warps_ = Uniform(threadIdx.x / 128);
-  int first_tile_ = 0;                       // tiles of earlier passes
-  BFloat16Products::Left scored_[kSlices];   // own rows, if in registers
-  BFloat16Products::Left weighed_[kSlices];  // their X or Y
+  int column_begin_, column_tiles_;  // first row and tiles of the passes
+  int row_begin_, row_tiles_;
+  int own_phase_ = 0;
+  BFloat16Products::Left scored_[kSlices];  // own rows, if in registers
   float scores_[1][kGroups][4];
   float pair_products_[1][kGroups][4];
   BFloat16Products::Left d_scores_[kStreamed / 16];
 };
 
 template <int kDim, typename System>
-__global__ void __launch_bounds__(WarpgroupGradientMemory<kDim>::kThreads, 1)
-    WarpgroupGradientsKernel(const __grid_constant__ AdjointArguments in) {
+__global__ void __launch_bounds__(
+    WarpgroupGradientMemory<kDim>::kThreads,
+    WarpgroupGradientShape<kDim>::kBlocksOfMultiprocessor)
+    WarpgroupGradientsKernel(const __grid_constant__ AdjointArguments in,
+                             const __grid_constant__ GradientMaps maps) {
   using Memory = WarpgroupGradientMemory<kDim>;
   extern __shared__ __align__(1024) char shared[];
   const int pair = blockIdx.y;
@@ -268,7 +374,7 @@ __global__ void __launch_bounds__(WarpgroupGradientMemory<kDim>::kThreads, 1)
   if (!System::IsDelta(in) && blockIdx.x == 0 && b == 0 && threadIdx.x < 32) {
     AddLogLambdaGradient(in, h);
   }
-  WarpgroupGradients<kDim, System>(in, b, h, blockIdx.x * Memory::kRows,
+  WarpgroupGradients<kDim, System>(in, maps, b, h, blockIdx.x * Memory::kRows,
                                    reinterpret_cast<Memory*>(shared))
       .Run();
 }
