@@ -4,6 +4,8 @@
 
 #include <cmath>
 
+#include "absl/types/span.h"
+
 #include "models/mixers/solve_dtype.h"
 #include "ops/attention.h"
 #include "ops/convert_heads.h"
@@ -77,11 +79,10 @@ void CubitMixer::Rotate(const MixerContext& context, int64_t position,
   const ConstTensor& table = context.rotary_table;
   if (table.empty()) return;
   const ProfileRange range(kRotary, *context.stream);
-  RotaryForward(table, position, views.q, *context.stream);
-  RotaryForward(table, position, views.k, *context.stream);
-  if (!options_.share) {
-    RotaryForward(table, position, views.r, *context.stream);
-  }
+  const HeadTensor rotated[] = {views.q, views.k, views.r};
+  RotaryForward(table, position,
+                absl::MakeConstSpan(rotated, options_.share ? 2 : 3),
+                *context.stream);
 }
 
 template <typename T>
@@ -233,11 +234,9 @@ void CubitMixer::Backward(const MixerContext& context, ConstTensor columns,
   }
   if (context.rotary_table.empty()) return;
   const ProfileRange range(kRotary, stream);
-  RotaryBackward(context.rotary_table, 0, d_views.q, stream);
-  RotaryBackward(context.rotary_table, 0, d_views.k, stream);
-  if (!options_.share) {
-    RotaryBackward(context.rotary_table, 0, d_views.r, stream);
-  }
+  const HeadTensor rotated[] = {d_views.q, d_views.k, d_views.r};
+  RotaryBackward(context.rotary_table, 0,
+                 absl::MakeConstSpan(rotated, options_.share ? 2 : 3), stream);
 }
 
 void CubitMixer::SolveBackward(const MixerContext& context,
