@@ -15,8 +15,7 @@
 namespace cubit {
 namespace {
 
-// Keeps the norm of a zero row away from 0; far below any real |r|^2.
-constexpr float kEpsilon = 1e-12f;
+constexpr float kEpsilon = static_cast<float>(kKrrNormEpsilon);
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 
@@ -192,6 +191,16 @@ __device__ Token TokenOfPair(const Size& size, int64_t pair, int t) {
           pair * size.seq_len + t};
 }
 
+// The LRR factor of one token: adds its parameters' gradients and returns that
+// of its logit.
+__device__ float LrrBackward(float d_value, float logit, float upper_scale,
+                             double (&sums)[kHeadSums]) {
+  const float s = Sigmoid(logit);
+  sums[1] += d_value;
+  sums[2] += d_value * s;
+  return d_value * upper_scale * s * (1.0f - s);
+}
+
 // d_r and d_lrr_logits of one token; lane 0 adds its share of the head's
 // gradients. column_scale is scale / norm, but a scale of 0 has erased the
 // norm, so it is taken again. By whole warps.
@@ -222,13 +231,10 @@ __device__ void TokenBackward(const FactorsBackwardArguments& in,
   if (Lanes::Lane() != 0) return;
   sums[0] += d_column_scale / sqrtf(square);
   if (in.lrr.data == nullptr) return;
-  const float d_value = in.d_value_scale[token.scalar];
-  const float s =
-      Sigmoid(ToFloat(*in.lrr.Row<Element>(token.b, token.t, token.h)));
-  sums[1] += d_value;
-  sums[2] += d_value * s;
-  *in.d_lrr.MutableRow<Element>(token.b, token.t, token.h) =
-      FromFloat<Element>(d_value * in.upper_scale[token.h] * s * (1.0f - s));
+  *in.d_lrr.MutableRow<Element>(token.b, token.t, token.h) = FromFloat<Element>(
+      LrrBackward(in.d_value_scale[token.scalar],
+                  ToFloat(*in.lrr.Row<Element>(token.b, token.t, token.h)),
+                  in.upper_scale[token.h], sums));
 }
 
 // partials[block][kHeadSums]: of one head, one sequence and kTokensOfBlock
@@ -271,6 +277,60 @@ __global__ void __launch_bounds__(kThreads)
   if (d_lower == nullptr) return;
   d_lower[h] += static_cast<float>(sums[1]);
   d_upper_scale[h] += static_cast<float>(sums[2]);
+}
+
+struct ScalarsBackwardArguments {
+  int num_heads, seq_len;
+  View lrr, d_lrr;
+  const float* upper_scale;
+  const float* d_scale_shares;
+  const float* d_value_scale;
+};
+
+// Tokens of one head that a thread and a thread block of this pass take.
+constexpr int kScalarsOfThread = 4;
+constexpr int kScalarsOfBlock = kScalarsOfThread * kThreads;
+
+// d_lrr_logits, and the sums of a head over kScalarsOfBlock tokens as in
+// FactorsBackwardKernel; neighbouring threads have neighbouring tokens. All
+// loads come before the first store, which none could pass.
+template <typename Element>
+__global__ void __launch_bounds__(kThreads)
+    ScalarsBackwardKernel(const ScalarsBackwardArguments in, int chunks,
+                          double* partials) {
+  const int pair = static_cast<int>(blockIdx.x) / chunks;
+  const int begin = static_cast<int>(blockIdx.x) % chunks * kScalarsOfBlock;
+  const int b = pair / in.num_heads;
+  const int h = pair % in.num_heads;
+  const int64_t row = static_cast<int64_t>(pair) * in.seq_len;
+  const bool lrr = in.lrr.data != nullptr;
+  float shares[kScalarsOfThread] = {};
+  float d_values[kScalarsOfThread] = {};
+  float logits[kScalarsOfThread] = {};
+#pragma unroll
+  for (int i = 0; i < kScalarsOfThread; ++i) {
+    const int t = begin + i * kThreads + static_cast<int>(threadIdx.x);
+    if (t >= in.seq_len) break;
+    shares[i] = in.d_scale_shares[row + t];
+    if (!lrr) continue;
+    d_values[i] = in.d_value_scale[row + t];
+    logits[i] = ToFloat(*in.lrr.Row<Element>(b, t, h));
+  }
+  double sums[kHeadSums] = {};
+#pragma unroll
+  for (int i = 0; i < kScalarsOfThread; ++i) {
+    const int t = begin + i * kThreads + static_cast<int>(threadIdx.x);
+    if (t >= in.seq_len) break;
+    sums[0] += shares[i];
+    if (!lrr) continue;
+    *in.d_lrr.MutableRow<Element>(b, t, h) = FromFloat<Element>(
+        LrrBackward(d_values[i], logits[i], in.upper_scale[h], sums));
+  }
+  SumOverBlock(sums);
+  if (threadIdx.x != 0) return;
+  for (int i = 0; i < kHeadSums; ++i) {
+    partials[int64_t{blockIdx.x} * kHeadSums + i] = sums[i];
+  }
 }
 
 struct HealthArguments {
@@ -391,22 +451,29 @@ const float* DataOrNull(const ConstTensor& x) {
   return x.empty() ? nullptr : x.data<float>();
 }
 
-template <typename Lanes>
-void LaunchFactorsBackward(const FactorsBackwardArguments& in, int64_t batch,
-                           const Tensor& d_scale, const Tensor& d_lower,
-                           const Tensor& d_upper_scale, Stream& stream) {
-  const int64_t chunks = ChunksOfSequence(in.size);
-  const int64_t blocks = batch * in.size.num_heads * chunks;
-  double* partials = static_cast<double*>(CudaWorkspace(
-      blocks * kHeadSums * static_cast<int64_t>(sizeof(double)), stream));
-  FactorsBackwardKernel<Lanes>
-      <<<static_cast<unsigned>(blocks), kThreads, 0, CudaStream(stream)>>>(
-          in, static_cast<int>(chunks), partials);
-  CUBIT_CUDA_CHECK_LAUNCH();
-  HeadGradientsKernel<<<static_cast<unsigned>(in.size.num_heads), kThreads, 0,
+// What a launch of either backward leaves: sums of each block, in work space.
+struct BlockSums {
+  double* partials;  // [batch, heads, chunks, kHeadSums]
+  int64_t batch, num_heads, chunks;
+
+  BlockSums(int64_t batch_size, int64_t heads, int64_t chunks_of_sequence,
+            Stream& stream)
+      : batch(batch_size), num_heads(heads), chunks(chunks_of_sequence) {
+    partials = static_cast<double*>(CudaWorkspace(
+        blocks() * kHeadSums * static_cast<int64_t>(sizeof(double)), stream));
+  }
+  int64_t blocks() const { return batch * num_heads * chunks; }
+};
+
+// d_lower and d_upper_scale may be absent.
+void AddBlockSums(const BlockSums& sums, const Tensor& d_scale,
+                  const Tensor& d_lower, const Tensor& d_upper_scale,
+                  Stream& stream) {
+  HeadGradientsKernel<<<static_cast<unsigned>(sums.num_heads), kThreads, 0,
                         CudaStream(stream)>>>(
-      partials, batch, in.size.num_heads, static_cast<int>(chunks),
-      d_scale.data<float>(), d_lower.empty() ? nullptr : d_lower.data<float>(),
+      sums.partials, sums.batch, static_cast<int>(sums.num_heads),
+      static_cast<int>(sums.chunks), d_scale.data<float>(),
+      d_lower.empty() ? nullptr : d_lower.data<float>(),
       d_upper_scale.empty() ? nullptr : d_upper_scale.data<float>());
   CUBIT_CUDA_CHECK_LAUNCH();
 }
@@ -465,10 +532,44 @@ void KrrFactorsBackward(ConstHeadTensor r, ConstHeadTensor lrr_logits,
                                        d_value_scale.data<float>()};
   if (in.size.num_tokens == 0) return;
   const bool aligned = cuda::HasRowsOf(r, 16) && cuda::HasRowsOf(d_r, 16);
+  const BlockSums sums(r.batch, r.num_heads, ChunksOfSequence(in.size), stream);
   WithLanes(r, aligned, [&](auto lanes) {
-    LaunchFactorsBackward<decltype(lanes)>(in, r.batch, d_scale, d_lower,
-                                           d_upper_scale, stream);
+    FactorsBackwardKernel<decltype(lanes)>
+        <<<static_cast<unsigned>(sums.blocks()), kThreads, 0,
+           CudaStream(stream)>>>(in, static_cast<int>(sums.chunks),
+                                 sums.partials);
   });
+  CUBIT_CUDA_CHECK_LAUNCH();
+  AddBlockSums(sums, d_scale, d_lower, d_upper_scale, stream);
+}
+
+void KrrScalarsBackward(ConstHeadTensor lrr_logits, ConstTensor upper_scale,
+                        ConstTensor d_scale_shares, ConstTensor d_value_scale,
+                        HeadTensor d_lrr_logits, Tensor d_scale, Tensor d_lower,
+                        Tensor d_upper_scale, Stream& stream) {
+  const Shape& shape = d_scale_shares.shape();
+  const bool lrr = !lrr_logits.empty();
+  CUBIT_CHECK(d_value_scale.shape() == shape) << shape.ToString();
+  CUBIT_CHECK_SHAPE(d_scale, {shape[1]});
+  CUBIT_CHECK(d_lrr_logits.empty() != lrr && upper_scale.empty() != lrr);
+  CUBIT_CHECK(d_lower.empty() != lrr && d_upper_scale.empty() != lrr);
+  if (lrr) CheckView(d_lrr_logits, "d_lrr_logits", lrr_logits, 1);
+  if (shape.num_elements() == 0) return;
+  const ScalarsBackwardArguments in = {
+      static_cast<int>(shape[1]), static_cast<int>(shape[2]),
+      ViewOf(lrr_logits),         ViewOf(d_lrr_logits),
+      DataOrNull(upper_scale),    d_scale_shares.data<float>(),
+      d_value_scale.data<float>()};
+  const BlockSums sums(shape[0], shape[1],
+                       cuda::CeilDivide(shape[2], kScalarsOfBlock), stream);
+  const auto kernel = lrr && lrr_logits.dtype == DType::kBFloat16
+                          ? &ScalarsBackwardKernel<__nv_bfloat16>
+                          : &ScalarsBackwardKernel<float>;
+  kernel<<<static_cast<unsigned>(sums.blocks()), kThreads, 0,
+           CudaStream(stream)>>>(in, static_cast<int>(sums.chunks),
+                                 sums.partials);
+  CUBIT_CUDA_CHECK_LAUNCH();
+  AddBlockSums(sums, d_scale, d_lower, d_upper_scale, stream);
 }
 
 void KrrHealth(ConstHeadTensor r, ConstHeadTensor v, ConstTensor column_scale,

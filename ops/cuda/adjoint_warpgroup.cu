@@ -20,6 +20,7 @@ void LaunchGradients(const AdjointArguments& in, cudaStream_t stream) {
 
 template <int kDim>
 void Launch(const AdjointArguments& in, cudaStream_t stream) {
+  CUBIT_CHECK(in.rotary_table == nullptr || in.head_dim == kDim);
   LaunchAdjointSolve<BFloat16Products, kDim, /*kWarpgroup=*/true>(in, stream);
   if (in.is_delta()) {
     LaunchGradients<kDim, DeltaAlone>(in, stream);

@@ -14,6 +14,7 @@
 #include "ops/decode.h"
 #include "ops/head_norm.h"
 #include "ops/heads.h"
+#include "ops/krr.h"
 #include "ops/rotary.h"
 #include "ops/rotary_reference.h"
 #include "tests/ops/device_heads.h"
@@ -28,6 +29,7 @@ using ::cubit::testing::DeviceHeads;
 using ::cubit::testing::DeviceTensor;
 using ::cubit::testing::HeadSize;
 using ::cubit::testing::IsClose;
+using ::cubit::testing::RandomNormal;
 using ::cubit::testing::ToDouble;
 using reference::Matrix;
 
@@ -161,6 +163,46 @@ TEST(HeadNormBackwardBFloat16, MatchesTheFormula) {
     EXPECT_TRUE(IsClose(ToDouble(d_gain.Read()), want.d_gain, 1e-5));
     EXPECT_TRUE(d.RestIsPoisoned());
   }
+}
+
+TEST(KrrScalarsBFloat16, MatchTheFormula) {
+  const HeadSize size = {2, 3, 1100, 1};
+  const DeviceHeads logits(size, "logits", 1.0, 5);
+  DeviceHeads d_logits(size, 5);
+  const Shape scalars = {2, 3, 1100};
+  const std::vector<float> shares = RandomNormal(8, "shares", scalars).values();
+  const std::vector<float> d_values =
+      RandomNormal(8, "d_values", scalars).values();
+  const DeviceTensor<float> shares_device(scalars, shares),
+      d_values_device(scalars, d_values),
+      upper_scale(Shape{3}, {0.5f, 1.5f, -2.0f}),
+      d_scale(Shape{3}, std::vector<float>(3, 1.0f)),
+      d_lower(Shape{3}, std::vector<float>(3, 2.0f)),
+      d_upper(Shape{3}, std::vector<float>(3, 3.0f));
+  Stream stream;
+  KrrScalarsBackward(logits.view(), upper_scale.view(), shares_device.view(),
+                     d_values_device.view(), d_logits.view(), d_scale.view(),
+                     d_lower.view(), d_upper.view(), stream);
+  stream.Synchronize();
+  d_logits.Read();
+  const std::vector<double> upper = ToDouble(upper_scale.Read());
+  std::vector<double> want_scale(3, 1.0), want_lower(3, 2.0),
+      want_upper(3, 3.0), want_logits;
+  const std::vector<double> x = ToDouble(logits.Values());
+  for (size_t i = 0; i < x.size(); ++i) {
+    const size_t h = i / 1100 % 3;
+    const double s = 1 / (1 + std::exp(-x[i]));
+    const double d_value = d_values[i];
+    want_scale[h] += shares[i];
+    want_lower[h] += d_value;
+    want_upper[h] += d_value * s;
+    want_logits.push_back(d_value * upper[h] * s * (1 - s));
+  }
+  EXPECT_TRUE(IsClose(ToDouble(d_scale.Read()), want_scale, 1e-6));
+  EXPECT_TRUE(IsClose(ToDouble(d_lower.Read()), want_lower, 1e-6));
+  EXPECT_TRUE(IsClose(ToDouble(d_upper.Read()), want_upper, 1e-6));
+  EXPECT_TRUE(IsClose(ToDouble(d_logits.Values()), want_logits, kHalfUnit));
+  EXPECT_TRUE(d_logits.RestIsPoisoned());
 }
 
 TEST(CopyHeadsBFloat16, ConvertsBothWays) {

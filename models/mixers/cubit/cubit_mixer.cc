@@ -146,7 +146,7 @@ std::unique_ptr<MixerScratch> CubitMixer::AllocateScratch(
     }
   }
   for (Tensor* tensor :
-       {&scratch->d_column_scale, &scratch->d_value_scale, &scratch->delta}) {
+       {&scratch->d_scale_shares, &scratch->d_value_scale, &scratch->delta}) {
     *tensor = arena.Allocate(DType::kFloat32, shape.per_token());
   }
   return scratch;
@@ -205,7 +205,6 @@ void CubitMixer::Backward(const MixerContext& context, ConstTensor columns,
   auto& work = *static_cast<CubitScratch*>(scratch);
   const auto views = Split<ConstHeadTensor>(columns);
   const auto d_views = Split<HeadTensor>(d_columns);
-  const auto scalars = Named(context.scalars);
   const auto gradients = Named(d_scalars);
   Stream& stream = *context.stream;
   const int64_t heads = views.q.num_heads;
@@ -222,21 +221,19 @@ void CubitMixer::Backward(const MixerContext& context, ConstTensor columns,
                       HeadsOf(work.d_solution, 0, heads, head_dim_), work.delta,
                       stream);
   }
-  {
-    const ProfileRange range(kSolve, stream);
-    SolveBackward(context, views, kept, work, d_r, d_views.v,
-                  gradients.log_lambda);
-    KrrFactorsBackward(views.r, views.lrr, scalars.scale, scalars.upper_scale,
-                       kept.column_scale, work.d_column_scale,
-                       work.d_value_scale, d_r, d_views.lrr, gradients.scale,
-                       gradients.lower, gradients.upper_scale, stream);
-    if (options_.share) AddHeads(d_r, d_views.k, stream);
+  if (!context.rotary_table.empty()) {
+    const ProfileRange range(kRotary, stream);
+    RotaryBackward(context.rotary_table, 0, {d_views.q, d_views.k}, stream);
   }
-  if (context.rotary_table.empty()) return;
-  const ProfileRange range(kRotary, stream);
-  const HeadTensor rotated[] = {d_views.q, d_views.k, d_views.r};
-  RotaryBackward(context.rotary_table, 0,
-                 absl::MakeConstSpan(rotated, options_.share ? 2 : 3), stream);
+  const ProfileRange range(kSolve, stream);
+  SolveBackward(context, views, kept, work, d_r, d_views.v,
+                gradients.log_lambda);
+  KrrScalarsBackward(views.lrr, Named(context.scalars).upper_scale,
+                     work.d_scale_shares, work.d_value_scale, d_views.lrr,
+                     gradients.scale, gradients.lower, gradients.upper_scale,
+                     stream);
+  // Both are those of the rows before the rotation.
+  if (options_.share) AddHeads(d_r, d_views.k, stream);
 }
 
 void CubitMixer::SolveBackward(const MixerContext& context,
@@ -265,10 +262,11 @@ void CubitMixer::SolveBackward(const MixerContext& context,
     solve_d_v = whole(work.d_v32);
     ConvertHeads(whole(work.d_solution), d_x, stream);
   }
+  const KrrBefore before = {/*normalised=*/true, context.rotary_table};
   KrrSolveBackward(r, v, kept.column_scale, kept.value_scale,
                    Named(context.scalars).log_lambda, context.mask,
-                   SolveWith(precision_), x, kept.lse_kernel, d_x, /*y=*/d_x,
-                   solve_d_r, solve_d_v, work.d_column_scale,
+                   SolveWith(precision_), before, x, kept.lse_kernel, d_x,
+                   /*y=*/d_x, solve_d_r, solve_d_v, work.d_scale_shares,
                    work.d_value_scale, d_log_lambda, stream);
   if (converted) {
     ConvertHeads(solve_d_r, d_r, stream);
