@@ -32,6 +32,15 @@ void KrrFactorsForward(ConstHeadTensor r, ConstHeadTensor lrr_logits,
                        ConstTensor upper_scale, Tensor column_scale,
                        Tensor value_scale, Stream& stream);
 
+// RotaryForward of r by `rotary_table` from `first_position` (rotary.h), in
+// place, and then KrrFactorsForward, in one pass over r. An empty table: no
+// rotation.
+void KrrRotaryFactorsForward(ConstTensor rotary_table, int64_t first_position,
+                             HeadTensor r, ConstHeadTensor lrr_logits,
+                             ConstTensor scale, ConstTensor lower,
+                             ConstTensor upper_scale, Tensor column_scale,
+                             Tensor value_scale, Stream& stream);
+
 // Adds to d_r, d_scale, d_lower, d_upper_scale; writes d_lrr_logits. Absent
 // arguments as in the forward.
 void KrrFactorsBackward(ConstHeadTensor r, ConstHeadTensor lrr_logits,

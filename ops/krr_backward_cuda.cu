@@ -7,17 +7,6 @@
 #include "runtime/check.h"
 
 namespace cubit {
-namespace {
-
-// Of the positions of `r`. CHECK: the table reaches them.
-const float* AnglesOf(const ConstTensor& table, const ConstHeadTensor& r) {
-  CUBIT_CHECK_EQ(table.shape().rank(), 2);
-  CUBIT_CHECK_EQ(table.dim(1), r.head_dim);
-  CUBIT_CHECK_LE(r.seq_len, table.dim(0));
-  return table.data<float>();
-}
-
-}  // namespace
 
 void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
                       ConstTensor column_scale, ConstTensor value_scale,
@@ -56,7 +45,8 @@ void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
   const bool turns = !before.rotary_table.empty();
   const bool turns_inside = turns && cuda::IsHeadDimOfKernels(r.head_dim) &&
                             cuda::IsAligned16(before.rotary_table.raw());
-  if (turns_inside) in.rotary_table = AnglesOf(before.rotary_table, r);
+  if (turns) CheckRotary(before.rotary_table, 0, r);
+  if (turns_inside) in.rotary_table = before.rotary_table.data<float>();
   cuda::RunAdjoint(in, r, mask, precision, lse, stream);
   if (turns && !turns_inside) {
     RotaryBackward(before.rotary_table, 0, d_r, stream);

@@ -10,6 +10,7 @@
 
 #include "ops/krr.h"
 #include "ops/reduction.h"
+#include "ops/rotary.h"
 #include "ops/score_tile.h"
 #include "runtime/check.h"
 #include "runtime/thread_pool.h"
@@ -132,6 +133,20 @@ void KrrFactorsForward(ConstHeadTensor r, ConstHeadTensor lrr_logits,
           lower_h + upper_h * Sigmoid(lrr_logits.row<float>(b, t, h)[0]));
     }
   });
+}
+
+// The parameters are those of the header.
+// NOLINTNEXTLINE(readability-function-size)
+void KrrRotaryFactorsForward(ConstTensor rotary_table, int64_t first_position,
+                             HeadTensor r, ConstHeadTensor lrr_logits,
+                             ConstTensor scale, ConstTensor lower,
+                             ConstTensor upper_scale, Tensor column_scale,
+                             Tensor value_scale, Stream& stream) {
+  if (!rotary_table.empty()) {
+    RotaryForward(rotary_table, first_position, r, stream);
+  }
+  KrrFactorsForward(r, lrr_logits, scale, lower, upper_scale, column_scale,
+                    value_scale, stream);
 }
 
 // The parameters are those of the header.

@@ -11,6 +11,7 @@
 
 #include "absl/types/span.h"
 
+#include "runtime/check.h"
 #include "runtime/device.h"
 #include "runtime/tensor.h"
 
@@ -23,10 +24,22 @@ void RotaryTable(double base, Tensor table, Stream& stream);
 // Views of one call.
 constexpr size_t kMaxRotaryViews = 4;
 
+// CHECKs that K = x.head_dim is even and that `table` is of that K and reaches
+// the positions first_position + t.
+inline void CheckRotary(const ConstTensor& table, int64_t first_position,
+                        const ConstHeadTensor& x) {
+  CUBIT_CHECK_EQ(x.head_dim % 2, 0);
+  CUBIT_CHECK_EQ(table.shape().rank(), 2);
+  CUBIT_CHECK_EQ(table.dim(1), x.head_dim);
+  CUBIT_CHECK(first_position >= 0 && first_position + x.seq_len <= table.dim(0))
+      << "positions [" << first_position << ", " << first_position + x.seq_len
+      << ") of a table of " << table.dim(0);
+}
+
 // Rotates every row of the views [B, T, H, K], fp32 or bf16, in place by the
 // angles of position first_position + t: the queries and keys of a layer in one
-// pass. K is even. CHECK: 1 to kMaxRotaryViews views, of equal extents and
-// dtype; the table reaches that far. Views may not overlap.
+// pass. CHECK: CheckRotary; 1 to kMaxRotaryViews views, of equal extents and
+// dtype. Views may not overlap.
 void RotaryForward(ConstTensor table, int64_t first_position,
                    absl::Span<const HeadTensor> views, Stream& stream);
 

@@ -28,12 +28,7 @@ void RotateRow(const float* cosine, const float* sine, float direction,
 // Turns every row by the table's angles; `direction` -1 turns back.
 void Rotate(const ConstTensor& table, int64_t first_position, float direction,
             const HeadTensor& x) {
-  CUBIT_CHECK_EQ(x.head_dim % 2, 0);
-  CUBIT_CHECK_EQ(table.shape().rank(), 2);
-  CUBIT_CHECK_EQ(table.dim(1), x.head_dim);
-  CUBIT_CHECK(first_position >= 0 && first_position + x.seq_len <= table.dim(0))
-      << "positions [" << first_position << ", " << first_position + x.seq_len
-      << ") of a table of " << table.dim(0);
+  CheckRotary(table, first_position, x);
   const int64_t half = x.head_dim / 2;
   const float* angles = table.data<float>() + first_position * x.head_dim;
   constexpr int64_t kGrain = 64;  // rows: a few microseconds of work

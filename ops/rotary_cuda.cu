@@ -137,12 +137,7 @@ void Rotate(const ConstTensor& table, int64_t first_position, float direction,
     cuda::CheckSameExtents(view, x);
     CUBIT_CHECK(view.dtype == x.dtype) << Name(view.dtype);
   }
-  CUBIT_CHECK_EQ(x.head_dim % 2, 0);
-  CUBIT_CHECK_EQ(table.shape().rank(), 2);
-  CUBIT_CHECK_EQ(table.dim(1), x.head_dim);
-  CUBIT_CHECK(first_position >= 0 && first_position + x.seq_len <= table.dim(0))
-      << "positions [" << first_position << ", " << first_position + x.seq_len
-      << ") of a table of " << table.dim(0);
+  CheckRotary(table, first_position, x);
   const float* angles = table.data<float>() + first_position * x.head_dim;
   cuda::Dispatch(x.dtype, [&](auto zero) {
     LaunchRotate<decltype(zero)>(angles, direction, views, stream);

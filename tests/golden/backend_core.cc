@@ -215,7 +215,9 @@ void Core::RunSoftmax() {
 void Core::RunCubit() {
   const Projection q = Enter("q", c_.qk_norm);
   const Projection k = Enter("k", c_.qk_norm);
-  const Projection r = Enter("r", false);
+  Projection r;
+  r.rows = LoadHeads("r");
+  r.d_rows = NewRows();
   const HeadTensor v = LoadHeads("v");
   const Tensor scale = Load("scale");
   const Tensor log_lambda = Load("log_lambda");
@@ -226,8 +228,8 @@ void Core::RunCubit() {
   const Tensor value_scale = NewScalars();
   const HeadTensor x = NewRows();
   const Tensor lse = NewScalars();
-  KrrFactorsForward(r.rows, lrr, scale, lower, upper_scale, column_scale,
-                    value_scale, stream_);
+  KrrRotaryFactorsForward(rotary_, 0, r.rows, lrr, scale, lower, upper_scale,
+                          column_scale, value_scale, stream_);
   KrrSolveForward(r.rows, v, column_scale, value_scale, log_lambda, mask_,
                   precision_.solve,
                   /*first_row=*/0, x, lse, stream_);

@@ -73,6 +73,39 @@ TEST(RotaryBFloat16, TurnsThereAndBack) {
   }
 }
 
+// |r|^2 is that of the rounded rows, which the solve reads.
+TEST(KrrRotaryFactorsBFloat16, TurnAsTheRotationAndMeasureWhatIsStored) {
+  for (const Layout& layout : kLayouts) {
+    const HeadSize& size = layout.size;
+    DeviceHeads r(size, "r", 1.0, layout.first);
+    DeviceHeads rotated = DeviceHeads(size, "r", 1.0, layout.first);
+    DeviceTensor<float> table(Shape{size.seq_len + 7, size.head_dim});
+    const Shape scalars = {size.batch, size.num_heads, size.seq_len};
+    const DeviceTensor<float> column_scale(scalars), value_scale(scalars),
+        scale(Shape{size.num_heads},
+              std::vector<float>(static_cast<size_t>(size.num_heads), 3.0f));
+    Stream stream;
+    RotaryTable(10000.0, table.view(), stream);
+    KrrRotaryFactorsForward(table.view(), 7, r.view(), {}, scale.view(), {}, {},
+                            column_scale.view(), value_scale.view(), stream);
+    RotaryForward(table.view(), 7, rotated.view(), stream);
+    stream.Synchronize();
+    r.Read();
+    rotated.Read();
+    EXPECT_EQ(r.Values(), rotated.Values());
+    EXPECT_TRUE(r.RestIsPoisoned());
+    std::vector<double> want;
+    for (int64_t pair = 0; pair < size.num_pairs(); ++pair) {
+      const Matrix<double> head = r.Head<double>(pair);
+      for (int64_t t = 0; t < size.seq_len; ++t) {
+        want.push_back(3 / std::sqrt(RowDot(head, t, head, t) + 1e-12));
+      }
+    }
+    EXPECT_TRUE(IsClose(ToDouble(column_scale.Read()), want, 5e-7));
+    EXPECT_EQ(value_scale.Read(), std::vector<float>(want.size(), 1.0f));
+  }
+}
+
 // Rows of `x` scaled to the length of their head's gain, [B, H, T, K].
 std::vector<double> Normalized(const DeviceHeads& x, const HeadSize& size,
                                const std::vector<float>& gains) {

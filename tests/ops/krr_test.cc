@@ -339,7 +339,8 @@ TEST(KrrSolveBeforeDeathTest, TableMustReachTheLastPosition) {
   HeadArray x(krr.size);
   HostTensor<float> lse = Poisoned(krr.column_scale.shape());
   krr.Forward(0, &x, &lse);
-  EXPECT_DEATH(krr.Backward({false, table.view()}, x, lse), "8");
+  EXPECT_DEATH(krr.Backward({false, table.view()}, x, lse),
+               "positions \\[0, 9\\) of a table of 8");
 }
 
 // ---- The factors. ----
@@ -508,6 +509,47 @@ TEST(KrrScalars, WithoutLrrOnlyTheScaleHasAGradient) {
                      d_scale.view(), {}, {}, stream);
   EXPECT_TRUE(IsClose(ToDouble(d_scale.values()),
                       FactorsReference<double>(run).at("d_scale"), 1e-6));
+}
+
+// Rows that whole vectors of their halves make up, and others.
+TEST(KrrRotaryFactors, EqualTheRotationAndTheFactors) {
+  for (const HeadSize& size :
+       {HeadSize{2, 3, 17, 8}, HeadSize{1, 5, 30, 64}, HeadSize{2, 2, 9, 80},
+        HeadSize{1, 2, 33, 128}, HeadSize{1, 3, 5, 6}, HeadSize{3, 2, 1, 32}}) {
+    FactorsRun apart(size), fused(size);
+    HostTensor<float> table = Poisoned({size.seq_len + 9, size.head_dim});
+    Stream stream;
+    RotaryTable(10000.0, table.view(), stream);
+    RotaryForward(table.view(), 9, apart.r.view(), stream);
+    KrrFactorsForward(apart.r.view(), apart.lrr.view(), apart.scale.view(),
+                      apart.lower.view(), apart.upper.view(),
+                      apart.column_scale.view(), apart.value_scale.view(),
+                      stream);
+    KrrRotaryFactorsForward(table.view(), 9, fused.r.view(), fused.lrr.view(),
+                            fused.scale.view(), fused.lower.view(),
+                            fused.upper.view(), fused.column_scale.view(),
+                            fused.value_scale.view(), stream);
+    EXPECT_TRUE(
+        IsClose(ToDouble(fused.r.Values()), ToDouble(apart.r.Values()), 1e-7));
+    EXPECT_TRUE(fused.r.RestIsPoisoned());
+    EXPECT_TRUE(IsClose(ToDouble(fused.column_scale.values()),
+                        ToDouble(apart.column_scale.values()), 5e-7));
+    EXPECT_EQ(fused.value_scale.values(), apart.value_scale.values());
+  }
+}
+
+TEST(KrrRotaryFactors, WithoutATableNothingTurns) {
+  FactorsRun apart({1, 2, 9, 4}), fused = apart;
+  Stream stream;
+  KrrFactorsForward(apart.r.view(), {}, apart.scale.view(), {}, {},
+                    apart.column_scale.view(), apart.value_scale.view(),
+                    stream);
+  KrrRotaryFactorsForward({}, 0, fused.r.view(), {}, fused.scale.view(), {}, {},
+                          fused.column_scale.view(), fused.value_scale.view(),
+                          stream);
+  EXPECT_EQ(fused.r.Values(), apart.r.Values());
+  EXPECT_EQ(fused.column_scale.values(), apart.column_scale.values());
+  EXPECT_EQ(fused.value_scale.values(), apart.value_scale.values());
 }
 
 TEST(KrrFactors, ZeroRowAndZeroScaleStayFinite) {

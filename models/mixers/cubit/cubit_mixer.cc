@@ -79,9 +79,9 @@ void CubitMixer::Rotate(const MixerContext& context, int64_t position,
   const ConstTensor& table = context.rotary_table;
   if (table.empty()) return;
   const ProfileRange range(kRotary, *context.stream);
-  const HeadTensor rotated[] = {views.q, views.k, views.r};
+  const HeadTensor rotated[] = {views.q, views.k};
   RotaryForward(table, position,
-                absl::MakeConstSpan(rotated, options_.share ? 2 : 3),
+                absl::MakeConstSpan(rotated, options_.share ? 1 : 2),
                 *context.stream);
 }
 
@@ -173,10 +173,9 @@ void CubitMixer::SolveForward(const MixerContext& context,
   const ProfileRange range(kSolve, *context.stream);
   const auto scalars = Named(context.scalars);
   Stream& stream = *context.stream;
-  // The rotation keeps |r|, so the factors may come after it.
-  KrrFactorsForward(views.r, views.lrr, scalars.scale, scalars.lower,
-                    scalars.upper_scale, kept->column_scale, kept->value_scale,
-                    stream);
+  KrrRotaryFactorsForward(context.rotary_table, 0, views.r, views.lrr,
+                          scalars.scale, scalars.lower, scalars.upper_scale,
+                          kept->column_scale, kept->value_scale, stream);
   const int64_t heads = views.q.num_heads;
   const HeadTensor solution = HeadsOf(kept->solution, 0, heads, head_dim_);
   HeadTensor r = views.r;
@@ -331,9 +330,10 @@ void CubitMixer::Decode(const MixerContext& context, int64_t position,
   Stream& stream = *context.stream;
   const int64_t heads = views.q.num_heads;
   Rotate(context, position, views);
-  KrrFactorsForward(views.r, views.lrr, scalars.scale, scalars.lower,
-                    scalars.upper_scale, state.new_column_scale,
-                    state.new_value_scale, stream);
+  KrrRotaryFactorsForward(context.rotary_table, position, views.r, views.lrr,
+                          scalars.scale, scalars.lower, scalars.upper_scale,
+                          state.new_column_scale, state.new_value_scale,
+                          stream);
   const HeadTensor r = HeadsOf(state.r, 0, heads, head_dim_);
   const HeadTensor x = HeadsOf(state.solution, 0, heads, head_dim_);
   const HeadTensor k =

@@ -125,11 +125,12 @@ class CubitMixer : public TokenMixer, public SequenceShardedMixer {
   };
   template <typename View, typename Columns>
   Views<View> Split(const Columns& columns) const;
-  // Rotates q, k and r, which begin at `position`.
+  // Rotates q and k, which begin at `position`; r, and k where it is r, is
+  // rotated in the pass over its factors.
   void Rotate(const MixerContext& context, int64_t position,
               const Views<HeadTensor>& views) const;
 
-  // x from views.r and views.v, into kept.solution.
+  // Rotates r; x from views.r and views.v, into kept.solution.
   void SolveForward(const MixerContext& context, const Views<HeadTensor>& views,
                     CubitSaved* kept) const;
   // From d_x in work.d_solution to `d_v` and, through norm and rotation, `d_r`.
