@@ -266,6 +266,8 @@ void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
                       Tensor d_log_lambda, Stream& stream) {
   CheckInputs(r, v, column_scale, value_scale, log_lambda, x, lse);
   CheckInputs(d_r, d_v, d_column_scale, d_value_scale, d_log_lambda, d_x, lse);
+  const bool turns = !before.rotary_table.empty();
+  if (turns) CheckRotary(before.rotary_table, 0, r);
   std::vector<double> partials(static_cast<size_t>(r.batch * r.num_heads));
   ParallelFor(r.batch * r.num_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -299,9 +301,7 @@ void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
     }
     d_lambda[h] += static_cast<float>(sum);
   }
-  if (!before.rotary_table.empty()) {
-    RotaryBackward(before.rotary_table, 0, d_r, stream);
-  }
+  if (turns) RotaryBackward(before.rotary_table, 0, d_r, stream);
 }
 
 }  // namespace cubit

@@ -4,6 +4,7 @@
 // rounded once, so at most half a unit of bf16 from the reference in double
 // (of the same bf16 inputs).
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -195,6 +196,54 @@ TEST(HeadNormBackwardBFloat16, MatchesTheFormula) {
     EXPECT_TRUE(IsClose(ToDouble(d.Values()), want.d_x, kHalfUnit));
     EXPECT_TRUE(IsClose(ToDouble(d_gain.Read()), want.d_gain, 1e-5));
     EXPECT_TRUE(d.RestIsPoisoned());
+  }
+}
+
+TEST(KrrHealthBFloat16, MatchesItsDefinition) {
+  for (const Layout& layout : kLayouts) {
+    const HeadSize& size = layout.size;
+    const DeviceHeads r(size, "r", 0.3, layout.first),
+        v(size, "v", 1.0, layout.first), x(size, "x", 2.0, layout.first);
+    const Shape scalars = {size.batch, size.num_heads, size.seq_len};
+    const std::vector<float> column_scale =
+        RandomNormal(9, "column_scale", scalars, 0.1).values();
+    const std::vector<float> value_scale =
+        RandomNormal(9, "value_scale", scalars).values();
+    std::vector<float> lse = RandomNormal(9, "lse", scalars, 0.1).values();
+    for (float& value : lse) value += 3;
+    const DeviceTensor<float> columns(scalars, column_scale),
+        values(scalars, value_scale), lse_device(scalars, lse),
+        log_lambda(
+            Shape{size.num_heads},
+            std::vector<float>(static_cast<size_t>(size.num_heads), -2.0f)),
+        result(Shape{3});
+    Stream stream;
+    KrrHealth(r.view(), v.view(), columns.view(), values.view(),
+              log_lambda.view(), x.view(), lse_device.view(), result.view(),
+              stream);
+    stream.Synchronize();
+    double diagonal = 1, largest_x = 0, largest_v = 0;
+    for (int64_t i = 0; i < scalars.num_elements(); ++i) {
+      const int64_t pair = i / size.seq_len;
+      const int64_t t = i % size.seq_len;
+      const size_t n = static_cast<size_t>(i);
+      const Matrix<double> r_head = r.Head<double>(pair);
+      const Matrix<double> v_head = v.Head<double>(pair);
+      const Matrix<double> x_head = x.Head<double>(pair);
+      const double score =
+          static_cast<double>(column_scale[n]) * RowDot(r_head, t, r_head, t);
+      diagonal =
+          std::min(diagonal, std::exp(score - static_cast<double>(lse[n])));
+      for (int64_t c = 0; c < size.head_dim; ++c) {
+        largest_x = std::max(largest_x, std::abs(x_head(t, c)));
+        largest_v = std::max(
+            largest_v,
+            std::abs(v_head(t, c) * static_cast<double>(value_scale[n])));
+      }
+    }
+    EXPECT_TRUE(IsClose(ToDouble(result.Read()),
+                        {diagonal, largest_x / largest_v, std::exp(-2.0)},
+                        1e-6));
   }
 }
 

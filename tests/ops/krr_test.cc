@@ -336,11 +336,21 @@ INSTANTIATE_TEST_SUITE_P(
 TEST(KrrSolveBeforeDeathTest, TableMustReachTheLastPosition) {
   const KrrCase krr({1, 1, 9, 32}, 0.5, 0, 1, -23, {});
   const HostTensor<float> table({8, 32});
-  HeadArray x(krr.size);
+  HeadArray x(krr.size), y(krr.size);
   HostTensor<float> lse = Poisoned(krr.column_scale.shape());
   krr.Forward(0, &x, &lse);
-  EXPECT_DEATH(krr.Backward({false, table.view()}, x, lse),
-               "positions \\[0, 9\\) of a table of 8");
+  KrrCase::Gradients d(krr.size);
+  KrrBefore before;
+  before.rotary_table = table.view();
+  Stream stream;
+  EXPECT_DEATH(
+      KrrSolveBackward(krr.r.view(), krr.v.view(), krr.column_scale.view(),
+                       krr.value_scale.view(), krr.log_lambda.view(), {},
+                       SolvePrecision::kBFloat16x3, before, x.view(),
+                       lse.view(), krr.d_x.view(), y.view(), d.d_r.view(),
+                       d.d_v.view(), d.d_columns.view(), d.d_values.view(),
+                       d.d_log_lambda.view(), stream),
+      "positions \\[0, 9\\) of a table of 8");
 }
 
 // ---- The factors. ----
