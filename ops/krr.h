@@ -16,6 +16,9 @@
 
 namespace cubit {
 
+// Keeps the norm of a zero row away from 0; far below any real |r|^2.
+constexpr double kKrrNormEpsilon = 1e-12;
+
 // Per-token factors of the solve.
 //   column_scale[b,h,t] = scale_h / sqrt(|r_t|^2 + 1e-12): the kernel's columns
 //     are normalised, S_ij = (r_i . r_j) column_scale_j;
@@ -29,12 +32,33 @@ void KrrFactorsForward(ConstHeadTensor r, ConstHeadTensor lrr_logits,
                        ConstTensor upper_scale, Tensor column_scale,
                        Tensor value_scale, Stream& stream);
 
+// RotaryForward of r by `rotary_table` from `first_position` (rotary.h), in
+// place, and then KrrFactorsForward, in one pass over r. An empty table: no
+// rotation.
+void KrrRotaryFactorsForward(ConstTensor rotary_table, int64_t first_position,
+                             HeadTensor r, ConstHeadTensor lrr_logits,
+                             ConstTensor scale, ConstTensor lower,
+                             ConstTensor upper_scale, Tensor column_scale,
+                             Tensor value_scale, Stream& stream);
+
 // Adds to d_r, d_scale, d_lower, d_upper_scale; writes d_lrr_logits. Absent
 // arguments as in the forward.
 void KrrFactorsBackward(ConstHeadTensor r, ConstHeadTensor lrr_logits,
                         ConstTensor scale, ConstTensor upper_scale,
                         ConstTensor column_scale, ConstTensor d_column_scale,
                         ConstTensor d_value_scale, HeadTensor d_r,
+                        HeadTensor d_lrr_logits, Tensor d_scale, Tensor d_lower,
+                        Tensor d_upper_scale, Stream& stream);
+
+// What is left of KrrFactorsBackward where KrrSolveBackward has gone back
+// through the norm of r (KrrBefore): sums over [B, H, T].
+//   d_scale_shares [B, H, T]: the tokens' shares of d_scale; d_value_scale
+//   [B, H, T]; lrr_logits [B, T, H] as a strided view with K = 1, fp32 or bf16,
+//   as d_lrr_logits; upper_scale [H].
+// Adds to d_scale, d_lower, d_upper_scale; writes d_lrr_logits. Absent
+// arguments as in the forward.
+void KrrScalarsBackward(ConstHeadTensor lrr_logits, ConstTensor upper_scale,
+                        ConstTensor d_scale_shares, ConstTensor d_value_scale,
                         HeadTensor d_lrr_logits, Tensor d_scale, Tensor d_lower,
                         Tensor d_upper_scale, Stream& stream);
 
@@ -58,19 +82,33 @@ void KrrSolveForward(ConstHeadTensor r, ConstHeadTensor v,
                      SolvePrecision precision, int64_t first_row, HeadTensor x,
                      Tensor lse, Stream& stream);
 
+// What made the r and column_scale of a solve, for a backward that goes through
+// it while the rows are at hand instead of by passes of their own.
+struct KrrBefore {
+  // column_scale is that of KrrFactorsForward, a function of r.
+  bool normalised = false;
+  // RotaryForward by this table [>= T, K] from position 0; empty: nothing.
+  ConstTensor rotary_table;
+};
+
 // Gradients from d_x by one sweep of the transposed solve L^T Y = dX, last
 // block to first (krr.md, fact 4).
 //   d_r, d_v: written. d_column_scale, d_value_scale [B, H, T]: written.
+//   before.normalised: d_r has the part that goes through column_scale too,
+//     -d_column_scale_i column_scale_i / (|r_i|^2 + 1e-12) r_i, and
+//     d_column_scale receives d_column_scale_i / sqrt(|r_i|^2 + 1e-12), the
+//     token's share of d_scale (KrrScalarsBackward).
+//   before.rotary_table: d_r is then that of the r before the rotation. K even.
 //   d_log_lambda [H]: accumulated. y [B, T, H, K]: scratch; may alias d_x,
 //   which is then overwritten.
 void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
                       ConstTensor column_scale, ConstTensor value_scale,
                       ConstTensor log_lambda, const AttentionMask& mask,
-                      SolvePrecision precision, ConstHeadTensor x,
-                      ConstTensor lse, ConstHeadTensor d_x, HeadTensor y,
-                      HeadTensor d_r, HeadTensor d_v, Tensor d_column_scale,
-                      Tensor d_value_scale, Tensor d_log_lambda,
-                      Stream& stream);
+                      SolvePrecision precision, const KrrBefore& before,
+                      ConstHeadTensor x, ConstTensor lse, ConstHeadTensor d_x,
+                      HeadTensor y, HeadTensor d_r, HeadTensor d_v,
+                      Tensor d_column_scale, Tensor d_value_scale,
+                      Tensor d_log_lambda, Stream& stream);
 
 // Health of a solve, for the log: result [3] fp32 receives
 //   [0] the smallest diagonal entry of P: min over rows of exp(S_ii - lse_i);

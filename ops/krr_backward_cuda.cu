@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 
 #include "ops/cuda/adjoint_views.h"
+#include "ops/cuda/memory_pass.cuh"
 #include "ops/krr.h"
+#include "ops/rotary.h"
+#include "runtime/check.h"
 
 namespace cubit {
 
 void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
                       ConstTensor column_scale, ConstTensor value_scale,
                       ConstTensor log_lambda, const AttentionMask& mask,
-                      SolvePrecision precision, ConstHeadTensor x,
-                      ConstTensor lse, ConstHeadTensor d_x, HeadTensor y,
-                      HeadTensor d_r, HeadTensor d_v, Tensor d_column_scale,
-                      Tensor d_value_scale, Tensor d_log_lambda,
-                      Stream& stream) {
+                      SolvePrecision precision, const KrrBefore& before,
+                      ConstHeadTensor x, ConstTensor lse, ConstHeadTensor d_x,
+                      HeadTensor y, HeadTensor d_r, HeadTensor d_v,
+                      Tensor d_column_scale, Tensor d_value_scale,
+                      Tensor d_log_lambda, Stream& stream) {
   const Shape per_token = {r.batch, r.num_heads, r.seq_len};
   CUBIT_CHECK(
       column_scale.shape() == per_token && value_scale.shape() == per_token &&
@@ -37,7 +40,17 @@ void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
   in.d_column_scale = d_column_scale.data<float>();
   in.d_value_scale = d_value_scale.data<float>();
   in.d_log_lambda = d_log_lambda.data<float>();
+  in.normalised = before.normalised;
+  in.norm_epsilon = static_cast<float>(kKrrNormEpsilon);
+  const bool turns = !before.rotary_table.empty();
+  const bool turns_inside = turns && cuda::IsHeadDimOfKernels(r.head_dim) &&
+                            cuda::IsAligned16(before.rotary_table.raw());
+  if (turns) CheckRotary(before.rotary_table, 0, r);
+  if (turns_inside) in.rotary_table = before.rotary_table.data<float>();
   cuda::RunAdjoint(in, r, mask, precision, lse, stream);
+  if (turns && !turns_inside) {
+    RotaryBackward(before.rotary_table, 0, d_r, stream);
+  }
 }
 
 }  // namespace cubit

@@ -9,6 +9,7 @@
 #include "ops/krr.h"
 #include "ops/krr_dense.h"
 #include "ops/reduction.h"
+#include "ops/rotary.h"
 #include "ops/score_tile.h"
 #include "ops/tile_sweep.h"
 #include "runtime/check.h"
@@ -96,6 +97,27 @@ void UnpackScoreGradients(const KrrHeadBackward& in, int64_t b, int64_t h,
       d_r[c] = d_query[c] + in.column_scale[i] * d_key[c];
     }
     in.d_column_scale[i] = Dot(row, d_key, dim);
+  }
+}
+
+// The way back through column_scale = scale / |r| of head (b, h): completes d_r
+// and leaves the tokens' shares of d_scale in d_column_scale.
+void GoThroughNorm(const KrrHeadBackward& in, int64_t b, int64_t h) {
+  const int64_t dim = in.r.head_dim;
+  for (int64_t i = 0; i < in.r.seq_len; ++i) {
+    const float* row = in.r.row<float>(b, i, h);
+    const double square = FixedOrderSum(dim,
+                                        [row](int64_t c) {
+                                          return static_cast<double>(row[c]) *
+                                                 static_cast<double>(row[c]);
+                                        }) +
+                          kKrrNormEpsilon;
+    const double d_column = in.d_column_scale[i];
+    const float factor = static_cast<float>(
+        -d_column * static_cast<double>(in.column_scale[i]) / square);
+    float* d_r = in.d_r.row<float>(b, i, h);
+    for (int64_t c = 0; c < dim; ++c) d_r[c] += factor * row[c];
+    in.d_column_scale[i] = static_cast<float>(d_column / std::sqrt(square));
   }
 }
 
@@ -237,13 +259,15 @@ void KrrSolveForward(ConstHeadTensor r, ConstHeadTensor v,
 void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
                       ConstTensor column_scale, ConstTensor value_scale,
                       ConstTensor log_lambda, const AttentionMask& mask,
-                      SolvePrecision /*precision*/, ConstHeadTensor x,
-                      ConstTensor lse, ConstHeadTensor d_x, HeadTensor /*y*/,
-                      HeadTensor d_r, HeadTensor d_v, Tensor d_column_scale,
-                      Tensor d_value_scale, Tensor d_log_lambda,
-                      Stream& /*stream*/) {
+                      SolvePrecision /*precision*/, const KrrBefore& before,
+                      ConstHeadTensor x, ConstTensor lse, ConstHeadTensor d_x,
+                      HeadTensor /*y*/, HeadTensor d_r, HeadTensor d_v,
+                      Tensor d_column_scale, Tensor d_value_scale,
+                      Tensor d_log_lambda, Stream& stream) {
   CheckInputs(r, v, column_scale, value_scale, log_lambda, x, lse);
   CheckInputs(d_r, d_v, d_column_scale, d_value_scale, d_log_lambda, d_x, lse);
+  const bool turns = !before.rotary_table.empty();
+  if (turns) CheckRotary(before.rotary_table, 0, r);
   std::vector<double> partials(static_cast<size_t>(r.batch * r.num_heads));
   ParallelFor(r.batch * r.num_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -266,6 +290,7 @@ void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
           mask.causal ? BackwardHead(in, mask, b, h)
                       : DenseKrr(r, in.column_scale, in.lambda, mask, b, h)
                             .Backward(in);
+      if (before.normalised) GoThroughNorm(in, b, h);
     }
   });
   float* d_lambda = d_log_lambda.data<float>();
@@ -276,6 +301,7 @@ void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
     }
     d_lambda[h] += static_cast<float>(sum);
   }
+  if (turns) RotaryBackward(before.rotary_table, 0, d_r, stream);
 }
 
 }  // namespace cubit

@@ -10,6 +10,7 @@
 
 #include "ops/krr.h"
 #include "ops/reduction.h"
+#include "ops/rotary.h"
 #include "ops/score_tile.h"
 #include "runtime/check.h"
 #include "runtime/thread_pool.h"
@@ -17,14 +18,11 @@
 namespace cubit {
 namespace {
 
-// Keeps the norm of a zero row away from 0; far below any real |r|^2.
-constexpr double kEpsilon = 1e-12;
-
 double InverseNorm(const float* row, int64_t dim) {
   const double square = FixedOrderSum(dim, [row](int64_t c) {
     return static_cast<double>(row[c]) * static_cast<double>(row[c]);
   });
-  return 1.0 / std::sqrt(square + kEpsilon);
+  return 1.0 / std::sqrt(square + kKrrNormEpsilon);
 }
 
 double Sigmoid(float x) { return 1.0 / (1.0 + std::exp(-double{x})); }
@@ -35,6 +33,17 @@ struct HeadSums {
   double d_lower = 0;
   double d_upper_scale = 0;
 };
+
+// The LRR factor of token n of `d_value_scale`: adds its parameters' gradients
+// and returns that of its logit.
+float LrrBackward(const ConstTensor& d_value_scale, int64_t n, float logit,
+                  float upper_scale, HeadSums* sum) {
+  const double d_value = d_value_scale.data<float>()[n];
+  const double s = Sigmoid(logit);
+  sum->d_lower += d_value;
+  sum->d_upper_scale += d_value * s;
+  return static_cast<float>(d_value * double{upper_scale} * s * (1.0 - s));
+}
 
 // target[h] += the sum over the batch of a field of `sums` [B, H].
 void AddOverBatch(const std::vector<HeadSums>& sums, double HeadSums::*field,
@@ -128,6 +137,20 @@ void KrrFactorsForward(ConstHeadTensor r, ConstHeadTensor lrr_logits,
 
 // The parameters are those of the header.
 // NOLINTNEXTLINE(readability-function-size)
+void KrrRotaryFactorsForward(ConstTensor rotary_table, int64_t first_position,
+                             HeadTensor r, ConstHeadTensor lrr_logits,
+                             ConstTensor scale, ConstTensor lower,
+                             ConstTensor upper_scale, Tensor column_scale,
+                             Tensor value_scale, Stream& stream) {
+  if (!rotary_table.empty()) {
+    RotaryForward(rotary_table, first_position, r, stream);
+  }
+  KrrFactorsForward(r, lrr_logits, scale, lower, upper_scale, column_scale,
+                    value_scale, stream);
+}
+
+// The parameters are those of the header.
+// NOLINTNEXTLINE(readability-function-size)
 void KrrFactorsBackward(ConstHeadTensor r, ConstHeadTensor lrr_logits,
                         ConstTensor scale, ConstTensor upper_scale,
                         ConstTensor column_scale, ConstTensor d_column_scale,
@@ -159,16 +182,48 @@ void KrrFactorsBackward(ConstHeadTensor r, ConstHeadTensor lrr_logits,
       float* d_row = d_r.row<float>(b, t, h);
       for (int64_t c = 0; c < r.head_dim; ++c) d_row[c] += factor * row[c];
       if (lrr_logits.empty()) continue;
-      const double d_value = d_value_scale.data<float>()[n];
-      const double s = Sigmoid(lrr_logits.row<float>(b, t, h)[0]);
-      sum.d_lower += d_value;
-      sum.d_upper_scale += d_value * s;
-      d_lrr_logits.row<float>(b, t, h)[0] = static_cast<float>(
-          d_value * double{upper_scale.data<float>()[h]} * s * (1.0 - s));
+      d_lrr_logits.row<float>(b, t, h)[0] =
+          LrrBackward(d_value_scale, n, lrr_logits.row<float>(b, t, h)[0],
+                      upper_scale.data<float>()[h], &sum);
     }
   });
   AddOverBatch(sums, &HeadSums::d_scale, d_scale);
   if (lrr_logits.empty()) return;
+  AddOverBatch(sums, &HeadSums::d_lower, d_lower);
+  AddOverBatch(sums, &HeadSums::d_upper_scale, d_upper_scale);
+}
+
+// The parameters are those of the header.
+// NOLINTNEXTLINE(readability-function-size)
+void KrrScalarsBackward(ConstHeadTensor lrr_logits, ConstTensor upper_scale,
+                        ConstTensor d_scale_shares, ConstTensor d_value_scale,
+                        HeadTensor d_lrr_logits, Tensor d_scale, Tensor d_lower,
+                        Tensor d_upper_scale, Stream& /*stream*/) {
+  const Shape& shape = d_scale_shares.shape();
+  const int64_t num_heads = shape[1];
+  const int64_t seq_len = shape[2];
+  const bool lrr = !lrr_logits.empty();
+  CUBIT_CHECK(d_value_scale.shape() == shape) << shape.ToString();
+  CUBIT_CHECK_SHAPE(d_scale, {num_heads});
+  CUBIT_CHECK(d_lrr_logits.empty() != lrr && upper_scale.empty() != lrr);
+  CUBIT_CHECK(d_lower.empty() != lrr && d_upper_scale.empty() != lrr);
+  std::vector<HeadSums> sums(static_cast<size_t>(shape[0] * num_heads));
+  ParallelFor(shape[0] * num_heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      HeadSums& sum = sums[static_cast<size_t>(i)];
+      const int64_t h = i % num_heads;
+      for (int64_t t = 0; t < seq_len; ++t) {
+        const int64_t n = i * seq_len + t;
+        sum.d_scale += double{d_scale_shares.data<float>()[n]};
+        if (!lrr) continue;
+        d_lrr_logits.row<float>(i / num_heads, t, h)[0] = LrrBackward(
+            d_value_scale, n, lrr_logits.row<float>(i / num_heads, t, h)[0],
+            upper_scale.data<float>()[h], &sum);
+      }
+    }
+  });
+  AddOverBatch(sums, &HeadSums::d_scale, d_scale);
+  if (!lrr) return;
   AddOverBatch(sums, &HeadSums::d_lower, d_lower);
   AddOverBatch(sums, &HeadSums::d_upper_scale, d_upper_scale);
 }

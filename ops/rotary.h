@@ -6,8 +6,12 @@
 #ifndef CUBIT_OPS_ROTARY_H_
 #define CUBIT_OPS_ROTARY_H_
 
+#include <cstddef>
 #include <cstdint>
 
+#include "absl/types/span.h"
+
+#include "runtime/check.h"
 #include "runtime/device.h"
 #include "runtime/tensor.h"
 
@@ -17,15 +21,42 @@ namespace cubit {
 // K/2 + i, angle = t * base^(-2i/K), computed in double.
 void RotaryTable(double base, Tensor table, Stream& stream);
 
-// Rotates every row of x [B, T, H, K] in place by the angles of position
-// first_position + t. K is even. The table must reach that far (CHECK).
-void RotaryForward(ConstTensor table, int64_t first_position, HeadTensor x,
-                   Stream& stream);
+// Views of one call.
+constexpr size_t kMaxRotaryViews = 4;
 
-// The inverse rotation, in place: turns the gradient of the result into that of
-// the input.
-void RotaryBackward(ConstTensor table, int64_t first_position, HeadTensor d_x,
-                    Stream& stream);
+// CHECKs that K = x.head_dim is even and that `table` is of that K and reaches
+// the positions first_position + t.
+inline void CheckRotary(const ConstTensor& table, int64_t first_position,
+                        const ConstHeadTensor& x) {
+  CUBIT_CHECK_EQ(x.head_dim % 2, 0);
+  CUBIT_CHECK_EQ(table.shape().rank(), 2);
+  CUBIT_CHECK_EQ(table.dim(1), x.head_dim);
+  CUBIT_CHECK(first_position >= 0 && first_position + x.seq_len <= table.dim(0))
+      << "positions [" << first_position << ", " << first_position + x.seq_len
+      << ") of a table of " << table.dim(0);
+}
+
+// Rotates every row of the views [B, T, H, K], fp32 or bf16, in place by the
+// angles of position first_position + t: the queries and keys of a layer in one
+// pass. CHECK: CheckRotary; 1 to kMaxRotaryViews views, of equal extents and
+// dtype. Views may not overlap.
+void RotaryForward(ConstTensor table, int64_t first_position,
+                   absl::Span<const HeadTensor> views, Stream& stream);
+
+// The inverse rotation, in place: turns the gradients of the results into those
+// of the inputs.
+void RotaryBackward(ConstTensor table, int64_t first_position,
+                    absl::Span<const HeadTensor> d_views, Stream& stream);
+
+// Of one view.
+inline void RotaryForward(ConstTensor table, int64_t first_position,
+                          const HeadTensor& x, Stream& stream) {
+  RotaryForward(table, first_position, absl::MakeConstSpan(&x, 1), stream);
+}
+inline void RotaryBackward(ConstTensor table, int64_t first_position,
+                           const HeadTensor& d_x, Stream& stream) {
+  RotaryBackward(table, first_position, absl::MakeConstSpan(&d_x, 1), stream);
+}
 
 }  // namespace cubit
 

@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "absl/types/span.h"
+
 #include "ops/rotary.h"
 #include "runtime/check.h"
 #include "runtime/thread_pool.h"
@@ -24,14 +26,9 @@ void RotateRow(const float* cosine, const float* sine, float direction,
 }
 
 // Turns every row by the table's angles; `direction` -1 turns back.
-void Rotate(ConstTensor table, int64_t first_position, float direction,
+void Rotate(const ConstTensor& table, int64_t first_position, float direction,
             const HeadTensor& x) {
-  CUBIT_CHECK_EQ(x.head_dim % 2, 0);
-  CUBIT_CHECK_EQ(table.shape().rank(), 2);
-  CUBIT_CHECK_EQ(table.dim(1), x.head_dim);
-  CUBIT_CHECK(first_position >= 0 && first_position + x.seq_len <= table.dim(0))
-      << "positions [" << first_position << ", " << first_position + x.seq_len
-      << ") of a table of " << table.dim(0);
+  CheckRotary(table, first_position, x);
   const int64_t half = x.head_dim / 2;
   const float* angles = table.data<float>() + first_position * x.head_dim;
   constexpr int64_t kGrain = 64;  // rows: a few microseconds of work
@@ -45,6 +42,21 @@ void Rotate(ConstTensor table, int64_t first_position, float direction,
       }
     }
   });
+}
+
+void RotateAll(const ConstTensor& table, int64_t first_position,
+               float direction, absl::Span<const HeadTensor> views) {
+  CUBIT_CHECK(!views.empty() && views.size() <= kMaxRotaryViews)
+      << views.size() << " views";
+  const HeadTensor& like = views[0];
+  for (const HeadTensor& x : views) {
+    CUBIT_CHECK(x.batch == like.batch && x.seq_len == like.seq_len &&
+                x.num_heads == like.num_heads && x.head_dim == like.head_dim)
+        << "[" << x.batch << ", " << x.seq_len << ", " << x.num_heads << ", "
+        << x.head_dim << "] and [" << like.batch << ", " << like.seq_len << ", "
+        << like.num_heads << ", " << like.head_dim << "]";
+    Rotate(table, first_position, direction, x);
+  }
 }
 
 }  // namespace
@@ -66,14 +78,14 @@ void RotaryTable(double base, Tensor table, Stream& /*stream*/) {
   }
 }
 
-void RotaryForward(ConstTensor table, int64_t first_position, HeadTensor x,
-                   Stream& /*stream*/) {
-  Rotate(table, first_position, 1.0f, x);
+void RotaryForward(ConstTensor table, int64_t first_position,
+                   absl::Span<const HeadTensor> views, Stream& /*stream*/) {
+  RotateAll(table, first_position, 1.0f, views);
 }
 
-void RotaryBackward(ConstTensor table, int64_t first_position, HeadTensor d_x,
-                    Stream& /*stream*/) {
-  Rotate(table, first_position, -1.0f, d_x);
+void RotaryBackward(ConstTensor table, int64_t first_position,
+                    absl::Span<const HeadTensor> d_views, Stream& /*stream*/) {
+  RotateAll(table, first_position, -1.0f, d_views);
 }
 
 }  // namespace cubit

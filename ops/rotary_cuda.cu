@@ -3,8 +3,11 @@
 #include <cmath>
 #include <cstdint>
 
+#include "absl/types/span.h"
+
 #include "ops/cuda/head_views.cuh"
 #include "ops/cuda/memory_pass.cuh"
+#include "ops/cuda/rotation.cuh"
 #include "ops/rotary.h"
 #include "runtime/check.h"
 #include "runtime/cuda_check.h"
@@ -12,11 +15,13 @@
 namespace cubit {
 namespace {
 
+using cuda::Angles;
 using cuda::HeadRows;
+using cuda::RawPack;
 
 constexpr int kThreads = 256;
-// Heads of a position that one thread turns: loads in flight, and each angle
-// is read once for all.
+// Heads of a position that one thread turns: all their loads are in flight at
+// once, and each angle is read once for all.
 constexpr int kHeadsPerThread = 4;
 
 __global__ void TableKernel(double base, int64_t num_positions, int head_dim,
@@ -32,84 +37,110 @@ __global__ void TableKernel(double base, int64_t num_positions, int head_dim,
   table[t * head_dim + half + i] = static_cast<float>(sin(angle));
 }
 
-struct RotateExtents {
-  int seq_len, num_heads;
-  int head_groups;  // of kHeadsPerThread
-  int vectors;      // of half a row
-  int64_t count;    // threads that have work
+template <typename T>
+struct RotateArguments {
+  HeadRows<T> views[kMaxRotaryViews];  // of equal extents
+  const float* angles;                 // of the first position
+  float direction;
+  int num_heads;
+  unsigned head_groups;  // of kHeadsPerThread
+  unsigned vectors;      // of half a row
+  unsigned count;        // threads of a sequence that have work
 };
 
-// Turns kWidth pairs (x_i, x_{i + K/2}) of kHeadsPerThread heads.
+// Stores the packs of both halves of a row, turned, at `low` and `half` behind.
 template <typename T, int kWidth>
-__global__ void RotateKernel(RotateExtents extents, const float* angles,
-                             float direction, HeadRows<T> x) {
-  const int64_t index =
-      static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (index >= extents.count) return;
-  const int half = x.head_dim / 2;
-  const int column = static_cast<int>(index % extents.vectors) * kWidth;
-  const int64_t group = index / extents.vectors;
-  const int first =
-      static_cast<int>(group % extents.head_groups) * kHeadsPerThread;
-  const int64_t n = group / extents.head_groups;
-  const int t = static_cast<int>(n % extents.seq_len);
-  const int b = static_cast<int>(n / extents.seq_len);
-  const float* cosine = angles + static_cast<int64_t>(t) * x.head_dim + column;
-  float c[kWidth];
-  float s[kWidth];
+__device__ __forceinline__ void StoreTurned(const Angles<kWidth>& angles,
+                                            const RawPack<T, kWidth>& low_pack,
+                                            const RawPack<T, kWidth>& high_pack,
+                                            T* low, int half) {
+  cuda::Pack<T, kWidth> turned_low, turned_high;
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
-    c[i] = cosine[i];
-    s[i] = direction * cosine[half + i];
+    float a = low_pack.Get(i);
+    float b = high_pack.Get(i);
+    angles.Turn(i, &a, &b);
+    turned_low.values[i] = cuda::FromFloat<T>(a);
+    turned_high.values[i] = cuda::FromFloat<T>(b);
   }
+  cuda::StorePack(turned_low, low);
+  cuda::StorePack(turned_high, low + half);
+}
+
+// Turns kWidth pairs (x_i, x_{i + K/2}) of kHeadsPerThread heads. Grid: a
+// sequence, batch, views. It works in place, so no load can pass a store: all
+// loads come first.
+template <typename T, int kWidth>
+__global__ void __launch_bounds__(kThreads)
+    RotateKernel(const __grid_constant__ RotateArguments<T> in) {
+  const unsigned index = blockIdx.x * kThreads + threadIdx.x;
+  if (index >= in.count) return;
+  const HeadRows<T>& x = in.views[blockIdx.z];
+  const int half = x.head_dim / 2;
+  const int column = static_cast<int>(index % in.vectors) * kWidth;
+  const unsigned group = index / in.vectors;
+  const int first = static_cast<int>(group % in.head_groups) * kHeadsPerThread;
+  const int t = static_cast<int>(group / in.head_groups);
+  const int heads = min(kHeadsPerThread, in.num_heads - first);
+  T* const low = x.Row(static_cast<int>(blockIdx.y), t, first) + column;
+  RawPack<T, kWidth> lows[kHeadsPerThread];
+  RawPack<T, kWidth> highs[kHeadsPerThread];
 #pragma unroll
-  for (int offset = 0; offset < kHeadsPerThread; ++offset) {
-    if (first + offset >= extents.num_heads) break;
-    T* const low = x.Row(b, t, first + offset) + column;
-    auto low_pack = cuda::LoadPack<T, kWidth>(low);
-    auto high_pack = cuda::LoadPack<T, kWidth>(low + half);
+  for (int h = 0; h < kHeadsPerThread; ++h) {
+    if (h >= heads) break;
+    lows[h].Load(low + h * x.head_stride);
+    highs[h].Load(low + h * x.head_stride + half);
+  }
+  Angles<kWidth> angles;
+  angles.Load(in.angles + static_cast<int64_t>(t) * x.head_dim, half, column,
+              in.direction);
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      const float a = cuda::ToFloat(low_pack.values[i]);
-      const float d = cuda::ToFloat(high_pack.values[i]);
-      low_pack.values[i] = cuda::FromFloat<T>(a * c[i] - d * s[i]);
-      high_pack.values[i] = cuda::FromFloat<T>(d * c[i] + a * s[i]);
-    }
-    cuda::StorePack(low_pack, low);
-    cuda::StorePack(high_pack, low + half);
+  for (int h = 0; h < kHeadsPerThread; ++h) {
+    if (h >= heads) break;
+    StoreTurned(angles, lows[h], highs[h], low + h * x.head_stride, half);
   }
 }
 
 template <typename T>
-void LaunchRotate(const float* angles, float direction, const HeadTensor& x,
-                  Stream& stream) {
+void LaunchRotate(const float* angles, float direction,
+                  absl::Span<const HeadTensor> views, Stream& stream) {
   constexpr int kWidth = cuda::kVectorWidth<T>;
-  const bool wide = cuda::HasRowsOf(x, 16) && x.head_dim / 2 % kWidth == 0;
-  RotateExtents extents;
-  extents.seq_len = static_cast<int>(x.seq_len);
-  extents.num_heads = static_cast<int>(x.num_heads);
-  extents.head_groups = cuda::CeilDivide(x.num_heads, kHeadsPerThread);
-  extents.vectors = static_cast<int>(x.head_dim / 2 / (wide ? kWidth : 1));
-  extents.count = x.batch * x.seq_len * extents.head_groups * extents.vectors;
-  if (extents.count == 0) return;
+  const HeadTensor& x = views[0];
+  bool wide = x.head_dim / 2 % kWidth == 0 && cuda::IsAligned16(angles);
+  RotateArguments<T> in;
+  for (size_t i = 0; i < views.size(); ++i) {
+    in.views[i] = cuda::RowsOf<T>(views[i]);
+    wide = wide && in.views[i].vectors;
+  }
+  in.angles = angles;
+  in.direction = direction;
+  in.num_heads = static_cast<int>(x.num_heads);
+  in.head_groups =
+      static_cast<unsigned>(cuda::CeilDivide(x.num_heads, kHeadsPerThread));
+  in.vectors = static_cast<unsigned>(x.head_dim / 2 / (wide ? kWidth : 1));
+  in.count = static_cast<unsigned>(x.seq_len) * in.head_groups * in.vectors;
+  if (in.count == 0 || x.batch == 0) return;
+  const dim3 grid(static_cast<unsigned>(cuda::CeilDivide(in.count, kThreads)),
+                  static_cast<unsigned>(x.batch),
+                  static_cast<unsigned>(views.size()));
   const auto kernel = wide ? &RotateKernel<T, kWidth> : &RotateKernel<T, 1>;
-  kernel<<<cuda::CeilDivide(extents.count, kThreads), kThreads, 0,
-           CudaStream(stream)>>>(extents, angles, direction,
-                                 cuda::RowsOf<T>(x));
+  kernel<<<grid, kThreads, 0, CudaStream(stream)>>>(in);
   CUBIT_CUDA_CHECK_LAUNCH();
 }
 
-void Rotate(ConstTensor table, int64_t first_position, float direction,
-            const HeadTensor& x, Stream& stream) {
-  CUBIT_CHECK_EQ(x.head_dim % 2, 0);
-  CUBIT_CHECK_EQ(table.shape().rank(), 2);
-  CUBIT_CHECK_EQ(table.dim(1), x.head_dim);
-  CUBIT_CHECK(first_position >= 0 && first_position + x.seq_len <= table.dim(0))
-      << "positions [" << first_position << ", " << first_position + x.seq_len
-      << ") of a table of " << table.dim(0);
+void Rotate(const ConstTensor& table, int64_t first_position, float direction,
+            absl::Span<const HeadTensor> views, Stream& stream) {
+  CUBIT_CHECK(!views.empty() && views.size() <= kMaxRotaryViews)
+      << views.size() << " views";
+  const HeadTensor& x = views[0];
+  for (const HeadTensor& view : views) {
+    cuda::CheckSameExtents(view, x);
+    CUBIT_CHECK(view.dtype == x.dtype) << Name(view.dtype);
+  }
+  CheckRotary(table, first_position, x);
   const float* angles = table.data<float>() + first_position * x.head_dim;
   cuda::Dispatch(x.dtype, [&](auto zero) {
-    LaunchRotate<decltype(zero)>(angles, direction, x, stream);
+    LaunchRotate<decltype(zero)>(angles, direction, views, stream);
   });
 }
 
@@ -127,14 +158,14 @@ void RotaryTable(double base, Tensor table, Stream& stream) {
   CUBIT_CUDA_CHECK_LAUNCH();
 }
 
-void RotaryForward(ConstTensor table, int64_t first_position, HeadTensor x,
-                   Stream& stream) {
-  Rotate(table, first_position, 1.0f, x, stream);
+void RotaryForward(ConstTensor table, int64_t first_position,
+                   absl::Span<const HeadTensor> views, Stream& stream) {
+  Rotate(table, first_position, 1.0f, views, stream);
 }
 
-void RotaryBackward(ConstTensor table, int64_t first_position, HeadTensor d_x,
-                    Stream& stream) {
-  Rotate(table, first_position, -1.0f, d_x, stream);
+void RotaryBackward(ConstTensor table, int64_t first_position,
+                    absl::Span<const HeadTensor> d_views, Stream& stream) {
+  Rotate(table, first_position, -1.0f, d_views, stream);
 }
 
 }  // namespace cubit

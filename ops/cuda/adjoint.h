@@ -60,6 +60,11 @@ struct AdjointArguments {
   float* d_column_scale = nullptr;
   float* d_value_scale = nullptr;
   float* d_log_lambda = nullptr;
+  // KRR: what d_queries goes through at the end (KrrBefore in krr.h).
+  bool normalised = false;
+  float norm_epsilon = 0;
+  // [T, K], head dims of kernels alone; null: no rotation.
+  const float* rotary_table = nullptr;
 
   // Delta.
   float scale = 0;  // of every score
@@ -73,6 +78,12 @@ struct AdjointArguments {
 
   __host__ __device__ bool is_delta() const { return column_scale == nullptr; }
 };
+
+// Head dims that kernels are made for. Others are padded with zeros to the
+// next, and then no thread has both elements that a rotation turns.
+constexpr bool IsHeadDimOfKernels(int64_t head_dim) {
+  return head_dim == 32 || head_dim == 64 || head_dim == 80 || head_dim == 128;
+}
 
 // Rows of Y that are solved at once.
 constexpr int kSolveBlock = 64;

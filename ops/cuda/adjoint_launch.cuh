@@ -65,6 +65,7 @@ void LaunchScoreGradients(const AdjointArguments& in, cudaStream_t stream) {
 
 template <typename Products, int kDim>
 void LaunchAdjointOfDim(const AdjointArguments& in, cudaStream_t stream) {
+  CUBIT_CHECK(in.rotary_table == nullptr || in.head_dim == kDim);
   LaunchAdjointSolve<Products, kDim>(in, stream);
   LaunchScoreGradients<Products, kDim>(in, stream);
 }

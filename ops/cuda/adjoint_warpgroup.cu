@@ -43,6 +43,7 @@ void LaunchGradients(const AdjointArguments& in, const GradientMaps& maps,
 template <int kDim>
 void Launch(const AdjointArguments& in, const GradientMaps& maps,
             cudaStream_t stream) {
+  CUBIT_CHECK(in.rotary_table == nullptr || in.head_dim == kDim);
   LaunchAdjointSolve<BFloat16Products, kDim, /*kWarpgroup=*/true>(in, stream);
   if (in.is_delta()) {
     CopyFactors(in, stream);

@@ -22,6 +22,7 @@
 #include "ops/cuda/head_tile.cuh"
 #include "ops/cuda/mma.cuh"
 #include "ops/cuda/products.cuh"
+#include "ops/cuda/rotation.cuh"
 #include "ops/cuda/tile.cuh"
 
 namespace cubit {
@@ -318,23 +319,57 @@ class GradientRows {
     }
   }
 
-  // Writes the rows of sums_, plus own_factor[i] times the own scored row.
-  __device__ __forceinline__ void StoreSums(
-      const float (&own_factor)[2 * kSteps], const DeviceHeads& heads) {
+  // Adds factor[i] times the own scored row to the rows of sums_.
+  __device__ __forceinline__ void AddOwnRows(
+      const float (&factor)[2 * kSteps]) {
+    const Element* own = Elements(m_.scored);
+#pragma unroll
+    for (int i = 0; i < 2 * kSteps; ++i) {
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        float* sums = sums_[i / 2][n] + i % 2 * 2;
+        const float2 r =
+            LoadPair(own + OwnTile::Offset(OwnRow(i), 8 * n + 2 * quad_));
+        sums[0] = fmaf(factor[i], r.x, sums[0]);
+        sums[1] = fmaf(factor[i], r.y, sums[1]);
+      }
+    }
+  }
+
+  // Turns the rows of sums_ back by their positions. Column c turns with column
+  // c + kDim / 2, which is in the same thread: no column is padding here. Rows
+  // beyond the sequence turn by the last angles, so that no load waits for a
+  // branch.
+  __device__ __forceinline__ void TurnBack() {
+#pragma unroll
+    for (int i = 0; i < 2 * kSteps; ++i) {
+      const float* angles =
+          in_.rotary_table +
+          static_cast<int64_t>(min(RowOf(i), in_.seq_len - 1)) * kDim;
+#pragma unroll
+      for (int n = 0; n < kDim / 16; ++n) {
+        Angles<2> pair;
+        pair.Load(angles, kDim / 2, 8 * n + 2 * quad_, -1.0f);
+        float* low = sums_[i / 2][n] + i % 2 * 2;
+        float* high = sums_[i / 2][n + kDim / 16] + i % 2 * 2;
+        pair.Turn(0, low, high);
+        pair.Turn(1, low + 1, high + 1);
+      }
+    }
+  }
+
+  // Writes the rows of sums_.
+  __device__ __forceinline__ void StoreSums(const DeviceHeads& heads) {
     Element* target = heads.Head<Element>(b_, h_);
 #pragma unroll
     for (int i = 0; i < 2 * kSteps; ++i) {
       const int row = RowOf(i);
       if (row >= in_.seq_len) continue;
-      const Element* own = Elements(m_.scored);
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
-        const int c = 8 * n + 2 * quad_;
-        const float2 r = LoadPair(own + OwnTile::Offset(OwnRow(i), c));
         const float* sums = sums_[i / 2][n] + i % 2 * 2;
-        StorePairBefore(target + row * heads.seq_stride, c, in_.head_dim,
-                        heads.vectors, sums[0] + own_factor[i] * r.x,
-                        sums[1] + own_factor[i] * r.y);
+        StorePairBefore(target + row * heads.seq_stride, 8 * n + 2 * quad_,
+                        in_.head_dim, heads.vectors, sums[0], sums[1]);
       }
     }
   }
@@ -372,8 +407,7 @@ class GradientRows {
       if (quad_ == 0) m_.key_dots[OwnRow(i)] = dot;
     }
     if (!System::IsDelta(in_)) return;
-    const float nothing[2 * kSteps] = {};
-    StoreSums(nothing, in_.d_keys);
+    StoreSums(in_.d_keys);
     ClearSums();
   }
 
@@ -394,14 +428,22 @@ class GradientRows {
         }
         continue;
       }
-      own_factor[i] = 2 * m_.column_scale[OwnRow(i)] * self;
+      const float scale = m_.column_scale[OwnRow(i)];
       const float square = QuadSum(SquareOfQuad(i));
-      if (writes) {
-        in_.d_column_scale[row0_ + row] =
-            m_.key_dots[OwnRow(i)] + self * square;
+      float d_column_scale = m_.key_dots[OwnRow(i)] + self * square;
+      own_factor[i] = 2 * scale * self;
+      if (in_.normalised) {
+        const float inverse = rsqrtf(square + in_.norm_epsilon);
+        own_factor[i] -= d_column_scale * scale * inverse * inverse;
+        d_column_scale *= inverse;
       }
+      if (writes) in_.d_column_scale[row0_ + row] = d_column_scale;
     }
-    StoreSums(own_factor, in_.d_queries);
+    if (!System::IsDelta(in_)) {
+      AddOwnRows(own_factor);
+      if (in_.rotary_table != nullptr) TurnBack();
+    }
+    StoreSums(in_.d_queries);
   }
 
   const AdjointArguments& in_;

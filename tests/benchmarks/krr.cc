@@ -94,8 +94,8 @@ class Solve {
   void Backward() {
     KrrSolveBackward(Heads(r_), Heads(v_), column_scale_.view(),
                      value_scale_.view(), log_lambda_.view(), {},
-                     precision_.precision, Heads(x_), lse_.view(), Heads(d_x_),
-                     Heads(y_), Heads(d_r_), Heads(d_v_),
+                     precision_.precision, {}, Heads(x_), lse_.view(),
+                     Heads(d_x_), Heads(y_), Heads(d_r_), Heads(d_v_),
                      d_column_scale_.view(), d_value_scale_.view(),
                      d_log_lambda_.view(), stream_);
   }

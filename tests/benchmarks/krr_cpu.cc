@@ -85,7 +85,7 @@ class Core {
   }
   void KrrBackward() {
     KrrSolveBackward(Rows(3), Rows(2), scalars_[0].view(), scalars_[1].view(),
-                     log_lambda_.view(), {}, SolvePrecision::kBFloat16x3,
+                     log_lambda_.view(), {}, SolvePrecision::kBFloat16x3, {},
                      Rows(6), scalars_[3].view(), Rows(4), Rows(7), Rows(8),
                      Rows(10), scalars_[4].view(), scalars_[5].view(),
                      d_log_lambda_.view(), stream_);

@@ -215,7 +215,9 @@ void Core::RunSoftmax() {
 void Core::RunCubit() {
   const Projection q = Enter("q", c_.qk_norm);
   const Projection k = Enter("k", c_.qk_norm);
-  const Projection r = Enter("r", false);
+  Projection r;
+  r.rows = LoadHeads("r");
+  r.d_rows = NewRows();
   const HeadTensor v = LoadHeads("v");
   const Tensor scale = Load("scale");
   const Tensor log_lambda = Load("log_lambda");
@@ -226,8 +228,8 @@ void Core::RunCubit() {
   const Tensor value_scale = NewScalars();
   const HeadTensor x = NewRows();
   const Tensor lse = NewScalars();
-  KrrFactorsForward(r.rows, lrr, scale, lower, upper_scale, column_scale,
-                    value_scale, stream_);
+  KrrRotaryFactorsForward(rotary_, 0, r.rows, lrr, scale, lower, upper_scale,
+                          column_scale, value_scale, stream_);
   KrrSolveForward(r.rows, v, column_scale, value_scale, log_lambda, mask_,
                   precision_.solve,
                   /*first_row=*/0, x, lse, stream_);
@@ -236,23 +238,24 @@ void Core::RunCubit() {
   Write("lse_kernel", lse);
 
   const HeadTensor d_v = NewRows();
-  const Tensor d_column_scale = NewScalars();
+  const Tensor d_scale_shares = NewScalars();
   const Tensor d_value_scale = NewScalars();
   const Tensor d_log_lambda = New({c_.num_heads});  // arenas start zero
   KrrSolveBackward(r.rows, v, column_scale, value_scale, log_lambda, mask_,
-                   precision_.solve, x, lse, d_x, /*y=*/d_x, r.d_rows, d_v,
-                   d_column_scale, d_value_scale, d_log_lambda, stream_);
+                   precision_.solve, {/*normalised=*/true, rotary_}, x, lse,
+                   d_x, /*y=*/d_x, r.d_rows, d_v, d_scale_shares, d_value_scale,
+                   d_log_lambda, stream_);
   const Tensor d_lrr = NewScalars(precision_.dtype);
   const Tensor d_scale = New({c_.num_heads});
   const Tensor d_lower = New({c_.num_heads});
   const Tensor d_upper_scale = New({c_.num_heads});
-  KrrFactorsBackward(
-      r.rows, lrr, scale, upper_scale, column_scale, d_column_scale,
-      d_value_scale, r.d_rows, c_.lrr ? Heads(d_lrr) : HeadTensor(), d_scale,
-      c_.lrr ? d_lower : Tensor(), c_.lrr ? d_upper_scale : Tensor(), stream_);
+  KrrScalarsBackward(lrr, upper_scale, d_scale_shares, d_value_scale,
+                     c_.lrr ? Heads(d_lrr) : HeadTensor(), d_scale,
+                     c_.lrr ? d_lower : Tensor(),
+                     c_.lrr ? d_upper_scale : Tensor(), stream_);
   Leave("dq", q);
   Leave("dk", k);
-  Leave("dr", r);
+  Write("dr", r.d_rows);
   Write("dv", d_v);
   Write("dlrr_logits", d_lrr);
   Write("dscale", d_scale);

@@ -4,6 +4,7 @@
 // rounded once, so at most half a unit of bf16 from the reference in double
 // (of the same bf16 inputs).
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "ops/decode.h"
 #include "ops/head_norm.h"
 #include "ops/heads.h"
+#include "ops/krr.h"
 #include "ops/rotary.h"
 #include "ops/rotary_reference.h"
 #include "tests/ops/device_heads.h"
@@ -28,6 +30,7 @@ using ::cubit::testing::DeviceHeads;
 using ::cubit::testing::DeviceTensor;
 using ::cubit::testing::HeadSize;
 using ::cubit::testing::IsClose;
+using ::cubit::testing::RandomNormal;
 using ::cubit::testing::ToDouble;
 using reference::Matrix;
 
@@ -68,6 +71,39 @@ TEST(RotaryBFloat16, TurnsThereAndBack) {
     stream.Synchronize();
     x.Read();
     EXPECT_TRUE(IsClose(ToDouble(x.Values()), ToDouble(before), 2 * kHalfUnit));
+  }
+}
+
+// |r|^2 is that of the rounded rows, which the solve reads.
+TEST(KrrRotaryFactorsBFloat16, TurnAsTheRotationAndMeasureWhatIsStored) {
+  for (const Layout& layout : kLayouts) {
+    const HeadSize& size = layout.size;
+    DeviceHeads r(size, "r", 1.0, layout.first);
+    DeviceHeads rotated = DeviceHeads(size, "r", 1.0, layout.first);
+    DeviceTensor<float> table(Shape{size.seq_len + 7, size.head_dim});
+    const Shape scalars = {size.batch, size.num_heads, size.seq_len};
+    const DeviceTensor<float> column_scale(scalars), value_scale(scalars),
+        scale(Shape{size.num_heads},
+              std::vector<float>(static_cast<size_t>(size.num_heads), 3.0f));
+    Stream stream;
+    RotaryTable(10000.0, table.view(), stream);
+    KrrRotaryFactorsForward(table.view(), 7, r.view(), {}, scale.view(), {}, {},
+                            column_scale.view(), value_scale.view(), stream);
+    RotaryForward(table.view(), 7, rotated.view(), stream);
+    stream.Synchronize();
+    r.Read();
+    rotated.Read();
+    EXPECT_EQ(r.Values(), rotated.Values());
+    EXPECT_TRUE(r.RestIsPoisoned());
+    std::vector<double> want;
+    for (int64_t pair = 0; pair < size.num_pairs(); ++pair) {
+      const Matrix<double> head = r.Head<double>(pair);
+      for (int64_t t = 0; t < size.seq_len; ++t) {
+        want.push_back(3 / std::sqrt(RowDot(head, t, head, t) + 1e-12));
+      }
+    }
+    EXPECT_TRUE(IsClose(ToDouble(column_scale.Read()), want, 5e-7));
+    EXPECT_EQ(value_scale.Read(), std::vector<float>(want.size(), 1.0f));
   }
 }
 
@@ -161,6 +197,94 @@ TEST(HeadNormBackwardBFloat16, MatchesTheFormula) {
     EXPECT_TRUE(IsClose(ToDouble(d_gain.Read()), want.d_gain, 1e-5));
     EXPECT_TRUE(d.RestIsPoisoned());
   }
+}
+
+TEST(KrrHealthBFloat16, MatchesItsDefinition) {
+  for (const Layout& layout : kLayouts) {
+    const HeadSize& size = layout.size;
+    const DeviceHeads r(size, "r", 0.3, layout.first),
+        v(size, "v", 1.0, layout.first), x(size, "x", 2.0, layout.first);
+    const Shape scalars = {size.batch, size.num_heads, size.seq_len};
+    const std::vector<float> column_scale =
+        RandomNormal(9, "column_scale", scalars, 0.1).values();
+    const std::vector<float> value_scale =
+        RandomNormal(9, "value_scale", scalars).values();
+    std::vector<float> lse = RandomNormal(9, "lse", scalars, 0.1).values();
+    for (float& value : lse) value += 3;
+    const DeviceTensor<float> columns(scalars, column_scale),
+        values(scalars, value_scale), lse_device(scalars, lse),
+        log_lambda(
+            Shape{size.num_heads},
+            std::vector<float>(static_cast<size_t>(size.num_heads), -2.0f)),
+        result(Shape{3});
+    Stream stream;
+    KrrHealth(r.view(), v.view(), columns.view(), values.view(),
+              log_lambda.view(), x.view(), lse_device.view(), result.view(),
+              stream);
+    stream.Synchronize();
+    double diagonal = 1, largest_x = 0, largest_v = 0;
+    for (int64_t i = 0; i < scalars.num_elements(); ++i) {
+      const int64_t pair = i / size.seq_len;
+      const int64_t t = i % size.seq_len;
+      const size_t n = static_cast<size_t>(i);
+      const Matrix<double> r_head = r.Head<double>(pair);
+      const Matrix<double> v_head = v.Head<double>(pair);
+      const Matrix<double> x_head = x.Head<double>(pair);
+      const double score =
+          static_cast<double>(column_scale[n]) * RowDot(r_head, t, r_head, t);
+      diagonal =
+          std::min(diagonal, std::exp(score - static_cast<double>(lse[n])));
+      for (int64_t c = 0; c < size.head_dim; ++c) {
+        largest_x = std::max(largest_x, std::abs(x_head(t, c)));
+        largest_v = std::max(
+            largest_v,
+            std::abs(v_head(t, c) * static_cast<double>(value_scale[n])));
+      }
+    }
+    EXPECT_TRUE(IsClose(ToDouble(result.Read()),
+                        {diagonal, largest_x / largest_v, std::exp(-2.0)},
+                        1e-6));
+  }
+}
+
+TEST(KrrScalarsBFloat16, MatchTheFormula) {
+  const HeadSize size = {2, 3, 1100, 1};
+  const DeviceHeads logits(size, "logits", 1.0, 5);
+  DeviceHeads d_logits(size, 5);
+  const Shape scalars = {2, 3, 1100};
+  const std::vector<float> shares = RandomNormal(8, "shares", scalars).values();
+  const std::vector<float> d_values =
+      RandomNormal(8, "d_values", scalars).values();
+  const DeviceTensor<float> shares_device(scalars, shares),
+      d_values_device(scalars, d_values),
+      upper_scale(Shape{3}, {0.5f, 1.5f, -2.0f}),
+      d_scale(Shape{3}, std::vector<float>(3, 1.0f)),
+      d_lower(Shape{3}, std::vector<float>(3, 2.0f)),
+      d_upper(Shape{3}, std::vector<float>(3, 3.0f));
+  Stream stream;
+  KrrScalarsBackward(logits.view(), upper_scale.view(), shares_device.view(),
+                     d_values_device.view(), d_logits.view(), d_scale.view(),
+                     d_lower.view(), d_upper.view(), stream);
+  stream.Synchronize();
+  d_logits.Read();
+  const std::vector<double> upper = ToDouble(upper_scale.Read());
+  std::vector<double> want_scale(3, 1.0), want_lower(3, 2.0),
+      want_upper(3, 3.0), want_logits;
+  const std::vector<double> x = ToDouble(logits.Values());
+  for (size_t i = 0; i < x.size(); ++i) {
+    const size_t h = i / 1100 % 3;
+    const double s = 1 / (1 + std::exp(-x[i]));
+    const double d_value = d_values[i];
+    want_scale[h] += shares[i];
+    want_lower[h] += d_value;
+    want_upper[h] += d_value * s;
+    want_logits.push_back(d_value * upper[h] * s * (1 - s));
+  }
+  EXPECT_TRUE(IsClose(ToDouble(d_scale.Read()), want_scale, 1e-6));
+  EXPECT_TRUE(IsClose(ToDouble(d_lower.Read()), want_lower, 1e-6));
+  EXPECT_TRUE(IsClose(ToDouble(d_upper.Read()), want_upper, 1e-6));
+  EXPECT_TRUE(IsClose(ToDouble(d_logits.Values()), want_logits, kHalfUnit));
+  EXPECT_TRUE(d_logits.RestIsPoisoned());
 }
 
 TEST(CopyHeadsBFloat16, ConvertsBothWays) {

@@ -59,28 +59,45 @@ class KrrCase {
   }
 
   // Every output starts as NaN, accumulated ones as 0.
-  Named<float> RunOp() const {
-    HeadArray x(size), y(size), d_r(size), d_v(size);
-    HostTensor<float> lse = Poisoned(column_scale.shape());
-    HostTensor<float> d_columns = lse, d_values = lse;
-    HostTensor<float> d_log_lambda({size.num_heads}, 0.0f);
-    Forward(0, &x, &lse);
+  struct Gradients {
+    explicit Gradients(const HeadSize& size)
+        : d_r(size),
+          d_v(size),
+          d_columns(Poisoned({size.batch, size.num_heads, size.seq_len})),
+          d_values(d_columns),
+          d_log_lambda({size.num_heads}, 0.0f) {}
+
+    HeadArray d_r, d_v;
+    HostTensor<float> d_columns, d_values, d_log_lambda;
+  };
+  Gradients Backward(const KrrBefore& before, const HeadArray& x,
+                     const HostTensor<float>& lse) const {
+    Gradients d(size);
+    HeadArray y(size);
     Stream stream;
     KrrSolveBackward(
         r.view(), v.view(), column_scale.view(), value_scale.view(),
-        log_lambda.view(), mask.ForOp(), SolvePrecision::kBFloat16x3, x.view(),
-        lse.view(), d_x.view(), y.view(), d_r.view(), d_v.view(),
-        d_columns.view(), d_values.view(), d_log_lambda.view(), stream);
+        log_lambda.view(), mask.ForOp(), SolvePrecision::kBFloat16x3, before,
+        x.view(), lse.view(), d_x.view(), y.view(), d.d_r.view(), d.d_v.view(),
+        d.d_columns.view(), d.d_values.view(), d.d_log_lambda.view(), stream);
+    EXPECT_TRUE(d.d_r.RestIsPoisoned());
+    EXPECT_TRUE(d.d_v.RestIsPoisoned());
+    return d;
+  }
+
+  Named<float> RunOp() const {
+    HeadArray x(size);
+    HostTensor<float> lse = Poisoned(column_scale.shape());
+    Forward(0, &x, &lse);
     EXPECT_TRUE(x.RestIsPoisoned());
-    EXPECT_TRUE(d_r.RestIsPoisoned());
-    EXPECT_TRUE(d_v.RestIsPoisoned());
+    const Gradients d = Backward({}, x, lse);
     return {{"x", x.Values()},
             {"lse", lse.values()},
-            {"d_r", d_r.Values()},
-            {"d_v", d_v.Values()},
-            {"d_column_scale", d_columns.values()},
-            {"d_value_scale", d_values.values()},
-            {"d_log_lambda", d_log_lambda.values()}};
+            {"d_r", d.d_r.Values()},
+            {"d_v", d.d_v.Values()},
+            {"d_column_scale", d.d_columns.values()},
+            {"d_value_scale", d.d_values.values()},
+            {"d_log_lambda", d.d_log_lambda.values()}};
   }
 
   template <typename T>

@@ -172,7 +172,7 @@ TEST(KrrSolve, ScratchMayBeTheGradientItself) {
   Stream stream;
   KrrSolveBackward(krr.r.view(), krr.v.view(), krr.column_scale.view(),
                    krr.value_scale.view(), krr.log_lambda.view(), {},
-                   SolvePrecision::kBFloat16x3, x.view(), lse.view(),
+                   SolvePrecision::kBFloat16x3, {}, x.view(), lse.view(),
                    d_x.view(), /*y=*/d_x.view(), d_r.view(), d_v.view(),
                    d_columns.view(), d_values.view(), d_log_lambda.view(),
                    stream);

@@ -2,13 +2,16 @@
 
 #include "ops/krr.h"
 
+#include <cmath>
 #include <complex>
 #include <ostream>
+#include <tuple>
 #include <vector>
 
 #include "gtest/gtest.h"
 
 #include "ops/krr_reference.h"
+#include "ops/rotary.h"
 #include "tests/ops/backend_budget.h"
 #include "tests/ops/head_array.h"
 #include "tests/ops/krr_case.h"
@@ -232,6 +235,124 @@ INSTANTIATE_TEST_SUITE_P(
                                 false,
                                 {20, 50}}));
 
+// ---- The backward through norm and rotation. ----
+
+struct PassesBefore {
+  bool normalised;
+  bool rotated;
+};
+
+class KrrSolveBefore
+    : public ::testing::TestWithParam<std::tuple<SolveCase, PassesBefore>> {};
+
+TEST_P(KrrSolveBefore, EqualsThePassesApart) {
+  const auto& [c, passes] = GetParam();
+  if (!c.causal && ProductRoundings() > 1) {
+    GTEST_SKIP() << "skipped: the dense system is solved on the CPU alone";
+  }
+  HostTensor<int32_t> segments;
+  if (!c.documents.empty()) {
+    segments = Documents(c.size.batch, c.size.seq_len, c.documents);
+  }
+  const KrrCase krr(c.size, c.r_stddev, c.common, c.scale, c.log_lambda,
+                    TestMask(c.causal, segments));
+  Stream stream;
+  HostTensor<float> table = Poisoned({c.size.seq_len + 3, c.size.head_dim});
+  if (passes.rotated) RotaryTable(10000.0, table.view(), stream);
+  HeadArray x(c.size);
+  HostTensor<float> lse = Poisoned(krr.column_scale.shape());
+  krr.Forward(0, &x, &lse);
+
+  KrrCase::Gradients apart = krr.Backward({}, x, lse);
+  const HostTensor<float> scale({c.size.num_heads}, c.scale);
+  HostTensor<float> d_scale({c.size.num_heads}, 0.0f);
+  if (passes.normalised) {
+    KrrFactorsBackward(krr.r.view(), {}, scale.view(), {},
+                       krr.column_scale.view(), apart.d_columns.view(),
+                       apart.d_values.view(), apart.d_r.view(), {},
+                       d_scale.view(), {}, {}, stream);
+  }
+  if (passes.rotated) {
+    RotaryBackward(table.view(), 0, apart.d_r.view(), stream);
+  }
+
+  KrrBefore before;
+  before.normalised = passes.normalised;
+  if (passes.rotated) before.rotary_table = table.view();
+  const KrrCase::Gradients fused = krr.Backward(before, x, lse);
+  constexpr double kTolerance = 3e-6;
+  EXPECT_TRUE(IsClose(ToDouble(fused.d_r.Values()),
+                      ToDouble(apart.d_r.Values()), kTolerance));
+  EXPECT_EQ(fused.d_v.Values(), apart.d_v.Values());
+  EXPECT_EQ(fused.d_values.values(), apart.d_values.values());
+  EXPECT_EQ(fused.d_log_lambda.values(), apart.d_log_lambda.values());
+  if (!passes.normalised) {
+    EXPECT_EQ(fused.d_columns.values(), apart.d_columns.values());
+    return;
+  }
+  HostTensor<float> fused_d_scale({c.size.num_heads}, 0.0f);
+  KrrScalarsBackward({}, {}, fused.d_columns.view(), fused.d_values.view(), {},
+                     fused_d_scale.view(), {}, {}, stream);
+  EXPECT_TRUE(IsClose(ToDouble(fused_d_scale.values()),
+                      ToDouble(d_scale.values()), kTolerance));
+}
+
+// Head dims that kernels are made for, and those that they pad.
+INSTANTIATE_TEST_SUITE_P(
+    Sizes, KrrSolveBefore,
+    ::testing::Combine(
+        ::testing::Values(SolveCase{"OneRow", {1, 1, 1, 8}},
+                          SolveCase{"BelowTile", {2, 2, 63, 16}},
+                          SolveCase{"ThirtyTwo", {1, 3, 150, 32}},
+                          SolveCase{"SixtyFour", {2, 1, 129, 64}},
+                          SolveCase{"Eighty", {1, 2, 100, 80}},
+                          SolveCase{"NinetySix", {1, 1, 70, 96}},
+                          SolveCase{"Wide", {1, 2, 130, 128}, 0.3}),
+        ::testing::Values(PassesBefore{true, true}, PassesBefore{true, false},
+                          PassesBefore{false, true})));
+INSTANTIATE_TEST_SUITE_P(
+    Systems, KrrSolveBefore,
+    ::testing::Combine(
+        ::testing::Values(
+            SolveCase{"OddDim", {1, 1, 2, 5}},
+            SolveCase{"LargeScale", {1, 1, 100, 16}, 0.5, 0, 20.0f},
+            SolveCase{"ScaleZero", {1, 2, 100, 16}, 0.5, 0, 0.0f, 1.0f}),
+        ::testing::Values(PassesBefore{true, false})));
+INSTANTIATE_TEST_SUITE_P(
+    Masks, KrrSolveBefore,
+    ::testing::Combine(
+        ::testing::Values(
+            SolveCase{"Documents",
+                      {2, 2, 200, 64},
+                      0.5,
+                      0,
+                      1,
+                      -23,
+                      true,
+                      {1, 60, 64, 130, 131}},
+            SolveCase{"NotCausal", {2, 2, 40, 16}, 1.0, 0, 1, -3, false}),
+        ::testing::Values(PassesBefore{true, true})));
+
+TEST(KrrSolveBeforeDeathTest, TableMustReachTheLastPosition) {
+  const KrrCase krr({1, 1, 9, 32}, 0.5, 0, 1, -23, {});
+  const HostTensor<float> table({8, 32});
+  HeadArray x(krr.size), y(krr.size);
+  HostTensor<float> lse = Poisoned(krr.column_scale.shape());
+  krr.Forward(0, &x, &lse);
+  KrrCase::Gradients d(krr.size);
+  KrrBefore before;
+  before.rotary_table = table.view();
+  Stream stream;
+  EXPECT_DEATH(
+      KrrSolveBackward(krr.r.view(), krr.v.view(), krr.column_scale.view(),
+                       krr.value_scale.view(), krr.log_lambda.view(), {},
+                       SolvePrecision::kBFloat16x3, before, x.view(),
+                       lse.view(), krr.d_x.view(), y.view(), d.d_r.view(),
+                       d.d_v.view(), d.d_columns.view(), d.d_values.view(),
+                       d.d_log_lambda.view(), stream),
+      "positions \\[0, 9\\) of a table of 8");
+}
+
 // ---- The factors. ----
 
 struct FactorsRun {
@@ -346,6 +467,99 @@ TEST(KrrFactors, WithoutLrrValuesKeepTheirScale) {
                      {}, stream);
   const auto exact = FactorsReference<double>(run);
   EXPECT_TRUE(IsClose(ToDouble(d_scale.values()), exact.at("d_scale"), 1e-6));
+}
+
+// The tokens' shares of d_scale that a run of the factors has.
+HostTensor<float> SharesOf(const FactorsRun& run) {
+  HostTensor<float> shares = run.d_columns;
+  for (int64_t i = 0; i < run.size.num_pairs() * run.size.seq_len; ++i) {
+    const auto r = run.r.Head<double>(i / run.size.seq_len);
+    const int64_t t = i % run.size.seq_len;
+    shares[i] = static_cast<float>(static_cast<double>(shares[i]) /
+                                   std::sqrt(reference::RowDot(r, t, r, t)));
+  }
+  return shares;
+}
+
+// Sequences of less and of more than one thread block of a GPU.
+TEST(KrrScalars, EqualTheFactorsAndAccumulate) {
+  for (const int64_t seq_len : {1, 17, 2100}) {
+    const FactorsRun run({2, 3, seq_len, 2});
+    const HostTensor<float> shares = SharesOf(run);
+    const auto exact = FactorsReference<double>(run);
+    const auto plain = FactorsReference<float>(run);
+    HeadArray d_lrr({2, 3, seq_len, 1});
+    HostTensor<float> d_scale({3}, 0.0f), d_lower({3}, 0.0f),
+        d_upper({3}, 0.0f);
+    Stream stream;
+    const auto run_op = [&] {
+      KrrScalarsBackward(run.lrr.view(), run.upper.view(), shares.view(),
+                         run.d_values.view(), d_lrr.view(), d_scale.view(),
+                         d_lower.view(), d_upper.view(), stream);
+    };
+    run_op();
+    EXPECT_TRUE(IsClose(ToDouble(d_scale.values()), exact.at("d_scale"), 1e-6));
+    EXPECT_TRUE(IsClose(ToDouble(d_lower.values()), exact.at("d_lower"), 1e-6));
+    EXPECT_TRUE(
+        IsClose(ToDouble(d_upper.values()), exact.at("d_upper_scale"), 1e-6));
+    EXPECT_TRUE(IsWithinBudget(d_lrr.Values(), plain.at("d_lrr_logits"),
+                               exact.at("d_lrr_logits")));
+    EXPECT_TRUE(d_lrr.RestIsPoisoned());
+    const std::vector<float> once = d_scale.values();
+    run_op();
+    EXPECT_EQ(d_scale.values(), testing::Sum(once, once));
+  }
+}
+
+TEST(KrrScalars, WithoutLrrOnlyTheScaleHasAGradient) {
+  const FactorsRun run({1, 2, 9, 4});
+  HostTensor<float> d_scale({2}, 0.0f);
+  Stream stream;
+  KrrScalarsBackward({}, {}, SharesOf(run).view(), run.d_values.view(), {},
+                     d_scale.view(), {}, {}, stream);
+  EXPECT_TRUE(IsClose(ToDouble(d_scale.values()),
+                      FactorsReference<double>(run).at("d_scale"), 1e-6));
+}
+
+// Rows that whole vectors of their halves make up, and others.
+TEST(KrrRotaryFactors, EqualTheRotationAndTheFactors) {
+  for (const HeadSize& size :
+       {HeadSize{2, 3, 17, 8}, HeadSize{1, 5, 30, 64}, HeadSize{2, 2, 9, 80},
+        HeadSize{1, 2, 33, 128}, HeadSize{1, 3, 5, 6}, HeadSize{3, 2, 1, 32}}) {
+    FactorsRun apart(size), fused(size);
+    HostTensor<float> table = Poisoned({size.seq_len + 9, size.head_dim});
+    Stream stream;
+    RotaryTable(10000.0, table.view(), stream);
+    RotaryForward(table.view(), 9, apart.r.view(), stream);
+    KrrFactorsForward(apart.r.view(), apart.lrr.view(), apart.scale.view(),
+                      apart.lower.view(), apart.upper.view(),
+                      apart.column_scale.view(), apart.value_scale.view(),
+                      stream);
+    KrrRotaryFactorsForward(table.view(), 9, fused.r.view(), fused.lrr.view(),
+                            fused.scale.view(), fused.lower.view(),
+                            fused.upper.view(), fused.column_scale.view(),
+                            fused.value_scale.view(), stream);
+    EXPECT_TRUE(
+        IsClose(ToDouble(fused.r.Values()), ToDouble(apart.r.Values()), 1e-7));
+    EXPECT_TRUE(fused.r.RestIsPoisoned());
+    EXPECT_TRUE(IsClose(ToDouble(fused.column_scale.values()),
+                        ToDouble(apart.column_scale.values()), 5e-7));
+    EXPECT_EQ(fused.value_scale.values(), apart.value_scale.values());
+  }
+}
+
+TEST(KrrRotaryFactors, WithoutATableNothingTurns) {
+  FactorsRun apart({1, 2, 9, 4}), fused = apart;
+  Stream stream;
+  KrrFactorsForward(apart.r.view(), {}, apart.scale.view(), {}, {},
+                    apart.column_scale.view(), apart.value_scale.view(),
+                    stream);
+  KrrRotaryFactorsForward({}, 0, fused.r.view(), {}, fused.scale.view(), {}, {},
+                          fused.column_scale.view(), fused.value_scale.view(),
+                          stream);
+  EXPECT_EQ(fused.r.Values(), apart.r.Values());
+  EXPECT_EQ(fused.column_scale.values(), apart.column_scale.values());
+  EXPECT_EQ(fused.value_scale.values(), apart.value_scale.values());
 }
 
 TEST(KrrFactors, ZeroRowAndZeroScaleStayFinite) {

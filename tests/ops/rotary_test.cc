@@ -93,6 +93,38 @@ TEST(Rotary, BackwardTurnsBack) {
   EXPECT_TRUE(IsClose(ToDouble(x.Values()), before, 3e-7));
 }
 
+TEST(Rotary, ViewsOfOneCallTurnAsEachAlone) {
+  const HostTensor<float> table = Table(64, 16);
+  Stream stream;
+  // More heads than one thread takes, and not a multiple of them.
+  const testing::HeadSize size = {2, 5, 20, 16};
+  HeadArray q(size, "q"), k(size, "k"), r(size, "r");
+  HeadArray q_alone = q, k_alone = k, r_alone = r;
+  RotaryForward(table.view(), 3, {q.view(), k.view(), r.view()}, stream);
+  for (HeadArray* x : {&q_alone, &k_alone, &r_alone}) {
+    RotaryForward(table.view(), 3, x->view(), stream);
+  }
+  EXPECT_EQ(q.Values(), q_alone.Values());
+  EXPECT_EQ(k.Values(), k_alone.Values());
+  EXPECT_EQ(r.Values(), r_alone.Values());
+  RotaryBackward(table.view(), 3, {q.view(), k.view()}, stream);
+  for (HeadArray* x : {&q_alone, &k_alone}) {
+    RotaryBackward(table.view(), 3, x->view(), stream);
+    EXPECT_TRUE(x->RestIsPoisoned());
+  }
+  EXPECT_EQ(q.Values(), q_alone.Values());
+  EXPECT_EQ(k.Values(), k_alone.Values());
+  EXPECT_EQ(r.Values(), r_alone.Values());
+}
+
+TEST(RotaryDeathTest, ViewsOfOneCallHaveEqualExtents) {
+  const HostTensor<float> table = Table(10, 8);
+  HeadArray q({1, 2, 4, 8}, "q"), k({1, 1, 4, 8}, "k");
+  Stream stream;
+  EXPECT_DEATH(RotaryForward(table.view(), 0, {q.view(), k.view()}, stream),
+               "\\[1, 4, 1, 8\\] and \\[1, 4, 2, 8\\]");
+}
+
 TEST(Rotary, ProductsDependOnTheDistanceAlone) {
   const HostTensor<float> table = Table(500, 8);
   Stream stream;

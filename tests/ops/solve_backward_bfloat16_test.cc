@@ -18,6 +18,8 @@
 #include "ops/delta_solve_reference.h"
 #include "ops/krr.h"
 #include "ops/krr_reference.h"
+#include "ops/rotary.h"
+#include "ops/rotary_reference.h"
 #include "runtime/bfloat16.h"
 #include "runtime/device.h"
 #include "tests/ops/device_array.h"
@@ -37,6 +39,7 @@ using reference::Vector;
 
 constexpr int64_t kHeads = 2;
 constexpr float kLogLambda = -23;
+constexpr double kRotaryBase = 10000.0;
 
 struct Case {
   const char* name;
@@ -205,7 +208,25 @@ class KrrBFloat16Backward : public BFloat16Backward {
             ToDouble(Scalars(value_scale_, h))};
   }
 
-  Results<double> Exact() const {
+  // The way back through the norm and the rotation that made r, for scale 1:
+  // `d_columns` become the shares of d_scale.
+  template <typename T>
+  static void GoThroughBefore(const Matrix<T>& r, Matrix<T>* d_r,
+                              Vector<T>* d_columns) {
+    const auto d = reference::KrrFactorsBackward(
+        r, {}, reference::KrrParameters<T>(), *d_columns, {});
+    for (size_t i = 0; i < d_r->values().size(); ++i) {
+      d_r->values()[i] += d.d_r.values()[i];
+    }
+    *d_r = reference::Rotary(*d_r, kRotaryBase, 0, -1);
+    for (int64_t t = 0; t < r.rows(); ++t) {
+      (*d_columns)[static_cast<size_t>(t)] /=
+          std::sqrt(reference::RowDot(r, t, r, t) + T(1e-12));
+    }
+  }
+
+  // `before`: through norm and rotation.
+  Results<double> Exact(bool before) const {
     Results<double> exact;
     for (int64_t h = 0; h < kHeads; ++h) {
       const Matrix<double> r = Widened(Head(q_, h));
@@ -214,9 +235,10 @@ class KrrBFloat16Backward : public BFloat16Backward {
           r, v, Factors(h), kLogLambda, ReferenceMask());
       Append(forward.x.values(), &exact["x"]);
       Append(forward.lse, &exact["lse"]);
-      const auto d = reference::KrrSolveBackward<double>(
-          r, v, Factors(h), kLogLambda, ReferenceMask(), forward.x,
-          Widened(Head(d_x_, h)));
+      auto d = reference::KrrSolveBackward<double>(r, v, Factors(h), kLogLambda,
+                                                   ReferenceMask(), forward.x,
+                                                   Widened(Head(d_x_, h)));
+      if (before) GoThroughBefore(r, &d.d_r, &d.d_column_scale);
       Append(d.d_r.values(), &exact["d_r"]);
       Append(d.d_v.values(), &exact["d_v"]);
       Append(d.d_column_scale, &exact["d_column_scale"]);
@@ -226,7 +248,7 @@ class KrrBFloat16Backward : public BFloat16Backward {
     return exact;
   }
 
-  void PlainHead(int64_t h, const Matrix<float>& x,
+  void PlainHead(int64_t h, const Matrix<float>& x, bool before,
                  Results<float>* plain) const {
     const Matrix<float> r = Head(q_, h);
     const Vector<float> columns = Scalars(column_scale_, h);
@@ -252,6 +274,7 @@ class KrrBFloat16Backward : public BFloat16Backward {
         reference::Multiply(reference::Transpose(d_scores), r);
     Matrix<float> d_v = y;
     const Matrix<float> v = Head(v_, h);
+    Vector<float> d_columns;
     float y_dot_x = 0;
     for (int64_t t = 0; t < c_.seq_len; ++t) {
       const size_t i = static_cast<size_t>(t);
@@ -259,10 +282,12 @@ class KrrBFloat16Backward : public BFloat16Backward {
         d_r(t, c) += columns[i] * d_keys(t, c);
         d_v(t, c) *= values[i];
       }
-      (*plain)["d_column_scale"].push_back(reference::RowDot(r, t, d_keys, t));
+      d_columns.push_back(reference::RowDot(r, t, d_keys, t));
       (*plain)["d_value_scale"].push_back(reference::RowDot(y, t, v, t));
       y_dot_x += reference::RowDot(y, t, x, t);
     }
+    if (before) GoThroughBefore(r, &d_r, &d_columns);
+    Append(d_columns, &(*plain)["d_column_scale"]);
     Append(RoundedMatrix(d_r).values(), &(*plain)["d_r"]);
     Append(RoundedMatrix(d_v).values(), &(*plain)["d_v"]);
     (*plain)["d_log_lambda"].push_back(-lambda * y_dot_x);
@@ -270,7 +295,7 @@ class KrrBFloat16Backward : public BFloat16Backward {
 
   // From x [T, H, K]. Y takes the memory of d_x, as in training.
   Results<float> Run(const std::vector<float>& x,
-                     const std::vector<double>& lse) const {
+                     const std::vector<double>& lse, bool before) const {
     const DeviceArray r = Rows(q_, c_.head_dim), v = Rows(v_, c_.head_dim),
                       x_device = Rows(x, c_.head_dim),
                       d_x = Rows(d_x_, c_.head_dim),
@@ -286,10 +311,15 @@ class KrrBFloat16Backward : public BFloat16Backward {
     const DeviceArray log_lambda(DType::kFloat32, {kHeads}, lambdas);
     const DeviceArray d_log_lambda(DType::kFloat32, {kHeads},
                                    std::vector<float>(kHeads, 0.0f));
+    const DeviceArray table(DType::kFloat32, {c_.seq_len, c_.head_dim});
     Stream stream;
+    RotaryTable(kRotaryBase, table.view(), stream);
+    KrrBefore passes;
+    passes.normalised = before;
+    if (before) passes.rotary_table = table.view();
     KrrSolveBackward(
         Heads(r), Heads(v), columns.view(), values.view(), log_lambda.view(),
-        OpMask(segments), SolvePrecision::kBFloat16x3, Heads(x_device),
+        OpMask(segments), SolvePrecision::kBFloat16x3, passes, Heads(x_device),
         lse_device.view(), Heads(d_x), Heads(d_x), Heads(d_r), Heads(d_v),
         d_columns.view(), d_values.view(), d_log_lambda.view(), stream);
     stream.Synchronize();
@@ -302,15 +332,20 @@ class KrrBFloat16Backward : public BFloat16Backward {
 };
 
 TEST_P(KrrBFloat16Backward, ErrorIsAtMostTwiceThePlainOneAndRunsAreEqual) {
-  Results<double> exact = Exact();
-  const std::vector<float> x = Rounded(ByToken(exact.at("x")));
-  const Results<float> got = Run(x, exact.at("lse"));
-  EXPECT_EQ(got, Run(x, exact.at("lse")));
-  exact.erase("x");
-  exact.erase("lse");
-  Results<float> plain;
-  for (int64_t h = 0; h < kHeads; ++h) PlainHead(h, Head(x, h), &plain);
-  ExpectWithinTwicePlain(got, plain, exact);
+  for (const bool before : {false, true}) {
+    SCOPED_TRACE(before ? "through norm and rotation" : "the solve alone");
+    Results<double> exact = Exact(before);
+    const std::vector<float> x = Rounded(ByToken(exact.at("x")));
+    const Results<float> got = Run(x, exact.at("lse"), before);
+    EXPECT_EQ(got, Run(x, exact.at("lse"), before));
+    exact.erase("x");
+    exact.erase("lse");
+    Results<float> plain;
+    for (int64_t h = 0; h < kHeads; ++h) {
+      PlainHead(h, Head(x, h), before, &plain);
+    }
+    ExpectWithinTwicePlain(got, plain, exact);
+  }
 }
 
 class DeltaBFloat16Backward : public BFloat16Backward {

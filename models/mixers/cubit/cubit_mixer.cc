@@ -4,6 +4,8 @@
 
 #include <cmath>
 
+#include "absl/types/span.h"
+
 #include "models/mixers/solve_dtype.h"
 #include "ops/attention.h"
 #include "ops/convert_heads.h"
@@ -77,11 +79,10 @@ void CubitMixer::Rotate(const MixerContext& context, int64_t position,
   const ConstTensor& table = context.rotary_table;
   if (table.empty()) return;
   const ProfileRange range(kRotary, *context.stream);
-  RotaryForward(table, position, views.q, *context.stream);
-  RotaryForward(table, position, views.k, *context.stream);
-  if (!options_.share) {
-    RotaryForward(table, position, views.r, *context.stream);
-  }
+  const HeadTensor rotated[] = {views.q, views.k};
+  RotaryForward(table, position,
+                absl::MakeConstSpan(rotated, options_.share ? 1 : 2),
+                *context.stream);
 }
 
 template <typename T>
@@ -145,7 +146,7 @@ std::unique_ptr<MixerScratch> CubitMixer::AllocateScratch(
     }
   }
   for (Tensor* tensor :
-       {&scratch->d_column_scale, &scratch->d_value_scale, &scratch->delta}) {
+       {&scratch->d_scale_shares, &scratch->d_value_scale, &scratch->delta}) {
     *tensor = arena.Allocate(DType::kFloat32, shape.per_token());
   }
   return scratch;
@@ -172,10 +173,9 @@ void CubitMixer::SolveForward(const MixerContext& context,
   const ProfileRange range(kSolve, *context.stream);
   const auto scalars = Named(context.scalars);
   Stream& stream = *context.stream;
-  // The rotation keeps |r|, so the factors may come after it.
-  KrrFactorsForward(views.r, views.lrr, scalars.scale, scalars.lower,
-                    scalars.upper_scale, kept->column_scale, kept->value_scale,
-                    stream);
+  KrrRotaryFactorsForward(context.rotary_table, 0, views.r, views.lrr,
+                          scalars.scale, scalars.lower, scalars.upper_scale,
+                          kept->column_scale, kept->value_scale, stream);
   const int64_t heads = views.q.num_heads;
   const HeadTensor solution = HeadsOf(kept->solution, 0, heads, head_dim_);
   HeadTensor r = views.r;
@@ -204,7 +204,6 @@ void CubitMixer::Backward(const MixerContext& context, ConstTensor columns,
   auto& work = *static_cast<CubitScratch*>(scratch);
   const auto views = Split<ConstHeadTensor>(columns);
   const auto d_views = Split<HeadTensor>(d_columns);
-  const auto scalars = Named(context.scalars);
   const auto gradients = Named(d_scalars);
   Stream& stream = *context.stream;
   const int64_t heads = views.q.num_heads;
@@ -221,23 +220,19 @@ void CubitMixer::Backward(const MixerContext& context, ConstTensor columns,
                       HeadsOf(work.d_solution, 0, heads, head_dim_), work.delta,
                       stream);
   }
-  {
-    const ProfileRange range(kSolve, stream);
-    SolveBackward(context, views, kept, work, d_r, d_views.v,
-                  gradients.log_lambda);
-    KrrFactorsBackward(views.r, views.lrr, scalars.scale, scalars.upper_scale,
-                       kept.column_scale, work.d_column_scale,
-                       work.d_value_scale, d_r, d_views.lrr, gradients.scale,
-                       gradients.lower, gradients.upper_scale, stream);
-    if (options_.share) AddHeads(d_r, d_views.k, stream);
+  if (!context.rotary_table.empty()) {
+    const ProfileRange range(kRotary, stream);
+    RotaryBackward(context.rotary_table, 0, {d_views.q, d_views.k}, stream);
   }
-  if (context.rotary_table.empty()) return;
-  const ProfileRange range(kRotary, stream);
-  RotaryBackward(context.rotary_table, 0, d_views.q, stream);
-  RotaryBackward(context.rotary_table, 0, d_views.k, stream);
-  if (!options_.share) {
-    RotaryBackward(context.rotary_table, 0, d_views.r, stream);
-  }
+  const ProfileRange range(kSolve, stream);
+  SolveBackward(context, views, kept, work, d_r, d_views.v,
+                gradients.log_lambda);
+  KrrScalarsBackward(views.lrr, Named(context.scalars).upper_scale,
+                     work.d_scale_shares, work.d_value_scale, d_views.lrr,
+                     gradients.scale, gradients.lower, gradients.upper_scale,
+                     stream);
+  // Both are those of the rows before the rotation.
+  if (options_.share) AddHeads(d_r, d_views.k, stream);
 }
 
 void CubitMixer::SolveBackward(const MixerContext& context,
@@ -266,10 +261,11 @@ void CubitMixer::SolveBackward(const MixerContext& context,
     solve_d_v = whole(work.d_v32);
     ConvertHeads(whole(work.d_solution), d_x, stream);
   }
+  const KrrBefore before = {/*normalised=*/true, context.rotary_table};
   KrrSolveBackward(r, v, kept.column_scale, kept.value_scale,
                    Named(context.scalars).log_lambda, context.mask,
-                   SolveWith(precision_), x, kept.lse_kernel, d_x, /*y=*/d_x,
-                   solve_d_r, solve_d_v, work.d_column_scale,
+                   SolveWith(precision_), before, x, kept.lse_kernel, d_x,
+                   /*y=*/d_x, solve_d_r, solve_d_v, work.d_scale_shares,
                    work.d_value_scale, d_log_lambda, stream);
   if (converted) {
     ConvertHeads(solve_d_r, d_r, stream);
@@ -334,9 +330,10 @@ void CubitMixer::Decode(const MixerContext& context, int64_t position,
   Stream& stream = *context.stream;
   const int64_t heads = views.q.num_heads;
   Rotate(context, position, views);
-  KrrFactorsForward(views.r, views.lrr, scalars.scale, scalars.lower,
-                    scalars.upper_scale, state.new_column_scale,
-                    state.new_value_scale, stream);
+  KrrRotaryFactorsForward(context.rotary_table, position, views.r, views.lrr,
+                          scalars.scale, scalars.lower, scalars.upper_scale,
+                          state.new_column_scale, state.new_value_scale,
+                          stream);
   const HeadTensor r = HeadsOf(state.r, 0, heads, head_dim_);
   const HeadTensor x = HeadsOf(state.solution, 0, heads, head_dim_);
   const HeadTensor k =

@@ -26,7 +26,7 @@ struct CubitSaved : SolveSaved {
 struct CubitScratch : MixerScratch {
   Tensor d_solution;      // [B, T, H * K], then Y of the transposed solve
   Tensor d_r;             // [B, T, H * K], only where r is shared with k
-  Tensor d_column_scale;  // [B, H, T]
+  Tensor d_scale_shares;  // [B, H, T]
   Tensor d_value_scale;   // [B, H, T]
   Tensor delta;           // [B, H, T]
   // Gradients around a solve in fp32, [B, T, H * K]; likewise absent.
@@ -125,14 +125,15 @@ class CubitMixer : public TokenMixer, public SequenceShardedMixer {
   };
   template <typename View, typename Columns>
   Views<View> Split(const Columns& columns) const;
-  // Rotates q, k and r, which begin at `position`.
+  // Rotates q and k, which begin at `position`; r, and k where it is r, is
+  // rotated in the pass over its factors.
   void Rotate(const MixerContext& context, int64_t position,
               const Views<HeadTensor>& views) const;
 
-  // x from views.r and views.v, into kept.solution.
+  // Rotates r; x from views.r and views.v, into kept.solution.
   void SolveForward(const MixerContext& context, const Views<HeadTensor>& views,
                     CubitSaved* kept) const;
-  // From d_x in work.d_solution to `d_r` and `d_v`.
+  // From d_x in work.d_solution to `d_v` and, through norm and rotation, `d_r`.
   void SolveBackward(const MixerContext& context,
                      const Views<ConstHeadTensor>& views,
                      const CubitSaved& kept, const CubitScratch& work,

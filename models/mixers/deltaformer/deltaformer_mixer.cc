@@ -4,6 +4,8 @@
 
 #include <cmath>
 
+#include "absl/types/span.h"
+
 #include "models/mixers/solve_dtype.h"
 #include "ops/attention.h"
 #include "ops/convert_heads.h"
@@ -73,9 +75,9 @@ void DeltaFormerMixer::Prepare(const MixerContext& context, int64_t position,
   Stream& stream = *context.stream;
   if (!table.empty()) {
     const ProfileRange range(kRotary, stream);
-    RotaryForward(table, position, views.q, stream);
-    RotaryForward(table, position, views.k, stream);
-    if (owns_w()) RotaryForward(table, position, views.w, stream);
+    const HeadTensor rotated[] = {views.q, views.k, views.w};
+    RotaryForward(table, position,
+                  absl::MakeConstSpan(rotated, owns_w() ? 3 : 2), stream);
   }
   if (options_.beta == DeltaBeta::kSigmoid) {
     SigmoidHeads(views.beta, views.beta, stream);
@@ -199,9 +201,9 @@ void DeltaFormerMixer::Backward(const MixerContext& context,
   if (!owns_w()) AddHeads(d_w, d_views.w, stream);
   if (!context.rotary_table.empty()) {
     const ProfileRange range(kRotary, stream);
-    RotaryBackward(context.rotary_table, 0, d_views.q, stream);
-    RotaryBackward(context.rotary_table, 0, d_views.k, stream);
-    if (owns_w()) RotaryBackward(context.rotary_table, 0, d_views.w, stream);
+    const HeadTensor rotated[] = {d_views.q, d_views.k, d_views.w};
+    RotaryBackward(context.rotary_table, 0,
+                   absl::MakeConstSpan(rotated, owns_w() ? 3 : 2), stream);
   }
   if (options_.beta == DeltaBeta::kSigmoid) {
     SigmoidHeadsBackward(d_views.beta, views.beta, d_views.beta, stream);

@@ -108,8 +108,7 @@ void SoftmaxMixer::Forward(const MixerContext& context, Tensor columns,
   NormForward(context, q, k, &kept);
   if (!context.rotary_table.empty()) {
     const ProfileRange range(kRotary, stream);
-    RotaryForward(context.rotary_table, 0, q, stream);
-    RotaryForward(context.rotary_table, 0, k, stream);
+    RotaryForward(context.rotary_table, 0, {q, k}, stream);
   }
   const ProfileRange range(kAttention, stream);
   AttentionForward(q, k, Projection<HeadTensor>(columns, kValue),
@@ -140,8 +139,7 @@ void SoftmaxMixer::Backward(const MixerContext& context, ConstTensor columns,
   }
   if (!context.rotary_table.empty()) {
     const ProfileRange range(kRotary, stream);
-    RotaryBackward(context.rotary_table, 0, d_q, stream);
-    RotaryBackward(context.rotary_table, 0, d_k, stream);
+    RotaryBackward(context.rotary_table, 0, {d_q, d_k}, stream);
   }
   NormBackward(context, kept, d_q, d_k, d_scalars);
 }
@@ -187,8 +185,7 @@ void SoftmaxMixer::Decode(const MixerContext& context, int64_t position,
     HeadNormForward(ConstTensor(), new_k, state.new_k_norm, stream);
   }
   if (!context.rotary_table.empty()) {
-    RotaryForward(context.rotary_table, position, q, stream);
-    RotaryForward(context.rotary_table, position, new_k, stream);
+    RotaryForward(context.rotary_table, position, {q, new_k}, stream);
   }
   const HeadTensor k = HeadsOf(state.k, 0, q.num_heads, head_dim_);
   const HeadTensor v = HeadsOf(state.v, 0, q.num_heads, head_dim_);
