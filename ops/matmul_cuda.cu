@@ -6,7 +6,9 @@
 #include <cstdint>
 
 #include "ops/activations.h"
+#include "ops/cuda/activation_math.cuh"
 #include "ops/cuda/column_sums.cuh"
+#include "ops/cuda/gelu_gradient.h"
 #include "ops/cuda/lt_matmul.h"
 #include "ops/cuda/memory_pass.cuh"
 #include "ops/matmul.h"
@@ -21,13 +23,6 @@ using cuda::LtProduct;
   CUBIT_CHECK((tensor).dtype() == (other).dtype())                     \
       << #tensor << " is " << Name((tensor).dtype()) << ", " << #other \
       << " is " << Name((other).dtype())
-
-// Does a product with GELU in its epilogue exist? cuBLASLt wants tensor cores
-// for it, and rows that begin at 16 bytes.
-bool CanFuseGelu(const ConstTensor& pre) {
-  return pre.dtype() == DType::kBFloat16 && pre.dim(1) % 8 == 0 &&
-         cuda::IsAligned16(pre.raw());
-}
 
 // x W^T; CHECKs all but what the epilogue needs.
 LtProduct Forward(const ConstTensor& x, const ConstTensor& weight,
@@ -80,7 +75,104 @@ LtProduct Backward(const ConstTensor& d_y, const ConstTensor& weight,
   return product;
 }
 
+// Rows d that become d GELU'(pre), in place, and are summed as they are stored.
+template <typename T, int kElements>
+struct GeluGradientRows {
+  static constexpr int kWidth = kElements;
+  static constexpr int kInFlight = 2;
+  struct Loaded {
+    cuda::RawPack<T, kWidth> d;
+    cuda::RawPack<T, kWidth> pre;
+  };
+
+  T* d;
+  const T* pre;
+
+  __device__ __forceinline__ void Load(int64_t offset, Loaded* loaded) const {
+    loaded->d.Load(d + offset);
+    loaded->pre.Load(pre + offset);
+  }
+  __device__ __forceinline__ void Add(const Loaded& loaded, int64_t offset,
+                                      float (&sums)[kWidth]) const {
+    cuda::Pack<T, kWidth> result;
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      result.values[i] = cuda::FromFloat<T>(
+          loaded.d.Get(i) * cuda::GeluDerivative<T>(loaded.pre.Get(i)));
+      sums[i] += cuda::ToFloat(result.values[i]);
+    }
+    StorePack(result, d + offset);
+  }
+};
+
+// d *= GELU'(pre); sum += column sums of d. Reads both and writes d once.
+template <typename T>
+void GeluBackwardWithSums(const ConstTensor& pre, const Tensor& d, float* sum,
+                          Stream& stream) {
+  constexpr int kWide = cuda::kVectorWidth<T>;
+  const int64_t num_rows = d.dim(0);
+  const int64_t width = d.dim(1);
+  T* to = cuda::Elements<T>(d);
+  const T* from = cuda::Elements<T>(pre);
+  if (width % kWide == 0 && cuda::IsAligned16(to) && cuda::IsAligned16(from)) {
+    cuda::AddSumsOfRows(GeluGradientRows<T, kWide>{to, from}, num_rows, width,
+                        sum, stream);
+  } else {
+    cuda::AddSumsOfRows(GeluGradientRows<T, 1>{to, from}, num_rows, width, sum,
+                        stream);
+  }
+}
+
+void AddBiasGradient(const ConstTensor& d_y, const Tensor& d_bias,
+                     Stream& stream) {
+  cuda::Dispatch(d_y.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    cuda::AddColumnSums(cuda::Elements<T>(d_y), d_y.dim(0), d_y.dim(1),
+                        d_bias.data<float>(), stream);
+  });
+}
+
 }  // namespace
+
+namespace cuda {
+
+bool HasGeluEpilogue(const ConstTensor& pre, const ConstTensor& other) {
+  return pre.dtype() == DType::kBFloat16 && pre.dim(1) % 8 == 0 &&
+         IsAligned16(pre.raw()) && IsAligned16(other.raw());
+}
+
+GeluGradientWay ChooseGeluGradientWay(int64_t /*num_rows*/, int64_t /*in*/,
+                                      int64_t /*out*/) {
+  return GeluGradientWay::kOwnPass;
+}
+
+void LinearGeluBackwardInputBy(GeluGradientWay way, ConstTensor d_y,
+                               ConstTensor weight, ConstTensor pre,
+                               Tensor d_pre, Tensor d_bias, Stream& stream) {
+  CUBIT_CHECK_EQ(pre.shape(), d_pre.shape());
+  CHECK_DTYPE(pre, d_pre);
+  if (!d_bias.empty()) CUBIT_CHECK_SHAPE(d_bias, {d_pre.dim(1)});
+  LtProduct product = Backward(d_y, weight, d_pre);
+  if (way == GeluGradientWay::kEpilogue) {
+    CUBIT_CHECK(HasGeluEpilogue(pre, d_pre)) << Name(pre.dtype());
+    product.epilogue = Epilogue::kGeluGradient;
+    product.aux = const_cast<void*>(pre.raw());  // read alone
+  }
+  if (d_pre.num_elements() == 0) return;
+  LtMatmul(product, stream);
+  if (way == GeluGradientWay::kEpilogue) {
+    if (!d_bias.empty()) AddBiasGradient(d_pre, d_bias, stream);
+  } else if (d_bias.empty()) {
+    GeluBackward(d_pre, pre, d_pre, stream);
+  } else {
+    Dispatch(d_pre.dtype(), [&](auto zero) {
+      GeluBackwardWithSums<decltype(zero)>(pre, d_pre, d_bias.data<float>(),
+                                           stream);
+    });
+  }
+}
+
+}  // namespace cuda
 
 void LinearForward(ConstTensor x, ConstTensor weight, ConstTensor bias,
                    ConstTensor residual, Tensor y, Stream& stream) {
@@ -98,7 +190,7 @@ void LinearGeluForward(ConstTensor x, ConstTensor weight, ConstTensor bias,
                        Tensor pre, Tensor y, Stream& stream) {
   CUBIT_CHECK_EQ(pre.shape(), y.shape());
   CHECK_DTYPE(pre, y);
-  if (!CanFuseGelu(pre) || !cuda::IsAligned16(y.raw())) {
+  if (!cuda::HasGeluEpilogue(pre, y)) {
     LinearForward(x, weight, bias, ConstTensor(), pre, stream);
     GeluForward(pre, y, stream);
     return;
@@ -119,19 +211,14 @@ void LinearBackwardInput(ConstTensor d_y, ConstTensor weight, bool accumulate,
 }
 
 void LinearGeluBackwardInput(ConstTensor d_y, ConstTensor weight,
-                             ConstTensor pre, Tensor d_pre, Stream& stream) {
-  CUBIT_CHECK_EQ(pre.shape(), d_pre.shape());
-  CHECK_DTYPE(pre, d_pre);
-  if (!CanFuseGelu(pre) || !cuda::IsAligned16(d_pre.raw())) {
-    LinearBackwardInput(d_y, weight, /*accumulate=*/false, d_pre, stream);
-    GeluBackward(d_pre, pre, d_pre, stream);
-    return;
-  }
-  LtProduct product = Backward(d_y, weight, d_pre);
-  product.epilogue = Epilogue::kGeluGradient;
-  product.aux = const_cast<void*>(pre.raw());  // read alone
-  if (d_pre.num_elements() == 0) return;
-  cuda::LtMatmul(product, stream);
+                             ConstTensor pre, Tensor d_pre, Tensor d_bias,
+                             Stream& stream) {
+  using cuda::GeluGradientWay;
+  const GeluGradientWay way =
+      cuda::HasGeluEpilogue(pre, d_pre)
+          ? cuda::ChooseGeluGradientWay(d_y.dim(0), pre.dim(1), d_y.dim(1))
+          : GeluGradientWay::kOwnPass;
+  cuda::LinearGeluBackwardInputBy(way, d_y, weight, pre, d_pre, d_bias, stream);
 }
 
 void LinearBackwardWeight(ConstTensor d_y, ConstTensor x, Tensor d_weight,
@@ -157,11 +244,7 @@ void LinearBackwardWeight(ConstTensor d_y, ConstTensor x, Tensor d_weight,
   cuda::LtMatmul(product, stream);
   if (d_bias.empty()) return;
   CUBIT_CHECK_SHAPE(d_bias, {out});
-  cuda::Dispatch(d_y.dtype(), [&](auto zero) {
-    using T = decltype(zero);
-    cuda::AddColumnSums(cuda::Elements<T>(d_y), num_rows, out,
-                        d_bias.data<float>(), stream);
-  });
+  AddBiasGradient(d_y, d_bias, stream);
 }
 
 }  // namespace cubit
