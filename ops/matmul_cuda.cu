@@ -3,7 +3,12 @@
 // Rows of a tensor are columns of cuBLASLt's matrices: y = x W^T is, for it,
 // y^T [out, N] = W^T^T [out, in] x^T [in, N].
 
+#include <algorithm>
 #include <cstdint>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <tuple>
 
 #include "ops/activations.h"
 #include "ops/cuda/activation_math.cuh"
@@ -132,6 +137,41 @@ void AddBiasGradient(const ConstTensor& d_y, const Tensor& d_bias,
   });
 }
 
+// Times both ways with sums, whether or not the call wants them: one way for a
+// shape. Turns alternate, so that what else the device does meets both.
+cuda::GeluGradientWay FasterGeluGradientWay(const ConstTensor& d_y,
+                                            const ConstTensor& weight,
+                                            const ConstTensor& pre,
+                                            const Tensor& d_pre,
+                                            Stream& stream) {
+  using cuda::GeluGradientWay;
+  constexpr int kRuns = 5;
+  constexpr GeluGradientWay kWays[] = {GeluGradientWay::kEpilogue,
+                                       GeluGradientWay::kOwnPass};
+  // The sums are stored when d_pre was read for the last time; the first rows
+  // of d_pre take them, and the next run writes d_pre again.
+  const Tensor sums(d_pre.raw(), DType::kFloat32, {d_pre.dim(1)});
+  const auto run = [&](GeluGradientWay way) {
+    cuda::LinearGeluBackwardInputBy(way, d_y, weight, pre, d_pre, sums, stream);
+  };
+  for (const GeluGradientWay way : kWays) run(way);  // chooses algorithms
+  Event begin;
+  Event end;
+  double shortest[] = {std::numeric_limits<double>::infinity(),
+                       std::numeric_limits<double>::infinity()};
+  for (int i = 0; i < kRuns; ++i) {
+    for (int way = 0; way < 2; ++way) {
+      begin.Record(stream);
+      run(kWays[way]);
+      end.Record(stream);
+      end.Synchronize();
+      shortest[way] =
+          std::min(shortest[way], Event::SecondsBetween(begin, end));
+    }
+  }
+  return cuda::GeluGradientWayByTimes(shortest[0], shortest[1]);
+}
+
 }  // namespace
 
 namespace cuda {
@@ -141,9 +181,27 @@ bool HasGeluEpilogue(const ConstTensor& pre, const ConstTensor& other) {
          IsAligned16(pre.raw()) && IsAligned16(other.raw());
 }
 
-GeluGradientWay ChooseGeluGradientWay(int64_t /*num_rows*/, int64_t /*in*/,
-                                      int64_t /*out*/) {
-  return GeluGradientWay::kOwnPass;
+GeluGradientWay ChooseGeluGradientWay(ConstTensor d_y, ConstTensor weight,
+                                      ConstTensor pre, Tensor d_pre,
+                                      Stream& stream) {
+  // Rows, in, out; all of them bf16.
+  using Key = std::tuple<int64_t, int64_t, int64_t>;
+  static auto* const mutex = new std::mutex;
+  static auto* const ways = new std::map<Key, GeluGradientWay>;
+  if (!HasGeluEpilogue(pre, d_pre)) return GeluGradientWay::kOwnPass;
+  // One row has no room for the sums of a trial.
+  if (d_pre.dim(0) < 2 || !IsWorthTiming(Backward(d_y, weight, d_pre))) {
+    return GeluGradientWay::kEpilogue;
+  }
+  const std::lock_guard<std::mutex> lock(*mutex);
+  const Key key(d_y.dim(0), pre.dim(1), d_y.dim(1));
+  const auto found = ways->find(key);
+  if (found != ways->end()) return found->second;
+  if (IsCaptured(stream)) return GeluGradientWay::kEpilogue;
+  const GeluGradientWay way =
+      FasterGeluGradientWay(d_y, weight, pre, d_pre, stream);
+  ways->emplace(key, way);
+  return way;
 }
 
 void LinearGeluBackwardInputBy(GeluGradientWay way, ConstTensor d_y,
@@ -213,12 +271,9 @@ void LinearBackwardInput(ConstTensor d_y, ConstTensor weight, bool accumulate,
 void LinearGeluBackwardInput(ConstTensor d_y, ConstTensor weight,
                              ConstTensor pre, Tensor d_pre, Tensor d_bias,
                              Stream& stream) {
-  using cuda::GeluGradientWay;
-  const GeluGradientWay way =
-      cuda::HasGeluEpilogue(pre, d_pre)
-          ? cuda::ChooseGeluGradientWay(d_y.dim(0), pre.dim(1), d_y.dim(1))
-          : GeluGradientWay::kOwnPass;
-  cuda::LinearGeluBackwardInputBy(way, d_y, weight, pre, d_pre, d_bias, stream);
+  cuda::LinearGeluBackwardInputBy(
+      cuda::ChooseGeluGradientWay(d_y, weight, pre, d_pre, stream), d_y, weight,
+      pre, d_pre, d_bias, stream);
 }
 
 void LinearBackwardWeight(ConstTensor d_y, ConstTensor x, Tensor d_weight,

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The two ways of LinearGeluBackwardInput on CUDA. Their results differ in
-// bits, so a rule chooses between them, not a timing (docs/decisions/0019);
-// benchmarks and tests call both.
+// bits, so the epilogue is left only where it is slower by far: where cuBLASLt
+// has an old kernel for it, not where times are close (docs/decisions/0019).
+// Benchmarks and tests call both.
 
 #ifndef CUBIT_OPS_CUDA_GELU_GRADIENT_H_
 #define CUBIT_OPS_CUDA_GELU_GRADIENT_H_
-
-#include <cstdint>
 
 #include "runtime/device.h"
 #include "runtime/tensor.h"
@@ -28,10 +27,27 @@ enum class GeluGradientWay {
 // and `other`: both bf16, and rows begin at 16 bytes.
 bool HasGeluEpilogue(const ConstTensor& pre, const ConstTensor& other);
 
-// The rule, where HasGeluEpilogue: d_y [num_rows, out], pre [num_rows, in]. The
-// epilogue is for shapes at which it is measured to be faster, none so far.
-GeluGradientWay ChooseGeluGradientWay(int64_t num_rows, int64_t in,
-                                      int64_t out);
+// The epilogue and its sums may take this many times as long as the product and
+// its pass. A border that two runs do not fall on both sides of: products as
+// measured lie well below or above (docs/decisions/0019).
+constexpr double kGeluEpilogueMayTake = 1.3;
+
+// The rule, given the times of both ways, sums included.
+constexpr GeluGradientWay GeluGradientWayByTimes(double epilogue,
+                                                 double own_pass) {
+  return epilogue > kGeluEpilogueMayTake * own_pass
+             ? GeluGradientWay::kOwnPass
+             : GeluGradientWay::kEpilogue;
+}
+
+// The way for operands of LinearGeluBackwardInput. A shape that is first seen
+// is timed, which writes d_pre and waits for the device, and its way is kept
+// for the process. The epilogue without timing: products too small to be worth
+// it, and, not kept, an unseen shape while a CUDA graph is captured. The own
+// pass without timing: !HasGeluEpilogue(pre, d_pre). CHECK: shapes agree.
+GeluGradientWay ChooseGeluGradientWay(ConstTensor d_y, ConstTensor weight,
+                                      ConstTensor pre, Tensor d_pre,
+                                      Stream& stream);
 
 // LinearGeluBackwardInput of matmul.h. CHECK: `way` is kOwnPass or
 // HasGeluEpilogue(pre, d_pre).

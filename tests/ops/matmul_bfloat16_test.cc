@@ -191,14 +191,18 @@ TEST_P(BFloat16Linear, GeluBackwardInputAddsColumnSumsToTheBias) {
 TEST_P(BFloat16Linear, GeluBackwardInputFollowsTheRule) {
   const DeviceArray d_pre(kHalf, {s.num_rows, s.in}, s.lead);
   const DeviceArray wanted(kHalf, {s.num_rows, s.in}, s.lead);
+  // None of the sizes is large enough to be timed.
+  const GeluGradientWay way =
+      cuda::HasGeluEpilogue(x_device.view(), d_pre.view())
+          ? GeluGradientWay::kEpilogue
+          : GeluGradientWay::kOwnPass;
+  EXPECT_EQ(cuda::ChooseGeluGradientWay(d_y_device.view(), weight_device.view(),
+                                        x_device.view(), d_pre.view(), stream),
+            way);
   LinearGeluBackwardInput(d_y_device.view(), weight_device.view(),
                           x_device.view(), d_pre.view(), {}, stream);
-  cuda::LinearGeluBackwardInputBy(
-      cuda::HasGeluEpilogue(x_device.view(), d_pre.view())
-          ? cuda::ChooseGeluGradientWay(s.num_rows, s.in, s.out)
-          : GeluGradientWay::kOwnPass,
-      d_y_device.view(), weight_device.view(), x_device.view(), wanted.view(),
-      {}, stream);
+  cuda::LinearGeluBackwardInputBy(way, d_y_device.view(), weight_device.view(),
+                                  x_device.view(), wanted.view(), {}, stream);
   stream.Synchronize();
   EXPECT_EQ(d_pre.values(), wanted.values());
 }
@@ -284,6 +288,44 @@ TEST(BFloat16LinearChoice, GivesTheSameBitsEveryTime) {
       }
     }
   }
+}
+
+// Times in ms: equal ways, the border, and what was measured of 125M, 1.3B and
+// 350M.
+TEST(GeluGradientWay, LeavesTheEpilogueOnlyWhereItIsSlowerByFar) {
+  const auto rule = cuda::GeluGradientWayByTimes;
+  EXPECT_EQ(rule(1, 1), GeluGradientWay::kEpilogue);
+  EXPECT_EQ(rule(1.29, 1), GeluGradientWay::kEpilogue);
+  EXPECT_EQ(rule(1.31, 1), GeluGradientWay::kOwnPass);
+  EXPECT_EQ(rule(0.297 + 0.048, 0.376), GeluGradientWay::kEpilogue);
+  EXPECT_EQ(rule(0.897 + 0.064, 1.007), GeluGradientWay::kEpilogue);
+  EXPECT_EQ(rule(0.855 + 0.064, 0.564), GeluGradientWay::kOwnPass);
+}
+
+// The first call times both ways; it may not show in the operands or the sums.
+TEST(GeluGradientWay, TheTrialDoesNotShow) {
+  constexpr int64_t kEdge = 1160;  // of no other test
+  const Shape square = {kEdge, kEdge};
+  const std::vector<float> pre_values = RandomBFloat16("pre", kEdge * kEdge);
+  const DeviceArray d_y(kHalf, square, RandomBFloat16("d_y", kEdge * kEdge));
+  const DeviceArray w(kHalf, square, RandomBFloat16("w", kEdge * kEdge));
+  const DeviceArray pre(kHalf, square, pre_values);
+  const std::vector<float> start = RandomNormal(5, "d_bias", {kEdge}).values();
+  const DeviceArray d_pre(kHalf, square);
+  const DeviceArray d_bias(kFloat, {kEdge}, start);
+  const DeviceArray again(kHalf, square);
+  const DeviceArray d_bias_again(kFloat, {kEdge}, start);
+  Stream stream;
+  LinearGeluBackwardInput(d_y.view(), w.view(), pre.view(), d_pre.view(),
+                          d_bias.view(), stream);
+  const GeluGradientWay way = cuda::ChooseGeluGradientWay(
+      d_y.view(), w.view(), pre.view(), again.view(), stream);
+  cuda::LinearGeluBackwardInputBy(way, d_y.view(), w.view(), pre.view(),
+                                  again.view(), d_bias_again.view(), stream);
+  stream.Synchronize();
+  EXPECT_EQ(pre.values(), pre_values);
+  EXPECT_EQ(d_pre.values(), again.values());
+  EXPECT_EQ(d_bias.values(), d_bias_again.values());
 }
 
 }  // namespace
