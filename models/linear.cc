@@ -99,24 +99,36 @@ void Linear::ForwardGelu(const LayerContext& context, ConstTensor x, Tensor pre,
   LinearGeluForward(rows, Weight(), Bias(), pre, y, *context.stream);
 }
 
+Tensor Linear::BiasGradient() const {
+  // Under kRows every rank has all rows of d_y at hand; the sum over tp takes a
+  // whole bias's gradient from one of them.
+  if (split_ == LinearSplit::kRows && tp_rank_ != 0) return Tensor();
+  return WithPadding(FusedGradient(biases_));
+}
+
 void Linear::AccumulateGradients(const LayerContext& context, ConstTensor d_y,
-                                 ConstTensor x) const {
+                                 ConstTensor x, Tensor d_bias) const {
   const ProfileRange range(kLinear, *context.stream);
-  // Every rank has all rows of d_y at hand; the sum over tp takes a whole
-  // bias's gradient from one of them.
-  const bool skip_bias = split_ == LinearSplit::kRows && tp_rank_ != 0;
-  LinearBackwardWeight(
-      d_y, x, WithPadding(FusedGradient(weights_)),
-      skip_bias ? Tensor() : WithPadding(FusedGradient(biases_)),
-      *context.stream);
+  LinearBackwardWeight(d_y, x, WithPadding(FusedGradient(weights_)), d_bias,
+                       *context.stream);
 }
 
 void Linear::Backward(const LayerContext& context, ConstTensor d_y,
                       ConstTensor x, Tensor d_x) const {
+  Backward(context, d_y, x, BiasGradient(), d_x);
+}
+
+void Linear::BackwardWithoutBias(const LayerContext& context, ConstTensor d_y,
+                                 ConstTensor x, Tensor d_x) const {
+  Backward(context, d_y, x, Tensor(), d_x);
+}
+
+void Linear::Backward(const LayerContext& context, ConstTensor d_y,
+                      ConstTensor x, Tensor d_bias, Tensor d_x) const {
   const bool columns = split_ == LinearSplit::kColumns;
   const ConstTensor d_rows = columns ? d_y : GatherRows(context, tp_size_, d_y);
   AccumulateGradients(context, d_rows,
-                      columns ? GatherRows(context, tp_size_, x) : x);
+                      columns ? GatherRows(context, tp_size_, x) : x, d_bias);
   const Tensor sum = columns ? PartialRows(context, tp_size_, d_x) : d_x;
   {
     const ProfileRange range(kLinear, *context.stream);
@@ -129,12 +141,15 @@ void Linear::Backward(const LayerContext& context, ConstTensor d_y,
 }
 
 void Linear::BackwardGelu(const LayerContext& context, ConstTensor d_y,
-                          ConstTensor x, ConstTensor pre, Tensor d_pre) const {
+                          ConstTensor x, ConstTensor pre, const Linear& before,
+                          Tensor d_pre) const {
   CUBIT_CHECK(split_ == LinearSplit::kRows);
+  CUBIT_CHECK(before.split_ == LinearSplit::kColumns);
   const ConstTensor d_rows = GatherRows(context, tp_size_, d_y);
-  AccumulateGradients(context, d_rows, x);
+  AccumulateGradients(context, d_rows, x, BiasGradient());
   const ProfileRange range(kLinear, *context.stream);
-  LinearGeluBackwardInput(d_rows, Weight(), pre, d_pre, *context.stream);
+  LinearGeluBackwardInput(d_rows, Weight(), pre, d_pre, before.BiasGradient(),
+                          *context.stream);
 }
 
 }  // namespace cubit

@@ -63,10 +63,15 @@ class Linear {
   // d_x may not be d_y.
   void Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
                 Tensor d_x) const;
-  // Of a layer whose input x was GELU(pre): d_pre [N, in] is written. kRows
-  // only (CHECK).
+  // Likewise, but the gradient of the biases is left to the layer behind, whose
+  // BackwardGelu has accumulated it.
+  void BackwardWithoutBias(const LayerContext& context, ConstTensor d_y,
+                           ConstTensor x, Tensor d_x) const;
+  // Of a layer whose input x was GELU(pre), pre the result of `before`: d_pre
+  // [N, in] is written, and the gradient of `before`'s biases is accumulated by
+  // the pass that makes d_pre. kRows behind kColumns only (CHECK).
   void BackwardGelu(const LayerContext& context, ConstTensor d_y, ConstTensor x,
-                    ConstTensor pre, Tensor d_pre) const;
+                    ConstTensor pre, const Linear& before, Tensor d_pre) const;
 
  private:
   void DeclareWeights(ParameterStore* store,
@@ -79,8 +84,13 @@ class Linear {
   Tensor WithPadding(const Tensor& fused) const;
   Tensor Weight() const { return WithPadding(FusedCompute(weights_)); }
   Tensor Bias() const { return WithPadding(FusedCompute(biases_)); }
+  // Of the biases, with padding, or absent where this rank accumulates none.
+  Tensor BiasGradient() const;
+  // Of the weights, and of the biases into `d_bias` unless that is absent.
   void AccumulateGradients(const LayerContext& context, ConstTensor d_y,
-                           ConstTensor x) const;
+                           ConstTensor x, Tensor d_bias) const;
+  void Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
+                Tensor d_bias, Tensor d_x) const;
 
   LinearSplit split_;
   int tp_rank_;

@@ -79,10 +79,13 @@ void Mlp::Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
                    const MlpSaved& saved, const MlpScratch& scratch,
                    Tensor d_x) const {
   if (kind_ == MlpKind::kGelu) {
-    down_.BackwardGelu(context, d_y, saved.activation, saved.pre,
+    down_.BackwardGelu(context, d_y, saved.activation, saved.pre, up_,
                        scratch.d_pre);
-  } else {
-    down_.Backward(context, d_y, saved.activation, scratch.d_activation);
+    up_.BackwardWithoutBias(context, scratch.d_pre, x, d_x);
+    return;
+  }
+  down_.Backward(context, d_y, saved.activation, scratch.d_activation);
+  {
     const ProfileRange range(kActivation, *context.stream);
     SwiGluBackward(scratch.d_activation, saved.pre, scratch.d_pre,
                    *context.stream);

@@ -22,7 +22,7 @@ struct MlpSaved {
 };
 
 struct MlpScratch {
-  Tensor d_activation;  // [N, F / tp]; absent for GELU, fused into the product
+  Tensor d_activation;  // [N, F / tp]; absent for GELU, which goes to d_pre
   Tensor d_pre;         // [N, F / tp], or twice that for SwiGLU
 };
 

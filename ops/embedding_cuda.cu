@@ -13,8 +13,8 @@ namespace {
 using cuda::FromFloat;
 using cuda::LoadPack;
 using cuda::Pack;
+using cuda::RawPack;
 using cuda::StorePack;
-using cuda::ToFloat;
 
 constexpr int kThreads = 256;
 constexpr int kWarpsInBlock = kThreads / cuda::kWarpSize;
@@ -58,10 +58,26 @@ __global__ void GatherKernel(const int32_t* ids, const T* weight,
   StorePack(values, y + static_cast<int64_t>(pack) * kWidth);
 }
 
+// Where runs of equal tokens begin among the sorted ones, in any order.
+struct RunList {
+  uint32_t* places;
+  int* count;
+};
+
+// Runs of at least kLongRun tokens would keep one warp long; they are few, so
+// each is cut into narrow columns.
+constexpr int kLongRun = 64;
+struct Runs {
+  RunList of_few;
+  RunList of_many;
+};
+
 // Keys of the sort: the token's row, or held.count for one that has none here.
+// `runs` is empty then.
 __global__ void MakeKeysKernel(const int32_t* ids, int count, HeldTokens held,
-                               uint32_t* keys, uint32_t* positions) {
+                               uint32_t* keys, uint32_t* positions, Runs runs) {
   const int n = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  if (n == 0) *runs.of_few.count = *runs.of_many.count = 0;
   if (n >= count) return;
   const int id = ids[n];
   keys[n] =
@@ -78,16 +94,62 @@ struct SortedTokens {
   int dim;
 };
 
+// Whether a run of at least one token of the vocabulary begins at i.
+__device__ __forceinline__ bool BeginsRun(const SortedTokens& tokens, int i) {
+  if (i >= tokens.count) return false;
+  const uint32_t key = tokens.keys[i];
+  if (key >= static_cast<uint32_t>(tokens.vocab_size)) return false;
+  return i == 0 || tokens.keys[i - 1] != key;
+}
+
+__device__ __forceinline__ bool IsLong(const SortedTokens& tokens, int i) {
+  const int last = i + kLongRun - 1;
+  return last < tokens.count && tokens.keys[last] == tokens.keys[i];
+}
+
+// Appends the places of the lanes with `wanted`. The whole warp calls it.
+__device__ __forceinline__ void Append(bool wanted, int place, RunList list) {
+  const int lane = static_cast<int>(threadIdx.x) % cuda::kWarpSize;
+  const unsigned all = __ballot_sync(kAllLanes, wanted);
+  int begin = 0;
+  if (lane == 0 && all != 0) begin = atomicAdd(list.count, __popc(all));
+  begin = __shfl_sync(kAllLanes, begin, 0);
+  if (!wanted) return;
+  list.places[begin + __popc(all & ((1u << lane) - 1))] =
+      static_cast<uint32_t>(place);
+}
+
+__global__ void __launch_bounds__(kThreads)
+    ListRunsKernel(SortedTokens tokens, Runs runs) {
+  const int place = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  const bool begins = BeginsRun(tokens, place);
+  const bool is_long = begins && IsLong(tokens, place);
+  Append(begins && !is_long, place, runs.of_few);
+  Append(is_long, place, runs.of_many);
+}
+
 // fp32 columns of the table, 16 bytes at a time where there are as many.
 template <int kWidth>
 constexpr int kTableWidth = kWidth < 4 ? kWidth : 4;
+
+// Place `index` of a run of `key`, or one behind its end.
+struct RunPlace {
+  __device__ __forceinline__ RunPlace(const SortedTokens& tokens, uint32_t key,
+                                      int index)
+      : inside(index < tokens.count && tokens.keys[index] == key),
+        position(index < tokens.count ? tokens.positions[index] : 0) {}
+
+  bool inside;
+  uint32_t position;
+};
 
 // Adds the rows of the run of equal tokens that begins at `first`, in its
 // order, to kWidth columns a lane; kUnroll rows are on their way at a time. The
 // whole warp calls it.
 template <typename T, int kWidth, int kUnroll>
-__device__ void AddRun(const SortedTokens& tokens, int first, int column,
-                       const T* d_y, float* d_weight) {
+__device__ __forceinline__ void AddRun(const SortedTokens& tokens, int first,
+                                       int column, const T* d_y,
+                                       float* d_weight) {
   constexpr int kStep = kTableWidth<kWidth>;
   const int lane = static_cast<int>(threadIdx.x) % cuda::kWarpSize;
   const uint32_t key = tokens.keys[first];
@@ -101,31 +163,32 @@ __device__ void AddRun(const SortedTokens& tokens, int first, int column,
   for (int i = 0; i < kWidth / kStep; ++i) {
     sums[i] = LoadPack<float, kStep>(target + i * kStep);
   }
-  for (int begin = first; begin < tokens.count; begin += cuda::kWarpSize) {
-    const int index = begin + lane;
-    const bool same = index < tokens.count && tokens.keys[index] == key;
-    const uint32_t position = same ? tokens.positions[index] : 0;
-    const int run = __popc(__ballot_sync(kAllLanes, same));
+  int index = first + lane;
+  RunPlace place(tokens, key, index);
+  int run = cuda::kWarpSize;
+  while (run == cuda::kWarpSize) {
+    run = __popc(__ballot_sync(kAllLanes, place.inside));
+    const uint32_t position = place.position;
+    // The next places are on their way while these rows are.
+    index += cuda::kWarpSize;
+    if (run == cuda::kWarpSize) place = RunPlace(tokens, key, index);
     for (int j = 0; j < run; j += kUnroll) {
-      Pack<T, kWidth> rows[kUnroll];
+      RawPack<T, kWidth> rows[kUnroll];
 #pragma unroll
       for (int k = 0; k < kUnroll; ++k) {
         const int64_t n =
             __shfl_sync(kAllLanes, position, (j + k) % cuda::kWarpSize);
-        if (j + k < run) {
-          rows[k] = LoadPack<T, kWidth>(d_y + n * tokens.dim + safe_column);
-        }
+        if (j + k < run) rows[k].Load(d_y + n * tokens.dim + safe_column);
       }
 #pragma unroll
       for (int k = 0; k < kUnroll; ++k) {
         if (j + k >= run) break;
 #pragma unroll
         for (int i = 0; i < kWidth; ++i) {
-          sums[i / kStep].values[i % kStep] += ToFloat(rows[k].values[i]);
+          sums[i / kStep].values[i % kStep] += rows[k].Get(i);
         }
       }
     }
-    if (run < cuda::kWarpSize) break;
   }
   if (!active) return;
 #pragma unroll
@@ -134,63 +197,57 @@ __device__ void AddRun(const SortedTokens& tokens, int first, int column,
   }
 }
 
-// Whether a run of at least one token of the vocabulary begins at i.
-__device__ __forceinline__ bool BeginsRun(const SortedTokens& tokens, int i) {
-  if (i >= tokens.count) return false;
-  const uint32_t key = tokens.keys[i];
-  if (key >= static_cast<uint32_t>(tokens.vocab_size)) return false;
-  return i == 0 || tokens.keys[i - 1] != key;
+// A warp a run of the list and slice of 32 kWidth columns; `block` of those
+// that share the list, blocks_in_slice of them for each slice.
+template <typename T, int kWidth, int kUnroll>
+__device__ __forceinline__ void AddListedRun(const SortedTokens& tokens,
+                                             const RunList& list, int block,
+                                             int blocks_in_slice, const T* d_y,
+                                             float* d_weight) {
+  const int warp = static_cast<int>(threadIdx.x) / cuda::kWarpSize;
+  const int lane = static_cast<int>(threadIdx.x) % cuda::kWarpSize;
+  const int run = block % blocks_in_slice * kWarpsInBlock + warp;
+  if (run >= *list.count) return;
+  const int slice = block / blocks_in_slice;
+  AddRun<T, kWidth, kUnroll>(tokens, static_cast<int>(list.places[run]),
+                             (slice * cuda::kWarpSize + lane) * kWidth, d_y,
+                             d_weight);
 }
 
-// Runs of at least `length`, which would keep one warp long: few, so each is
-// cut into narrow columns. One warp looks at 32 places.
-constexpr int kLongRun = 64;
+// Blocks of AddRunsKernel: those of the long runs, which take longest, come
+// first.
+struct RunGrid {
+  int long_blocks;
+  int long_in_slice;
+  int short_in_slice;
+};
 
-__device__ __forceinline__ bool IsLong(const SortedTokens& tokens, int i) {
-  const int last = i + kLongRun - 1;
-  return last < tokens.count && tokens.keys[last] == tokens.keys[i];
-}
-
-// blockIdx.y: a slice of 32 kWidth columns. A warp a place; runs that are not
-// long, or all runs if !skip_long.
-template <typename T, int kWidth>
+template <typename T, int kWidth, int kLongWidth>
 __global__ void __launch_bounds__(kThreads)
-    AddRunsKernel(SortedTokens tokens, bool skip_long, const T* d_y,
+    AddRunsKernel(SortedTokens tokens, Runs runs, RunGrid grid, const T* d_y,
                   float* d_weight) {
-  const int warp = static_cast<int>(threadIdx.x) / cuda::kWarpSize;
-  const int lane = static_cast<int>(threadIdx.x) % cuda::kWarpSize;
-  const int place = static_cast<int>(blockIdx.x) * kWarpsInBlock + warp;
-  if (!BeginsRun(tokens, place)) return;
-  if (skip_long && IsLong(tokens, place)) return;
-  const int column =
-      (static_cast<int>(blockIdx.y) * cuda::kWarpSize + lane) * kWidth;
-  AddRun<T, kWidth, 4>(tokens, place, column, d_y, d_weight);
-}
-
-template <typename T, int kWidth>
-__global__ void __launch_bounds__(kThreads)
-    AddLongRunsKernel(SortedTokens tokens, const T* d_y, float* d_weight) {
-  const int warp = static_cast<int>(threadIdx.x) / cuda::kWarpSize;
-  const int lane = static_cast<int>(threadIdx.x) % cuda::kWarpSize;
-  const int first =
-      (static_cast<int>(blockIdx.x) * kWarpsInBlock + warp) * cuda::kWarpSize;
-  const int place = first + lane;
-  const bool begins = BeginsRun(tokens, place) && IsLong(tokens, place);
-  const int column =
-      (static_cast<int>(blockIdx.y) * cuda::kWarpSize + lane) * kWidth;
-  for (unsigned found = __ballot_sync(kAllLanes, begins); found != 0;
-       found &= found - 1) {
-    AddRun<T, kWidth, 32>(tokens, first + __ffs(static_cast<int>(found)) - 1,
-                          column, d_y, d_weight);
+  const int block = static_cast<int>(blockIdx.x);
+  if (block < grid.long_blocks) {
+    AddListedRun<T, kLongWidth, 32>(tokens, runs.of_many, block,
+                                    grid.long_in_slice, d_y, d_weight);
+  } else {
+    AddListedRun<T, kWidth, 8>(tokens, runs.of_few, block - grid.long_blocks,
+                               grid.short_in_slice, d_y, d_weight);
   }
 }
 
+struct SortedRuns {
+  SortedTokens tokens;
+  Runs runs;
+};
+
 // Stable: equal tokens stay in the order of n.
-SortedTokens Sort(const int32_t* ids, int count, HeldTokens held, int dim,
-                  Stream& stream) {
+SortedRuns Sort(const int32_t* ids, int count, HeldTokens held, int dim,
+                Stream& stream) {
   const cudaStream_t native = CudaStream(stream);
   int bits = 1;
   while ((int64_t{1} << bits) <= held.count) ++bits;
+  constexpr int64_t kCountBytes = 256;
   const int64_t array_bytes =
       (int64_t{count} * int64_t{sizeof(uint32_t)} + 255) / 256 * 256;
   uint32_t* none = nullptr;
@@ -198,41 +255,44 @@ SortedTokens Sort(const int32_t* ids, int count, HeldTokens held, int dim,
   CUBIT_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(
       nullptr, sort_bytes, none, none, none, none, count, 0, bits, native));
   char* space = static_cast<char*>(CudaWorkspace(
-      4 * array_bytes + static_cast<int64_t>(sort_bytes), stream));
+      kCountBytes + 4 * array_bytes + static_cast<int64_t>(sort_bytes),
+      stream));
   const auto array = [&](int i) {
-    return reinterpret_cast<uint32_t*>(space + i * array_bytes);
+    return reinterpret_cast<uint32_t*>(space + kCountBytes + i * array_bytes);
   };
-  MakeKeysKernel<<<cuda::CeilDivide(count, kThreads), kThreads, 0, native>>>(
-      ids, count, held, array(0), array(1));
+  // What is sorted is not read again: the list of runs takes its place.
+  int* counts = reinterpret_cast<int*>(space);
+  const Runs runs = {{array(0), counts}, {array(1), counts + 1}};
+  const SortedTokens tokens = {array(2), array(3), count, held.count, dim};
+  const int blocks = cuda::CeilDivide(count, kThreads);
+  MakeKeysKernel<<<blocks, kThreads, 0, native>>>(ids, count, held, array(0),
+                                                  array(1), runs);
   CUBIT_CUDA_CHECK_LAUNCH();
   CUBIT_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(
-      space + 4 * array_bytes, sort_bytes, array(0), array(2), array(1),
-      array(3), count, 0, bits, native));
-  return {array(2), array(3), count, held.count, dim};
-}
-
-template <typename T, int kWidth>
-void AddRuns(const SortedTokens& tokens, bool skip_long, const T* d_y,
-             float* d_weight, Stream& stream) {
-  const dim3 grid(
-      static_cast<unsigned>(cuda::CeilDivide(tokens.count, kWarpsInBlock)),
-      static_cast<unsigned>(
-          cuda::CeilDivide(tokens.dim, cuda::kWarpSize * kWidth)));
-  AddRunsKernel<T, kWidth><<<grid, kThreads, 0, CudaStream(stream)>>>(
-      tokens, skip_long, d_y, d_weight);
+      array(4), sort_bytes, array(0), array(2), array(1), array(3), count, 0,
+      bits, native));
+  ListRunsKernel<<<blocks, kThreads, 0, native>>>(tokens, runs);
   CUBIT_CUDA_CHECK_LAUNCH();
+  return {tokens, runs};
 }
 
-template <typename T>
-void AddLongRuns(const SortedTokens& tokens, const T* d_y, float* d_weight,
-                 Stream& stream) {
-  constexpr int kWidth = 2;
-  const dim3 grid(
-      static_cast<unsigned>(cuda::CeilDivide(tokens.count, kThreads)),
-      static_cast<unsigned>(
-          cuda::CeilDivide(tokens.dim, cuda::kWarpSize * kWidth)));
-  AddLongRunsKernel<T, kWidth>
-      <<<grid, kThreads, 0, CudaStream(stream)>>>(tokens, d_y, d_weight);
+// The number of runs is known to the device alone: blocks for as many as there
+// may be.
+template <typename T, int kWidth, int kLongWidth>
+void AddRuns(const SortedRuns& sorted, const T* d_y, float* d_weight,
+             Stream& stream) {
+  const auto slices = [&](int width) {
+    return cuda::CeilDivide(sorted.tokens.dim, cuda::kWarpSize * width);
+  };
+  const int count = sorted.tokens.count;
+  RunGrid grid;
+  grid.short_in_slice = cuda::CeilDivide(count, kWarpsInBlock);
+  grid.long_in_slice = cuda::CeilDivide(count, kLongRun * kWarpsInBlock);
+  grid.long_blocks = grid.long_in_slice * slices(kLongWidth);
+  const int blocks = grid.long_blocks + grid.short_in_slice * slices(kWidth);
+  AddRunsKernel<T, kWidth, kLongWidth>
+      <<<blocks, kThreads, 0, CudaStream(stream)>>>(sorted.tokens, sorted.runs,
+                                                    grid, d_y, d_weight);
   CUBIT_CUDA_CHECK_LAUNCH();
 }
 
@@ -272,7 +332,7 @@ void EmbeddingBackward(ConstTensor ids, ConstTensor d_y, VocabularySlice slice,
   CUBIT_CHECK_LT(count, int64_t{1} << 30);
   CUBIT_CHECK_LT(slice.size, int64_t{1} << 30);
   if (count == 0) return;
-  const SortedTokens tokens =
+  const SortedRuns sorted =
       Sort(ids.data<int32_t>(), static_cast<int>(count),
            Held(slice, d_weight.dim(0)), static_cast<int>(dim), stream);
   float* target = d_weight.data<float>();
@@ -282,10 +342,10 @@ void EmbeddingBackward(ConstTensor ids, ConstTensor d_y, VocabularySlice slice,
     const T* source = cuda::Elements<T>(d_y);
     if (dim % kWidth == 0 && cuda::IsAligned16(source) &&
         cuda::IsAligned16(target)) {
-      AddRuns<T, kWidth>(tokens, /*skip_long=*/true, source, target, stream);
-      AddLongRuns(tokens, source, target, stream);
+      constexpr int kWordWidth = 4 / static_cast<int>(sizeof(T));
+      AddRuns<T, kWidth, kWordWidth>(sorted, source, target, stream);
     } else {
-      AddRuns<T, 1>(tokens, /*skip_long=*/false, source, target, stream);
+      AddRuns<T, 1, 1>(sorted, source, target, stream);
     }
   });
 }

@@ -39,10 +39,15 @@ void LinearBackwardInput(ConstTensor d_y, ConstTensor weight, bool accumulate,
                          Tensor d_x, Stream& stream);
 
 // d_pre = (d_y W) GELU'(pre): through a linear layer whose input was GELU(pre).
-//   d_y [N, out], weight [out, in], pre and d_pre [N, in]; d_pre may not alias
-//   d_y or pre.
+// d_bias += column sums of d_pre, which is the gradient of the bias of the
+// layer that made pre (skipped if absent); summed in a fixed order.
+//   d_y [N, out], weight [out, in], pre and d_pre [N, in], d_bias [in] in fp32;
+//   d_pre may not alias d_y or pre. CHECK: shapes agree.
+// On CUDA, d_y W is rounded to the activations' type before it is multiplied,
+// unless cuBLASLt multiplies (docs/decisions/0019).
 void LinearGeluBackwardInput(ConstTensor d_y, ConstTensor weight,
-                             ConstTensor pre, Tensor d_pre, Stream& stream);
+                             ConstTensor pre, Tensor d_pre, Tensor d_bias,
+                             Stream& stream);
 
 // d_weight += d_y^T x; d_bias += column sums of d_y (skipped if absent).
 //   d_y [N, out], x [N, in]; d_weight [out, in], d_bias [out] in fp32.

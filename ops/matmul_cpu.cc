@@ -148,10 +148,16 @@ void LinearBackwardInput(ConstTensor d_y, ConstTensor weight, bool accumulate,
 }
 
 void LinearGeluBackwardInput(ConstTensor d_y, ConstTensor weight,
-                             ConstTensor pre, Tensor d_pre, Stream& stream) {
+                             ConstTensor pre, Tensor d_pre, Tensor d_bias,
+                             Stream& stream) {
+  const int64_t num_rows = pre.dim(0);
+  const int64_t in = pre.dim(1);
   CUBIT_CHECK_EQ(pre.shape(), d_pre.shape());
+  if (!d_bias.empty()) CUBIT_CHECK_SHAPE(d_bias, {in});
   LinearBackwardInput(d_y, weight, /*accumulate=*/false, d_pre, stream);
   GeluBackward(d_pre, pre, d_pre, stream);
+  if (d_bias.empty()) return;
+  AddColumnSums(d_pre.data<float>(), num_rows, in, d_bias.data<float>());
 }
 
 void LinearBackwardWeight(ConstTensor d_y, ConstTensor x, Tensor d_weight,

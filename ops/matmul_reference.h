@@ -51,6 +51,15 @@ std::vector<T> LinearBackwardInput(const std::vector<T>& d_y,
   return d_x;
 }
 
+// Sums over the rows of x [N, columns].
+template <typename T>
+std::vector<T> ColumnSums(const std::vector<T>& x, int64_t columns) {
+  std::vector<T> sums(columns, T(0));
+  const int64_t count = static_cast<int64_t>(x.size());
+  for (int64_t i = 0; i < count; ++i) sums[i % columns] += x[i];
+  return sums;
+}
+
 template <typename T>
 struct LinearWeightGradient {
   std::vector<T> d_weight;  // [out, in]
@@ -65,10 +74,9 @@ LinearWeightGradient<T> LinearBackwardWeight(const std::vector<T>& d_y,
   const int64_t num_rows = static_cast<int64_t>(d_y.size()) / out;
   LinearWeightGradient<T> gradient;
   gradient.d_weight.assign(out * in, T(0));
-  gradient.d_bias.assign(out, T(0));
+  gradient.d_bias = ColumnSums(d_y, out);
   for (int64_t n = 0; n < num_rows; ++n) {
     for (int64_t o = 0; o < out; ++o) {
-      gradient.d_bias[o] += d_y[n * out + o];
       for (int64_t i = 0; i < in; ++i) {
         gradient.d_weight[o * in + i] += d_y[n * out + o] * x[n * in + i];
       }

@@ -26,6 +26,13 @@ __device__ __forceinline__ float Exp<__nv_bfloat16>(float x) {
   return Exp2(kLog2E * x);
 }
 
+// 1 / x by the special-function unit alone; 1 / inf = 0.
+__device__ __forceinline__ float Reciprocal(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 template <typename T>
 __device__ __forceinline__ float Sigmoid(float x);
 template <>
@@ -34,7 +41,7 @@ __device__ __forceinline__ float Sigmoid<float>(float x) {
 }
 template <>
 __device__ __forceinline__ float Sigmoid<__nv_bfloat16>(float x) {
-  return __fdividef(1.0f, 1.0f + Exp2(-kLog2E * x));
+  return Reciprocal(1.0f + Exp2(-kLog2E * x));
 }
 
 constexpr float kTwoSqrtTwoOverPi = 1.59576912f;
@@ -49,7 +56,8 @@ __device__ __forceinline__ float GeluBounded(float x) {
 
 // 2u, u the argument of tanh: GELU(x) = x sigmoid(2u).
 __device__ __forceinline__ float TwiceGeluInner(float bounded) {
-  return kTwoSqrtTwoOverPi * bounded * (1.0f + kGeluCubic * bounded * bounded);
+  constexpr float kCubed = kTwoSqrtTwoOverPi * kGeluCubic;
+  return bounded * fmaf(kCubed, bounded * bounded, kTwoSqrtTwoOverPi);
 }
 
 template <typename T>
@@ -61,9 +69,10 @@ template <typename T>
 __device__ __forceinline__ float GeluDerivative(float x) {
   const float bounded = GeluBounded(x);
   const float s = Sigmoid<T>(TwiceGeluInner(bounded));
-  const float slope =
-      kTwoSqrtTwoOverPi * (1.0f + 3.0f * kGeluCubic * bounded * bounded);
-  return s + bounded * s * (1.0f - s) * slope;
+  constexpr float kSquared = 3.0f * kTwoSqrtTwoOverPi * kGeluCubic;
+  const float slope = fmaf(kSquared, bounded * bounded, kTwoSqrtTwoOverPi);
+  const float product = bounded * s;
+  return fmaf(fmaf(-product, s, product), slope, s);  // s + x s (1 - s) slope
 }
 
 }  // namespace cuda

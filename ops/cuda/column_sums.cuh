@@ -51,12 +51,35 @@ inline void AddPartialSums(const float* partial, int num_rows, int64_t stride,
 constexpr int kColumnSumThreads = 256;
 constexpr int kColumnSumWarps = kColumnSumThreads / kWarpSize;
 
-// The first step: partial[blockIdx.y, j] = sum of x[n, j] over the block's
-// rows. A lane has kWidth columns, a warp every kColumnSumWarps-th row.
-template <typename T, int kWidth>
+// Rows that are summed as they lie in memory. Rows of another kind have the
+// same members; Add may also write what it computes.
+template <typename T, int kElements>
+struct StoredRows {
+  static constexpr int kWidth = kElements;  // adjacent elements of a lane
+  static constexpr int kInFlight = 4;       // rows a warp loads at a time
+  using Loaded = RawPack<T, kWidth>;
+
+  const T* x;
+
+  __device__ __forceinline__ void Load(int64_t offset, Loaded* loaded) const {
+    loaded->Load(x + offset);
+  }
+  __device__ __forceinline__ void Add(const Loaded& loaded, int64_t,
+                                      float (&sums)[kWidth]) const {
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) sums[i] += loaded.Get(i);
+  }
+};
+
+// The first step: partial[blockIdx.y, j] = sum of column j over the block's
+// rows. A lane has kWidth columns, a warp every kColumnSumWarps-th row. Four
+// blocks a multiprocessor have enough loads on their way.
+template <typename Rows>
 __global__ void __launch_bounds__(kColumnSumThreads)
-    PartialColumnSumsKernel(const T* x, int64_t num_rows, int num_columns,
+    PartialColumnSumsKernel(Rows rows, int64_t num_rows, int num_columns,
                             int64_t rows_per_block, float* partial) {
+  constexpr int kWidth = Rows::kWidth;
+  constexpr int kInFlight = Rows::kInFlight;
   __shared__ float shared[kColumnSumWarps][kWarpSize * kWidth];
   const int lane = static_cast<int>(threadIdx.x) % kWarpSize;
   const int warp = static_cast<int>(threadIdx.x) / kWarpSize;
@@ -67,12 +90,20 @@ __global__ void __launch_bounds__(kColumnSumThreads)
       begin + rows_per_block < num_rows ? begin + rows_per_block : num_rows;
   float sums[kWidth] = {};
   if (column < num_columns) {
-#pragma unroll 8
-    for (int64_t n = begin + warp; n < end; n += kColumnSumWarps) {
-      const Pack<T, kWidth> pack =
-          LoadPack<T, kWidth>(x + n * num_columns + column);
+    const int64_t step = int64_t{kColumnSumWarps} * num_columns;
+    int64_t offset = (begin + warp) * num_columns + column;
+    int left = static_cast<int>((end - begin - warp + kColumnSumWarps - 1) /
+                                kColumnSumWarps);
+    for (; left > 0; left -= kInFlight, offset += kInFlight * step) {
+      typename Rows::Loaded loaded[kInFlight];
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) sums[i] += ToFloat(pack.values[i]);
+      for (int k = 0; k < kInFlight; ++k) {
+        if (k < left) rows.Load(offset + k * step, &loaded[k]);
+      }
+#pragma unroll
+      for (int k = 0; k < kInFlight; ++k) {
+        if (k < left) rows.Add(loaded[k], offset + k * step, sums);
+      }
     }
   }
 #pragma unroll
@@ -88,15 +119,13 @@ __global__ void __launch_bounds__(kColumnSumThreads)
   }
 }
 
-// sum[j] += the sum of x[n, j] over n, x [num_rows, num_columns] by rows.
-template <typename T>
-void AddColumnSums(const T* x, int64_t num_rows, int64_t num_columns,
+// sum[j] += the sum of column j of `rows`, [num_rows, num_columns], at least
+// one of each.
+template <typename Rows>
+void AddSumsOfRows(const Rows& rows, int64_t num_rows, int64_t num_columns,
                    float* sum, Stream& stream) {
-  constexpr int kWide = kVectorWidth<T>;
   constexpr int kBlocksPerMultiprocessor = 8;
-  const bool wide = num_columns % kWide == 0 && IsAligned16(x);
-  const int slices =
-      CeilDivide(num_columns, int64_t{kWarpSize} * (wide ? kWide : 1));
+  const int slices = CeilDivide(num_columns, int64_t{kWarpSize} * Rows::kWidth);
   const int64_t wanted = std::max<int64_t>(
       1, NumMultiprocessors() * kBlocksPerMultiprocessor / slices);
   const int64_t rows_per_block =
@@ -104,14 +133,24 @@ void AddColumnSums(const T* x, int64_t num_rows, int64_t num_columns,
   const int parts = CeilDivide(num_rows, rows_per_block);
   float* partial = static_cast<float*>(
       CudaWorkspace(parts * num_columns * int64_t{sizeof(float)}, stream));
-  const auto kernel = wide ? &PartialColumnSumsKernel<T, kWide>
-                           : &PartialColumnSumsKernel<T, 1>;
   const dim3 grid(static_cast<unsigned>(slices), static_cast<unsigned>(parts));
-  kernel<<<grid, kColumnSumThreads, 0, CudaStream(stream)>>>(
-      x, num_rows, static_cast<int>(num_columns), rows_per_block, partial);
+  PartialColumnSumsKernel<<<grid, kColumnSumThreads, 0, CudaStream(stream)>>>(
+      rows, num_rows, static_cast<int>(num_columns), rows_per_block, partial);
   CUBIT_CUDA_CHECK_LAUNCH();
   AddPartialSums(partial, parts, num_columns, static_cast<int>(num_columns),
                  sum, stream);
+}
+
+// sum[j] += the sum of x[n, j] over n, x [num_rows, num_columns] by rows.
+template <typename T>
+void AddColumnSums(const T* x, int64_t num_rows, int64_t num_columns,
+                   float* sum, Stream& stream) {
+  constexpr int kWide = kVectorWidth<T>;
+  if (num_columns % kWide == 0 && IsAligned16(x)) {
+    AddSumsOfRows(StoredRows<T, kWide>{x}, num_rows, num_columns, sum, stream);
+  } else {
+    AddSumsOfRows(StoredRows<T, 1>{x}, num_rows, num_columns, sum, stream);
+  }
 }
 
 }  // namespace cuda

@@ -301,13 +301,9 @@ class TrialResult {
 };
 
 void Plan::Choose(const LtProduct& p, Stream& stream) {
-  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-  CUBIT_CUDA_CHECK(cudaStreamIsCapturing(CudaStream(stream), &capture));
-  if (capture != cudaStreamCaptureStatusNone) return;  // nothing may be timed
+  if (IsCaptured(stream)) return;
   chosen_ = &candidates_[0];
-  const double flops = 2.0 * static_cast<double>(p.m) *
-                       static_cast<double>(p.n) * static_cast<double>(p.k);
-  if (flops < kTimedFlops || candidates_.size() == 1) return;
+  if (!IsWorthTiming(p) || candidates_.size() == 1) return;
   const TrialResult trial(p);
   if (trial.data() == nullptr) return;
   const uint64_t hash = HashOfResult(p, *chosen_, trial.data(), stream);
@@ -331,6 +327,18 @@ void LtMatmul(const LtProduct& product, Stream& stream) {
   std::unique_ptr<Plan>& plan = (*plans)[KeyOf(product)];
   if (plan == nullptr) plan = std::make_unique<Plan>(product);
   plan->Run(product, stream);
+}
+
+bool IsWorthTiming(const LtProduct& product) {
+  return 2.0 * static_cast<double>(product.m) * static_cast<double>(product.n) *
+             static_cast<double>(product.k) >=
+         kTimedFlops;
+}
+
+bool IsCaptured(const Stream& stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  CUBIT_CUDA_CHECK(cudaStreamIsCapturing(CudaStream(stream), &status));
+  return status != cudaStreamCaptureStatusNone;
 }
 
 }  // namespace cuda

@@ -48,6 +48,11 @@ struct LtProduct {
 // Sums in fp32. CHECK: m, n, k >= 1.
 void LtMatmul(const LtProduct& product, Stream& stream);
 
+// Whether a choice between ways to compute it is worth their timing.
+bool IsWorthTiming(const LtProduct& product);
+// Whether a CUDA graph is captured from `stream`: then nothing can be timed.
+bool IsCaptured(const Stream& stream);
+
 }  // namespace cuda
 }  // namespace cubit
 

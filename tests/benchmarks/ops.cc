@@ -16,6 +16,7 @@
 #include "ops/activations.h"
 #include "ops/adamw.h"
 #include "ops/cross_entropy.h"
+#include "ops/cuda/gelu_gradient.h"
 #include "ops/elementwise.h"
 #include "ops/embedding.h"
 #include "ops/layer_norm.h"
@@ -75,7 +76,7 @@ class Report {
     const double flop_rate = flops / seconds;
     const double share = std::max(byte_rate / ceilings_.bytes_per_second,
                                   flop_rate / ceilings_.flops_per_second);
-    std::printf("%-5s %-34s %9.4f ms %7.1f TFLOP/s %6.2f TB/s %6.1f%%\n",
+    std::printf("%-5s %-40s %9.4f ms %7.1f TFLOP/s %6.2f TB/s %6.1f%%\n",
                 model_.c_str(), name.c_str(), seconds * 1e3, flop_rate * 1e-12,
                 byte_rate * 1e-12, 100 * share);
     std::fflush(stdout);
@@ -175,19 +176,19 @@ void MeasureGeluProducts(const Model& model, Report& report) {
                              up.Other(width), stream);
                GeluForward(up.Other(width), up.y.view(), stream);
              });
-  // Down: its weight is [dim, 4 dim]; any values serve.
+  // Down: its weight is [dim, 4 dim]; any values serve. Both ways also sum the
+  // gradient of the bias before GELU.
   const Tensor weight = up.weight.view().Reshape({model.dim, width});
-  report.Add("gelu_backward_input " + up.size, up.flops, up.bytes + pre_bytes,
-             [&] {
-               LinearGeluBackwardInput(up.x.view(), weight, up.Other(width),
-                                       up.y.view(), stream);
-             });
-  report.Add("backward_input, then gelu " + up.size, up.flops,
-             up.bytes + 3 * pre_bytes, [&] {
-               LinearBackwardInput(up.x.view(), weight, false, up.y.view(),
-                                   stream);
-               GeluBackward(up.y.view(), up.Other(width), up.y.view(), stream);
-             });
+  const auto backward = [&](cuda::GeluGradientWay way) {
+    cuda::LinearGeluBackwardInputBy(way, up.x.view(), weight, up.Other(width),
+                                    up.y.view(), up.d_bias.view(), stream);
+  };
+  report.Add("gelu_backward_input, epilogue " + up.size, up.flops,
+             up.bytes + 2 * pre_bytes,
+             [&] { backward(cuda::GeluGradientWay::kEpilogue); });
+  report.Add("gelu_backward_input, own pass " + up.size, up.flops,
+             up.bytes + 3 * pre_bytes,
+             [&] { backward(cuda::GeluGradientWay::kOwnPass); });
 }
 
 void MeasureHead(const Model& model, Report& report) {

@@ -136,10 +136,14 @@ TEST_P(Embedding, SlicesAddUpToTheWhole) {
   EXPECT_EQ(d_weight.values(), d_whole.values());
 }
 
+// One token; odd sizes; one row for all tokens; few tokens a row; many; many of
+// some rows and few of others, with even and odd rows.
 INSTANTIATE_TEST_SUITE_P(Sizes, Embedding,
                          ::testing::Values(Size{1, 1, 1}, Size{9, 3, 5},
                                            Size{40, 1, 65}, Size{700, 257, 130},
-                                           Size{1000, 5, 136}));
+                                           Size{1000, 5, 136},
+                                           Size{3000, 45, 72},
+                                           Size{3000, 45, 65}));
 
 // The host cannot look at tokens on a GPU without waiting for them.
 TEST(EmbeddingDeathTest, TokensOutsideTheVocabularyAreRefusedOrGiveNan) {

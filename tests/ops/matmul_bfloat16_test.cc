@@ -8,6 +8,7 @@
 #include "gtest/gtest.h"
 
 #include "ops/activations_reference.h"
+#include "ops/cuda/gelu_gradient.h"
 #include "ops/matmul.h"
 #include "ops/matmul_reference.h"
 #include "tests/ops/backend_budget.h"
@@ -17,6 +18,7 @@
 namespace cubit {
 namespace {
 
+using ::cubit::cuda::GeluGradientWay;
 using ::cubit::testing::DeviceArray;
 using ::cubit::testing::IsWithinBFloat16Budget;
 using ::cubit::testing::RandomBFloat16;
@@ -138,14 +140,71 @@ TEST_P(BFloat16Linear, BackwardInput) {
       IsWithinBFloat16Budget(added, Sum(x, plain), Sum(ToDouble(x), exact)));
 }
 
-TEST_P(BFloat16Linear, GeluBackwardInput) {
+constexpr GeluGradientWay kBothWays[] = {GeluGradientWay::kEpilogue,
+                                         GeluGradientWay::kOwnPass};
+
+TEST_P(BFloat16Linear, GeluBackwardInputEitherWay) {
+  const std::vector<float> plain =
+      ThroughGelu(testing::Rounded(Backward<float>()), x);
+  const std::vector<double> exact =
+      ThroughGelu(Backward<double>(), ToDouble(x));
+  const DeviceArray d_bias(kFloat, {s.in}, std::vector<float>(s.in), s.lead);
+  for (const GeluGradientWay way : kBothWays) {
+    for (const bool with_bias : {false, true}) {
+      const DeviceArray d_pre(kHalf, {s.num_rows, s.in}, s.lead);
+      if (way == GeluGradientWay::kEpilogue &&
+          !cuda::HasGeluEpilogue(x_device.view(), d_pre.view())) {
+        continue;
+      }
+      cuda::LinearGeluBackwardInputBy(
+          way, d_y_device.view(), weight_device.view(), x_device.view(),
+          d_pre.view(), with_bias ? d_bias.view() : Tensor(), stream);
+      stream.Synchronize();
+      EXPECT_TRUE(IsWithinBFloat16Budget(d_pre, plain, exact))
+          << static_cast<int>(way) << with_bias;
+    }
+  }
+}
+
+// Both ways sum what they store.
+TEST_P(BFloat16Linear, GeluBackwardInputAddsColumnSumsToTheBias) {
+  const std::vector<float> before = RandomNormal(5, "d_bias", {s.in}).values();
+  for (const GeluGradientWay way : kBothWays) {
+    const DeviceArray d_pre(kHalf, {s.num_rows, s.in}, s.lead);
+    const DeviceArray d_bias(kFloat, {s.in}, before, s.lead);
+    if (way == GeluGradientWay::kEpilogue &&
+        !cuda::HasGeluEpilogue(x_device.view(), d_pre.view())) {
+      continue;
+    }
+    cuda::LinearGeluBackwardInputBy(way, d_y_device.view(),
+                                    weight_device.view(), x_device.view(),
+                                    d_pre.view(), d_bias.view(), stream);
+    stream.Synchronize();
+    const std::vector<float> stored = d_pre.values();
+    EXPECT_TRUE(IsWithinBFloat16Budget(
+        d_bias, Sum(before, reference::ColumnSums(stored, s.in)),
+        Sum(ToDouble(before), reference::ColumnSums(ToDouble(stored), s.in))))
+        << static_cast<int>(way);
+  }
+}
+
+TEST_P(BFloat16Linear, GeluBackwardInputFollowsTheRule) {
   const DeviceArray d_pre(kHalf, {s.num_rows, s.in}, s.lead);
+  const DeviceArray wanted(kHalf, {s.num_rows, s.in}, s.lead);
+  // None of the sizes is large enough to be timed.
+  const GeluGradientWay way =
+      cuda::HasGeluEpilogue(x_device.view(), d_pre.view())
+          ? GeluGradientWay::kEpilogue
+          : GeluGradientWay::kOwnPass;
+  EXPECT_EQ(cuda::ChooseGeluGradientWay(d_y_device.view(), weight_device.view(),
+                                        x_device.view(), d_pre.view(), stream),
+            way);
   LinearGeluBackwardInput(d_y_device.view(), weight_device.view(),
-                          x_device.view(), d_pre.view(), stream);
+                          x_device.view(), d_pre.view(), {}, stream);
+  cuda::LinearGeluBackwardInputBy(way, d_y_device.view(), weight_device.view(),
+                                  x_device.view(), wanted.view(), {}, stream);
   stream.Synchronize();
-  EXPECT_TRUE(IsWithinBFloat16Budget(
-      d_pre, ThroughGelu(testing::Rounded(Backward<float>()), x),
-      ThroughGelu(Backward<double>(), ToDouble(x))));
+  EXPECT_EQ(d_pre.values(), wanted.values());
 }
 
 TEST_P(BFloat16Linear, BackwardWeightAddsToFloat) {
@@ -172,12 +231,16 @@ TEST_P(BFloat16Linear, BackwardWeightAddsToFloat) {
 }
 
 // Odd sizes, and addresses aligned to two bytes; a multiple of 8; what fits the
-// tensor cores, with remainders of their tiles; a long sum.
+// tensor cores, with remainders of their tiles; a long sum; column sums of
+// several rows a warp, over the input (by 16 bytes and by 2) and over the
+// result.
 INSTANTIATE_TEST_SUITE_P(
     Sizes, BFloat16Linear,
     ::testing::Values(Size{1, 1, 1, 0}, Size{5, 3, 7, 1}, Size{130, 70, 67, 0},
                       Size{33, 72, 40, 8}, Size{33, 72, 40, 3},
-                      Size{257, 136, 264, 0}, Size{2000, 24, 16, 0}));
+                      Size{257, 136, 264, 0}, Size{2000, 24, 16, 0},
+                      Size{1500, 4104, 8, 0}, Size{1500, 4104, 8, 1},
+                      Size{1500, 8, 4104, 0}));
 
 // Large enough that algorithms are timed; the choice may not show.
 TEST(BFloat16LinearChoice, GivesTheSameBitsEveryTime) {
@@ -194,7 +257,9 @@ TEST(BFloat16LinearChoice, GivesTheSameBitsEveryTime) {
     const DeviceArray over(kHalf, square, start);
     const DeviceArray pre(kHalf, square);
     const DeviceArray gelu(kHalf, square);
-    const DeviceArray d_x(kHalf, square);
+    const DeviceArray by_epilogue(kHalf, square);
+    const DeviceArray by_pass(kHalf, square);
+    const DeviceArray d_bias_before(kFloat, {kEdge}, std::vector<float>(kEdge));
     const DeviceArray d_weight(kFloat, square, start);
     const DeviceArray d_bias(kFloat, {kEdge}, std::vector<float>(kEdge));
     Stream stream;
@@ -203,12 +268,18 @@ TEST(BFloat16LinearChoice, GivesTheSameBitsEveryTime) {
                   stream);
     LinearGeluForward(x.view(), w.view(), bias.view(), pre.view(), gelu.view(),
                       stream);
-    LinearGeluBackwardInput(x.view(), w.view(), pre.view(), d_x.view(), stream);
+    cuda::LinearGeluBackwardInputBy(GeluGradientWay::kEpilogue, x.view(),
+                                    w.view(), pre.view(), by_epilogue.view(),
+                                    d_bias_before.view(), stream);
+    cuda::LinearGeluBackwardInputBy(GeluGradientWay::kOwnPass, x.view(),
+                                    w.view(), pre.view(), by_pass.view(),
+                                    d_bias_before.view(), stream);
     LinearBackwardWeight(x.view(), y.view(), d_weight.view(), d_bias.view(),
                          stream);
     stream.Synchronize();
-    const std::vector<const DeviceArray*> all = {&y,   &over,     &pre,   &gelu,
-                                                 &d_x, &d_weight, &d_bias};
+    const std::vector<const DeviceArray*> all = {
+        &y,       &over,     &pre,    &gelu,         &by_epilogue,
+        &by_pass, &d_weight, &d_bias, &d_bias_before};
     for (size_t i = 0; i < all.size(); ++i) {
       if (run == 0) {
         first.push_back(all[i]->values());
@@ -217,6 +288,44 @@ TEST(BFloat16LinearChoice, GivesTheSameBitsEveryTime) {
       }
     }
   }
+}
+
+// Times in ms: equal ways, the border, and what was measured of 125M, 1.3B and
+// 350M.
+TEST(GeluGradientWay, LeavesTheEpilogueOnlyWhereItIsSlowerByFar) {
+  const auto rule = cuda::GeluGradientWayByTimes;
+  EXPECT_EQ(rule(1, 1), GeluGradientWay::kEpilogue);
+  EXPECT_EQ(rule(1.29, 1), GeluGradientWay::kEpilogue);
+  EXPECT_EQ(rule(1.31, 1), GeluGradientWay::kOwnPass);
+  EXPECT_EQ(rule(0.297 + 0.048, 0.376), GeluGradientWay::kEpilogue);
+  EXPECT_EQ(rule(0.897 + 0.064, 1.007), GeluGradientWay::kEpilogue);
+  EXPECT_EQ(rule(0.855 + 0.064, 0.564), GeluGradientWay::kOwnPass);
+}
+
+// The first call times both ways; it may not show in the operands or the sums.
+TEST(GeluGradientWay, TheTrialDoesNotShow) {
+  constexpr int64_t kEdge = 1160;  // of no other test
+  const Shape square = {kEdge, kEdge};
+  const std::vector<float> pre_values = RandomBFloat16("pre", kEdge * kEdge);
+  const DeviceArray d_y(kHalf, square, RandomBFloat16("d_y", kEdge * kEdge));
+  const DeviceArray w(kHalf, square, RandomBFloat16("w", kEdge * kEdge));
+  const DeviceArray pre(kHalf, square, pre_values);
+  const std::vector<float> start = RandomNormal(5, "d_bias", {kEdge}).values();
+  const DeviceArray d_pre(kHalf, square);
+  const DeviceArray d_bias(kFloat, {kEdge}, start);
+  const DeviceArray again(kHalf, square);
+  const DeviceArray d_bias_again(kFloat, {kEdge}, start);
+  Stream stream;
+  LinearGeluBackwardInput(d_y.view(), w.view(), pre.view(), d_pre.view(),
+                          d_bias.view(), stream);
+  const GeluGradientWay way = cuda::ChooseGeluGradientWay(
+      d_y.view(), w.view(), pre.view(), again.view(), stream);
+  cuda::LinearGeluBackwardInputBy(way, d_y.view(), w.view(), pre.view(),
+                                  again.view(), d_bias_again.view(), stream);
+  stream.Synchronize();
+  EXPECT_EQ(pre.values(), pre_values);
+  EXPECT_EQ(d_pre.values(), again.values());
+  EXPECT_EQ(d_bias.values(), d_bias_again.values());
 }
 
 }  // namespace

@@ -157,7 +157,7 @@ TEST_P(Linear, GeluBackwardInputMatchesReference) {
   const auto [num_rows, in, out] = GetParam();
   HostTensor<float> d_pre = Poisoned({num_rows, in});
   LinearGeluBackwardInput(p.d_y.view(), p.weight.view(), p.x.view(),
-                          d_pre.view(), stream);
+                          d_pre.view(), {}, stream);
   const std::vector<float> plain =
       ThroughGelu(reference::LinearBackwardInput(p.d_y.values(),
                                                  p.weight.values(), in, out),
@@ -167,6 +167,25 @@ TEST_P(Linear, GeluBackwardInputMatchesReference) {
                                      ToDouble(p.weight.values()), in, out),
       ToDouble(p.x.values()));
   EXPECT_TRUE(IsWithinBudget(d_pre.values(), plain, exact));
+  // The sums do not change what is summed.
+  d_pre = Poisoned({num_rows, in});
+  HostTensor<float> d_bias({in});
+  LinearGeluBackwardInput(p.d_y.view(), p.weight.view(), p.x.view(),
+                          d_pre.view(), d_bias.view(), stream);
+  EXPECT_TRUE(IsWithinBudget(d_pre.values(), plain, exact));
+}
+
+TEST_P(Linear, GeluBackwardInputAddsColumnSumsToTheBias) {
+  const auto [num_rows, in, out] = GetParam();
+  HostTensor<float> d_pre = Poisoned({num_rows, in});
+  HostTensor<float> d_bias = RandomNormal(5, "d_bias", {in});
+  const std::vector<float> before = d_bias.values();
+  LinearGeluBackwardInput(p.d_y.view(), p.weight.view(), p.x.view(),
+                          d_pre.view(), d_bias.view(), stream);
+  EXPECT_TRUE(IsWithinBudget(
+      d_bias.values(), Sum(before, reference::ColumnSums(d_pre.values(), in)),
+      Sum(ToDouble(before),
+          reference::ColumnSums(ToDouble(d_pre.values()), in))));
 }
 
 TEST_P(Linear, BackwardInputReplacesOrAccumulates) {
@@ -209,13 +228,14 @@ TEST_P(Linear, BackwardWeightAccumulates) {
 }
 
 // One element; odd sizes; more than one block in each direction, with a
-// remainder; a long sum; blocks of every edge.
-INSTANTIATE_TEST_SUITE_P(Sizes, Linear,
-                         ::testing::Values(Size{1, 1, 1}, Size{5, 3, 7},
-                                           Size{1, 65, 129}, Size{130, 70, 67},
-                                           Size{257, 33, 300},
-                                           Size{700, 16, 20},
-                                           Size{1030, 3, 1025}));
+// remainder; a long sum; blocks of every edge; column sums of several rows a
+// warp, over the input and over the result.
+INSTANTIATE_TEST_SUITE_P(
+    Sizes, Linear,
+    ::testing::Values(Size{1, 1, 1}, Size{5, 3, 7}, Size{1, 65, 129},
+                      Size{130, 70, 67}, Size{257, 33, 300}, Size{700, 16, 20},
+                      Size{1030, 3, 1025}, Size{700, 4100, 2},
+                      Size{700, 2, 4100}));
 
 TEST(LinearForward, AcceptsNoRows) {
   const Problem p({0, 3, 2});
@@ -238,6 +258,17 @@ TEST(LinearBackwardWeight, OfNoRowsAddsNothing) {
   EXPECT_EQ(d_bias.values(), bias_before);
 }
 
+TEST(LinearGeluBackwardInput, OfNoRowsAddsNothing) {
+  const Problem p({0, 3, 2});
+  HostTensor<float> d_pre({0, 3});
+  HostTensor<float> d_bias = RandomNormal(3, "d_bias", {3});
+  const std::vector<float> before = d_bias.values();
+  Stream stream;
+  LinearGeluBackwardInput(p.d_y.view(), p.weight.view(), p.x.view(),
+                          d_pre.view(), d_bias.view(), stream);
+  EXPECT_EQ(d_bias.values(), before);
+}
+
 TEST(LinearForward, GivesTheSameBitsTwice) {
   const Problem p({300, 64, 200});
   HostTensor<float> first = Poisoned({300, 200});
@@ -257,6 +288,17 @@ TEST(LinearForwardDeathTest, RefusesShapesThatDisagree) {
   EXPECT_DEATH(
       LinearForward(p.x.view(), p.weight.view(), {}, {}, y.view(), stream),
       "wanted \\[2, 4\\], got \\[2, 3\\]");
+}
+
+TEST(LinearGeluBackwardInputDeathTest, RefusesABiasOfTheWrongWidth) {
+  const Problem p({2, 3, 4});
+  HostTensor<float> d_pre = Poisoned({2, 3});
+  HostTensor<float> d_bias({4});
+  Stream stream;
+  EXPECT_DEATH(
+      LinearGeluBackwardInput(p.d_y.view(), p.weight.view(), p.x.view(),
+                              d_pre.view(), d_bias.view(), stream),
+      "wanted \\[3\\], got \\[4\\]");
 }
 
 }  // namespace
