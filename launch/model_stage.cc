@@ -122,7 +122,11 @@ void ModelStage::Upload(const Batch& batch, int64_t place,
     pinned += tensor.num_elements();
   }
   if (slot.segment_ids.empty()) return;
-  std::copy(batch.segment_ids.begin(), batch.segment_ids.end(), pinned);
+  if (model_->shard().shards_sequence()) {
+    sequence_.OrderByChunks(shape_.batch, batch.segment_ids.data(), pinned);
+  } else {
+    std::copy(batch.segment_ids.begin(), batch.segment_ids.end(), pinned);
+  }
   CopyToDevice(slot.segment_ids.raw(), pinned, slot.segment_ids.size_bytes(),
                *stream_);
 }

@@ -78,7 +78,8 @@ Activations LanguageModel::AllocateActivations(int64_t batch, int64_t seq_len,
   a.inputs = arena.Allocate(DType::kInt32, {batch, local_seq_len});
   a.targets = arena.Allocate(DType::kInt32, {batch, local_seq_len});
   if (config_.document_mask) {
-    a.segment_ids = arena.Allocate(DType::kInt32, {batch, seq_len});
+    a.segment_ids =
+        arena.Allocate(DType::kInt32, shard_.SegmentsShape(batch, seq_len));
   }
   a.embedded =
       arena.Allocate(config_.activation_dtype, {rows, config_.hidden_size});

@@ -37,10 +37,11 @@ namespace cubit {
 // One micro-batch in one chunk on the device: its tokens, and what the forward
 // keeps.
 struct Activations {
-  Tensor inputs;       // [B, Tl] int32
-  Tensor targets;      // [B, Tl] int32
-  Tensor segment_ids;  // [B, T] int32; absent without document_mask
-  Tensor embedded;     // [Nl, D]: the chunk's input
+  Tensor inputs;   // [B, Tl] int32
+  Tensor targets;  // [B, Tl] int32
+  // int32 of ModelShard::SegmentsShape; absent without document_mask.
+  Tensor segment_ids;
+  Tensor embedded;  // [Nl, D]: the chunk's input
   Recompute recompute = Recompute::kNone;
   std::vector<BlockSaved> blocks;  // what is not kept is in common memory
   // Of the chunk with the head:

@@ -45,7 +45,8 @@ struct ParallelContext {
 struct LayerContext {
   Stream* stream = nullptr;
   ConstTensor rotary_table;  // [>= T, K] or absent
-  // Over whole sequences: segment_ids [B, T] on every rank.
+  // Over whole sequences on every rank; segment_ids of
+  // ModelShard::SegmentsShape.
   AttentionMask mask;
   ParallelContext* parallel = nullptr;  // null: one rank
 };

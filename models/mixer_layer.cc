@@ -63,11 +63,8 @@ MixerLayer::MixerLayer(ParameterStore* store, const std::string& name,
                                   /*decay=*/false));
   }
   if (exchanges_heads()) CUBIT_CHECK_EQ(num_heads_ % shard.cp_size, 0);
-  if (shards_sequence()) CUBIT_CHECK(mixer->sharded() != nullptr) << name;
-}
-
-bool MixerLayer::shards_sequence() const {
-  return shard_.cp_size > 1 && shard_.cp_method == CpMethod::kSharded;
+  if (shard_.shards_sequence())
+    CUBIT_CHECK(mixer->sharded() != nullptr) << name;
 }
 
 bool MixerLayer::exchanges_heads() const {
@@ -76,7 +73,7 @@ bool MixerLayer::exchanges_heads() const {
 
 MixerShape MixerLayer::ShapeOf(int64_t batch, int64_t seq_len) const {
   MixerShape shape = {batch, seq_len, num_heads_, head_dim_, dtype_};
-  if (shards_sequence()) shape.seq_len /= shard_.cp_size;
+  if (shard_.shards_sequence()) shape.seq_len /= shard_.cp_size;
   if (exchanges_heads()) shape.num_heads /= shard_.cp_size;
   return shape;
 }
@@ -152,7 +149,7 @@ MixerLayerSaved MixerLayer::AllocateSaved(int64_t batch, int64_t seq_len,
   if (exchanges_heads()) {
     saved.heads_out = arena.Allocate(dtype_, shape.rows());
   }
-  if (shards_sequence()) {
+  if (shard_.shards_sequence()) {
     saved.mixer = mixer_->sharded()->AllocateShardedSaved(
         shape, SequenceLayout(seq_len, shard_.cp_size), arena);
   } else {
@@ -170,7 +167,7 @@ MixerLayerScratch MixerLayer::AllocateScratch(int64_t batch, int64_t seq_len,
       arena.Allocate(dtype_, {batch, local_len, in_.out_features()});
   scratch.d_out =
       arena.Allocate(dtype_, {batch, local_len, num_heads_ * head_dim_});
-  if (shards_sequence()) {
+  if (shard_.shards_sequence()) {
     scratch.mixer = mixer_->sharded()->AllocateShardedScratch(
         shape, SequenceLayout(seq_len, shard_.cp_size), arena);
     return scratch;
@@ -206,7 +203,7 @@ void MixerLayer::ForwardOverCp(const LayerContext& context, ConstTensor x,
   CUBIT_CHECK(context.parallel != nullptr &&
               context.parallel->mixer_scratch != nullptr);
   const MixerLayerScratch& scratch = *context.parallel->mixer_scratch;
-  if (shards_sequence()) {
+  if (shard_.shards_sequence()) {
     in_.Forward(context, x, ConstTensor(), Rows(saved->columns));
     mixer_->sharded()->ForwardSharded(
         ContextFor(context), ShardFor(context, saved->columns.dim(1)),
@@ -248,7 +245,7 @@ void MixerLayer::Backward(const LayerContext& context, ConstTensor d_y,
   out_.Backward(context, d_y, Rows(saved.out), Rows(scratch.d_out));
   if (exchanges_heads()) {
     BackwardExchanged(context, saved, scratch);
-  } else if (shards_sequence()) {
+  } else if (shard_.shards_sequence()) {
     mixer_->sharded()->BackwardSharded(
         ContextFor(context), ShardFor(context, saved.columns.dim(1)),
         saved.columns, *saved.mixer, saved.out, scratch.d_out,
@@ -276,7 +273,7 @@ void MixerLayer::BackwardExchanged(const LayerContext& context,
 
 void MixerLayer::Health(const LayerContext& context,
                         const MixerLayerSaved& saved, Tensor result) const {
-  if (shards_sequence()) {
+  if (shard_.shards_sequence()) {
     mixer_->sharded()->HealthSharded(ContextFor(context), saved.columns,
                                      *saved.mixer, result);
     return;

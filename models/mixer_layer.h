@@ -105,7 +105,6 @@ class MixerLayer {
   MixerShape ShapeOf(int64_t batch, int64_t seq_len) const;
   MixerContext ContextFor(const LayerContext& context) const;
   SequenceShard ShardFor(const LayerContext& context, int64_t local_len) const;
-  bool shards_sequence() const;
   bool exchanges_heads() const;
   // Of the columns, and of the results, of sequences of T tokens.
   SequenceExchange ColumnsExchange(int64_t seq_len) const;

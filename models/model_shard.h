@@ -17,8 +17,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "parallel/sequence_layout.h"
 #include "parallel/shard_spec.h"
 #include "runtime/check.h"
+#include "runtime/tensor.h"
 
 namespace cubit {
 
@@ -48,6 +50,10 @@ struct ModelShard {
   bool embedding = true;  // in the first chunk
   bool head = true;       // in the last chunk
 
+  // Whether mixers see sequence shards, and not whole sequences.
+  bool shards_sequence() const {
+    return cp_size > 1 && cp_method == CpMethod::kSharded;
+  }
   // Part of a dim that tp cuts. CHECK: it divides.
   int64_t Local(int64_t extent) const {
     CUBIT_CHECK_EQ(extent % tp_size, 0);
@@ -60,6 +66,13 @@ struct ModelShard {
   }
   int64_t LocalRows(int64_t batch, int64_t seq_len) const {
     return Local(Rows(batch, seq_len));
+  }
+  // Of the documents' ids of B sequences of T tokens: [B, T], or on sequence
+  // shards chunk by chunk, [chunks, B, Tc] (SequenceLayout::OrderByChunks).
+  Shape SegmentsShape(int64_t batch, int64_t seq_len) const {
+    if (!shards_sequence()) return {batch, seq_len};
+    const SequenceLayout layout(seq_len, cp_size);
+    return {layout.num_chunks(), batch, layout.chunk_len()};
   }
   // This rank's slice of `dim` of a parameter of `shape`.
   ShardSpec Slice(Shape shape, int dim) const {

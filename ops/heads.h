@@ -10,7 +10,8 @@
 
 namespace cubit {
 
-// y = x, element by element. x, y [B, T, H, K]; they may not overlap.
+// y = x, element by element. x, y [B, T, H, K]; they may not overlap. On a GPU
+// each may be fp32 or bf16, here and below; on the CPU all are fp32.
 void CopyHeads(ConstHeadTensor x, HeadTensor y, Stream& stream);
 
 // y += x, likewise.

@@ -8,7 +8,7 @@
 #ifndef CUBIT_PARALLEL_SEQUENCE_LAYOUT_H_
 #define CUBIT_PARALLEL_SEQUENCE_LAYOUT_H_
 
-#include <array>
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -44,6 +44,17 @@ class SequenceLayout {
   int64_t GlobalBegin(int chunk) const { return chunk * chunk_len(); }
   int64_t LocalBegin(int chunk) const {
     return chunk < cp_size_ ? 0 : chunk_len();
+  }
+
+  // ids [B, T] of whole sequences, chunk by chunk: [num_chunks, B, Tc].
+  void OrderByChunks(int64_t batch, const int32_t* ids,
+                     int32_t* by_chunks) const {
+    for (int chunk = 0; chunk < num_chunks(); ++chunk) {
+      for (int64_t b = 0; b < batch; ++b) {
+        by_chunks = std::copy_n(ids + b * seq_len_ + GlobalBegin(chunk),
+                                chunk_len(), by_chunks);
+      }
+    }
   }
 
  private:

@@ -13,22 +13,56 @@
 namespace cubit {
 namespace {
 
-// Rows [begin, + count) of heads [first_head, + heads) of sequence `b`.
+struct Range {
+  int64_t begin = 0;
+  int64_t count = 0;
+};
+
 template <typename View>
-View PartOf(View view, int64_t b, int64_t first_head, int64_t heads,
-            int64_t begin, int64_t count) {
-  view = SliceSequence(view, begin, count);
-  CUBIT_CHECK(b < view.batch && first_head + heads <= view.num_heads);
+View PartOf(View view, Range sequences, Range heads, Range rows) {
+  view = SliceSequence(view, rows.begin, rows.count);
+  CUBIT_CHECK(sequences.begin + sequences.count <= view.batch &&
+              heads.begin + heads.count <= view.num_heads);
   const int64_t offset =
-      (b * view.batch_stride + first_head * view.head_stride) *
+      (sequences.begin * view.batch_stride + heads.begin * view.head_stride) *
       SizeOf(view.dtype);
   using Byte = std::conditional_t<
       std::is_const_v<std::remove_pointer_t<decltype(view.data)>>, const char,
       char>;
   view.data = static_cast<Byte*>(view.data) + offset;
-  view.batch = 1;
-  view.num_heads = heads;
+  view.batch = sequences.count;
+  view.num_heads = heads.count;
   return view;
+}
+
+// From a chunk of the first of `groups` groups, which lie `stride` apart, the
+// chunk of all of them. Of rows [S, Tc, H, K], heads side by side:
+// [G, Tc, S, H * K].
+template <typename View>
+View RowsOfAllGroups(View first, int64_t groups, int64_t stride) {
+  View all = first;
+  all.head_dim = first.num_heads * first.head_dim;
+  all.num_heads = first.batch;
+  all.head_stride = first.batch_stride;
+  all.batch = groups;
+  all.batch_stride = stride;
+  return all;
+}
+
+// Of scalars, [S, Tc, H, 1] in memory [S, H, .]: [G, S * H, 1, Tc].
+template <typename View>
+View ScalarsOfAllGroups(View first, int64_t groups, int64_t stride) {
+  CUBIT_CHECK(first.seq_stride == 1 &&
+              first.batch_stride == first.num_heads * first.head_stride);
+  View all = first;
+  all.head_dim = first.seq_len;
+  all.seq_len = first.batch * first.num_heads;
+  all.seq_stride = first.head_stride;
+  all.num_heads = 1;
+  all.head_stride = all.head_dim;
+  all.batch = groups;
+  all.batch_stride = stride;
+  return all;
 }
 
 }  // namespace
@@ -43,10 +77,17 @@ void CopyOrConvertHeads(ConstHeadTensor x, HeadTensor y, Stream& stream) {
 
 SequenceGroups::SequenceGroups(const SequenceLayout& layout, int64_t batch,
                                int64_t num_heads)
-    : layout_(layout), batch_(batch), num_heads_(num_heads), heads_(num_heads) {
-  while (heads_ > 1 &&
-         (num_heads % heads_ != 0 || batch * (num_heads / heads_) < kEnough)) {
-    --heads_;
+    : layout_(layout), batch_(batch), num_heads_(num_heads) {
+  int64_t fewest = batch * num_heads;
+  for (int64_t heads = num_heads; heads >= 1; --heads) {
+    for (int64_t sequences = batch; sequences >= 1; --sequences) {
+      if (num_heads % heads != 0 || batch % sequences != 0) continue;
+      const int64_t groups = (num_heads / heads) * (batch / sequences);
+      if (groups < kEnough || groups >= fewest) continue;
+      fewest = groups;
+      heads_ = heads;
+      sequences_ = sequences;
+    }
   }
 }
 
@@ -57,13 +98,14 @@ int64_t SequenceGroups::BlocksOf(BlockSet set) const {
 Tensor SequenceGroups::AllocateRows(BlockSet set, DType dtype, int64_t width,
                                     Arena& arena) const {
   return arena.Allocate(
-      dtype, {count(), BlocksOf(set), layout_.chunk_len(), heads_ * width});
+      dtype, {count(), BlocksOf(set), sequences_ * layout_.chunk_len(),
+              heads_ * width});
 }
 
 Tensor SequenceGroups::AllocateScalars(BlockSet set, DType dtype,
                                        Arena& arena) const {
-  return arena.Allocate(dtype,
-                        {count(), BlocksOf(set), heads_, layout_.chunk_len()});
+  return arena.Allocate(dtype, {count(), BlocksOf(set), sequences_ * heads_,
+                                layout_.chunk_len()});
 }
 
 Tensor SequenceGroups::GroupOf(const Tensor& buffer, int group) const {
@@ -80,42 +122,45 @@ Tensor SequenceGroups::Slot(const Tensor& buffer, Block block) const {
 }
 
 HeadTensor SequenceGroups::Rows(const Tensor& buffer, Block block) const {
-  return HeadsOf(Slot(buffer, block), 0, heads_, buffer.dim(3) / heads_);
+  const Tensor rows =
+      Slot(buffer, block)
+          .Reshape({sequences_, layout_.chunk_len(), buffer.dim(3)});
+  return HeadsOf(rows, 0, heads_, buffer.dim(3) / heads_);
 }
 
 Tensor SequenceGroups::Scalars(const Tensor& buffer, Block block) const {
-  return Slot(buffer, block);
+  return Slot(buffer, block).Reshape({sequences_, heads_, layout_.chunk_len()});
 }
 
 HeadTensor SequenceGroups::Part(HeadTensor local, Block block) const {
-  return PartOf(local, block.group / blocks_of_heads(),
-                block.group % blocks_of_heads() * heads_, heads_,
-                layout_.LocalBegin(block.chunk), layout_.chunk_len());
+  return PartOf(local, {first_sequence(block.group), sequences_},
+                {first_head(block.group), heads_},
+                {layout_.LocalBegin(block.chunk), layout_.chunk_len()});
 }
 
 ConstHeadTensor SequenceGroups::Part(ConstHeadTensor local, Block block) const {
-  return PartOf(local, block.group / blocks_of_heads(),
-                block.group % blocks_of_heads() * heads_, heads_,
-                layout_.LocalBegin(block.chunk), layout_.chunk_len());
+  return PartOf(local, {first_sequence(block.group), sequences_},
+                {first_head(block.group), heads_},
+                {layout_.LocalBegin(block.chunk), layout_.chunk_len()});
 }
 
 Tensor SequenceGroups::Heads(const Tensor& per_head, int group) const {
-  return per_head.Slice(group % blocks_of_heads() * heads_, heads_);
+  return per_head.Slice(first_head(group), heads_);
 }
 
 ConstTensor SequenceGroups::Heads(const ConstTensor& per_head,
                                   int group) const {
-  return per_head.Slice(group % blocks_of_heads() * heads_, heads_);
+  return per_head.Slice(first_head(group), heads_);
 }
 
 ConstTensor SequenceGroups::Segments(const ConstTensor& segment_ids,
                                      Block block) const {
   if (segment_ids.empty()) return segment_ids;
-  CUBIT_CHECK_SHAPE(segment_ids, {batch_, layout_.seq_len()});
-  const int64_t b = block.group / blocks_of_heads();
-  const ConstTensor row = segment_ids.Slice(b, 1).Reshape({layout_.seq_len()});
-  return row.Slice(layout_.GlobalBegin(block.chunk), layout_.chunk_len())
-      .Reshape({1, layout_.chunk_len()});
+  CUBIT_CHECK_SHAPE(segment_ids,
+                    {layout_.num_chunks(), batch_, layout_.chunk_len()});
+  return segment_ids.Slice(block.chunk, 1)
+      .Reshape({batch_, layout_.chunk_len()})
+      .Slice(first_sequence(block.group), sequences_);
 }
 
 ChunkMask SequenceGroups::Mask(const ConstTensor& segment_ids, int group,
@@ -137,34 +182,69 @@ std::vector<Block> SequenceGroups::OwnBlocks(int cp_rank) const {
   return blocks;
 }
 
+template <typename View, typename Copy>
+void SequenceGroups::ForEachPiece(View local, const Tensor& buffer, int cp_rank,
+                                  const Copy& copy) const {
+  if (blocks_of_heads() > 1 || local.head_stride != local.head_dim) {
+    for (const Block block : OwnBlocks(cp_rank)) {
+      copy(Part(local, block), Rows(buffer, block));
+    }
+    return;
+  }
+  const int64_t of_group = buffer.num_elements() / count();
+  for (const int chunk : layout_.ChunksOf(cp_rank)) {
+    const Block first = {0, chunk};
+    copy(RowsOfAllGroups(Part(local, first), count(),
+                         sequences_ * local.batch_stride),
+         RowsOfAllGroups(Rows(buffer, first), count(), of_group));
+  }
+}
+
+template <typename View, typename Copy>
+void SequenceGroups::ForEachScalarsPiece(View local, const Tensor& buffer,
+                                         int cp_rank, const Copy& copy) const {
+  if (blocks_of_heads() > 1) {
+    for (const Block block : OwnBlocks(cp_rank)) {
+      copy(Part(local, block), ScalarsOf(Scalars(buffer, block)));
+    }
+    return;
+  }
+  const int64_t of_group = buffer.num_elements() / count();
+  for (const int chunk : layout_.ChunksOf(cp_rank)) {
+    const Block first = {0, chunk};
+    copy(ScalarsOfAllGroups(Part(local, first), count(),
+                            sequences_ * local.batch_stride),
+         ScalarsOfAllGroups(ScalarsOf(Scalars(buffer, first)), count(),
+                            of_group));
+  }
+}
+
 void SequenceGroups::Pack(ConstHeadTensor local, const Tensor& buffer,
                           int cp_rank, Stream& stream) const {
-  for (const Block block : OwnBlocks(cp_rank)) {
-    CopyOrConvertHeads(Part(local, block), Rows(buffer, block), stream);
-  }
+  ForEachPiece(local, buffer, cp_rank, [&](ConstHeadTensor x, HeadTensor y) {
+    CopyOrConvertHeads(x, y, stream);
+  });
 }
 
 void SequenceGroups::Unpack(const Tensor& buffer, HeadTensor local, int cp_rank,
                             Stream& stream) const {
-  for (const Block block : OwnBlocks(cp_rank)) {
-    CopyOrConvertHeads(Rows(buffer, block), Part(local, block), stream);
-  }
+  ForEachPiece(local, buffer, cp_rank, [&](HeadTensor y, HeadTensor x) {
+    CopyOrConvertHeads(x, y, stream);
+  });
 }
 
 void SequenceGroups::PackScalars(const ConstTensor& local, const Tensor& buffer,
                                  int cp_rank, Stream& stream) const {
-  for (const Block block : OwnBlocks(cp_rank)) {
-    CopyHeads(Part(ScalarsOf(local), block), ScalarsOf(Scalars(buffer, block)),
-              stream);
-  }
+  ForEachScalarsPiece(
+      ScalarsOf(local), buffer, cp_rank,
+      [&](ConstHeadTensor x, HeadTensor y) { CopyHeads(x, y, stream); });
 }
 
 void SequenceGroups::UnpackScalars(const Tensor& buffer, const Tensor& local,
                                    int cp_rank, Stream& stream) const {
-  for (const Block block : OwnBlocks(cp_rank)) {
-    CopyHeads(ScalarsOf(Scalars(buffer, block)), Part(ScalarsOf(local), block),
-              stream);
-  }
+  ForEachScalarsPiece(
+      ScalarsOf(local), buffer, cp_rank,
+      [&](HeadTensor y, HeadTensor x) { CopyHeads(x, y, stream); });
 }
 
 absl::Status SequenceGroups::Gather(const Tensor& buffer, int group,

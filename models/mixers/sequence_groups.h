@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// How a mixer on sequence shards cuts its tensors. A group is one sequence and
-// a block of its heads; groups know nothing of each other, so that one may
-// compute while another waits for a message. A block is one chunk of one group;
-// buffers hold blocks one after the other, so that a block, or a group's blocks
-// of all chunks, is one message.
+// How a mixer on sequence shards cuts its tensors. A group is some sequences
+// and a block of their heads; groups know nothing of each other, so that one
+// may compute while another waits for a message. A block is one chunk of one
+// group; buffers hold blocks one after the other, so that a block, or a group's
+// blocks of all chunks, is one message, and an op on a block is one call.
 
 #ifndef CUBIT_MODELS_MIXERS_SEQUENCE_GROUPS_H_
 #define CUBIT_MODELS_MIXERS_SEQUENCE_GROUPS_H_
@@ -38,36 +38,42 @@ enum class BlockSet {
 // y = x in y's dtype, as CopyHeads or ConvertHeads.
 void CopyOrConvertHeads(ConstHeadTensor x, HeadTensor y, Stream& stream);
 
-// G groups of Hg heads; chunks of Tc tokens. Local views are [B, Tl, H, K] with
-// the rank's chunks one after the other (sequence_layout.h).
+// G groups of S sequences and Hg heads; chunks of Tc tokens. Groups are counted
+// over the blocks of heads of the first S sequences, then of the next. Local
+// views are [B, Tl, H, K] with the rank's chunks one after the other
+// (sequence_layout.h).
 class SequenceGroups {
  public:
-  // Heads are split until there are kEnough groups, or one head a group: a
-  // function of the shape alone.
+  // The fewest groups of equal extents that are at least kEnough, or else one
+  // sequence and head a group; of as few, those with most heads. A function of
+  // the shape alone.
   SequenceGroups(const SequenceLayout& layout, int64_t batch,
                  int64_t num_heads);
 
   const SequenceLayout& layout() const { return layout_; }
-  int count() const { return static_cast<int>(batch_ * blocks_of_heads()); }
-  int64_t heads() const { return heads_; }
+  int count() const {
+    return static_cast<int>(batch_ / sequences_ * blocks_of_heads());
+  }
+  int64_t sequences() const { return sequences_; }  // S
+  int64_t heads() const { return heads_; }          // Hg
 
-  // [G, blocks, Tc, Hg * width].
+  // [G, blocks, S * Tc, Hg * width].
   Tensor AllocateRows(BlockSet set, DType dtype, int64_t width,
                       Arena& arena) const;
-  // [G, blocks, Hg, Tc].
+  // [G, blocks, S * Hg, Tc].
   Tensor AllocateScalars(BlockSet set, DType dtype, Arena& arena) const;
 
-  // [1, Tc, Hg, width] and [1, Hg, Tc] of such a buffer.
+  // [S, Tc, Hg, width] and [S, Hg, Tc] of such a buffer.
   HeadTensor Rows(const Tensor& buffer, Block block) const;
   Tensor Scalars(const Tensor& buffer, Block block) const;
 
-  // The same part [1, Tc, Hg, K] of a local view, on the chunk's owner.
+  // The same part [S, Tc, Hg, K] of a local view, on the chunk's owner.
   HeadTensor Part(HeadTensor local, Block block) const;
   ConstHeadTensor Part(ConstHeadTensor local, Block block) const;
   // [Hg] of [H].
   Tensor Heads(const Tensor& per_head, int group) const;
   ConstTensor Heads(const ConstTensor& per_head, int group) const;
-  // Documents [1, Tc] of `segment_ids` [B, T]; absent if they are.
+  // Documents [S, Tc] of `segment_ids` [chunks, B, Tc]; absent if they are.
   ConstTensor Segments(const ConstTensor& segment_ids, Block block) const;
   ChunkMask Mask(const ConstTensor& segment_ids, int group, int rows,
                  int columns) const;
@@ -77,7 +83,8 @@ class SequenceGroups {
 
   // Between a local view [B, Tl, H, K] and the rank's own blocks of a buffer of
   // rows, converted where their dtypes differ; likewise of scalars, with [B, H,
-  // Tl], of one dtype.
+  // Tl], of one dtype. A copy for every chunk if groups have all heads (and
+  // those of `local` lie side by side), otherwise for every block.
   void Pack(ConstHeadTensor local, const Tensor& buffer, int cp_rank,
             Stream& stream) const;
   void Unpack(const Tensor& buffer, HeadTensor local, int cp_rank,
@@ -105,10 +112,23 @@ class SequenceGroups {
   static constexpr int64_t kEnough = 4;
 
   int64_t blocks_of_heads() const { return num_heads_ / heads_; }
+  int64_t first_sequence(int group) const {
+    return group / blocks_of_heads() * sequences_;
+  }
+  int64_t first_head(int group) const {
+    return group % blocks_of_heads() * heads_;
+  }
   int chunks_per_rank() const {
     return layout_.num_chunks() / layout_.cp_size();
   }
   int64_t BlocksOf(BlockSet set) const;
+  // copy(part of the local view, the same of the buffer), equal in extents.
+  template <typename View, typename Copy>
+  void ForEachPiece(View local, const Tensor& buffer, int cp_rank,
+                    const Copy& copy) const;
+  template <typename View, typename Copy>
+  void ForEachScalarsPiece(View local, const Tensor& buffer, int cp_rank,
+                           const Copy& copy) const;
   // The block as a slice of the buffer's second dim.
   Tensor Slot(const Tensor& buffer, Block block) const;
   Tensor GroupOf(const Tensor& buffer, int group) const;
@@ -116,7 +136,8 @@ class SequenceGroups {
   SequenceLayout layout_;
   int64_t batch_;
   int64_t num_heads_;
-  int64_t heads_;
+  int64_t sequences_ = 1;
+  int64_t heads_ = 1;
 };
 
 }  // namespace cubit

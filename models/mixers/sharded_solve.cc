@@ -102,6 +102,10 @@ absl::Status ShardedSolve::Communicate(const WavefrontMessage& message,
   const int group = message.group;
   switch (message.kind) {
     case WavefrontMessageKind::kBroadcast:
+      if (forward_ && message.chunk == 0 && group > 0) {
+        CUBIT_RETURN_IF_ERROR(
+            groups_.GatherAll(gathered_, group, communicator, stream));
+      }
       return groups_.Broadcast(forward_ ? scratch_.x : scratch_.d_x,
                                {group, message.chunk}, communicator, stream);
     case WavefrontMessageKind::kReduceSolutionGradient:
@@ -114,21 +118,19 @@ absl::Status ShardedSolve::Communicate(const WavefrontMessage& message,
   return ReduceKeyGradients(group, communicator, stream);
 }
 
-void ShardedSolve::PostGathers(const Gathers& gathers) {
-  for (const std::vector<Tensor>& buffers : gathers) {
-    for (int group = 0; group < groups_.count(); ++group) {
-      gathers_.push_back(
-          lane_.Post(stream_, [&groups = groups_, buffers, group](
-                                  Communicator& communicator, Stream& stream) {
-            return groups.GatherAll(buffers, group, communicator, stream);
-          }));
-    }
-  }
+void ShardedSolve::PostGather(const std::vector<Tensor>& buffers, int group) {
+  gathers_.push_back(
+      lane_.Post(stream_, [&groups = groups_, buffers, group](
+                              Communicator& communicator, Stream& stream) {
+        return groups.GatherAll(buffers, group, communicator, stream);
+      }));
 }
 
-void ShardedSolve::RunForward(const Gathers& gathers) {
+void ShardedSolve::RunForward(const std::vector<Tensor>& gathered) {
   forward_ = true;
-  PostGathers(gathers);
+  gathered_ = gathered;
+  // Those of the other groups stand before their first X: Communicate.
+  PostGather(gathered_, 0);
   const std::vector<Block> own = groups_.OwnBlocks(cp_rank());
   for (const Block block : own) {
     Begin(block);
@@ -149,14 +151,18 @@ void ShardedSolve::RunForward(const Gathers& gathers) {
   }
 }
 
-void ShardedSolve::RunBackward(ConstHeadTensor out, const Gathers& gathers) {
+void ShardedSolve::RunBackward(ConstHeadTensor out,
+                               const std::vector<Tensor>& gathered) {
   forward_ = false;
   const Tensor& solution =
       saved_.solution32.empty() ? saved_.solution : saved_.solution32;
   groups_.Pack(Local(solution), scratch_.x, cp_rank(), stream_);
   groups_.PackScalars(saved_.lse_kernel, scratch_.lse_kernel, cp_rank(),
                       stream_);
-  PostGathers(gathers);
+  const std::vector<Tensor> of_attention = {scratch_.k, scratch_.x};
+  for (const std::vector<Tensor>* buffers : {&of_attention, &gathered}) {
+    for (int g = 0; g < groups_.count(); ++g) PostGather(*buffers, g);
+  }
   groups_.PackScalars(saved_.lse_attention, scratch_.lse_attention, cp_rank(),
                       stream_);
   for (const Block block : groups_.OwnBlocks(cp_rank())) {

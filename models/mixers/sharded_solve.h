@@ -4,8 +4,9 @@
 // sequence shards: buffers, messages, and the attention, in the order of a
 // wavefront (parallel/wavefront_schedule.h). A mixer adds its system.
 //
-//   forward   K and what the system needs of columns are gathered; X goes
-//             round chunk by chunk as it is solved.
+//   forward   K and what the system needs of columns are gathered, a group at
+//             a time before its first X, so that no group's X waits for the
+//             keys of all; X goes round chunk by chunk as it is solved.
 //   backward  the same and X are gathered again (they are not kept). The
 //             attention's parts of dX are summed over ranks, the adjoint system
 //             turns dX into Y, and the scores' gradients follow; parts of the
@@ -107,17 +108,15 @@ class ShardedSolve : public WavefrontWork {
   virtual absl::Status ReduceKeyGradients(int group, Communicator& communicator,
                                           Stream& stream) = 0;
 
-  // Buffers of all ranks that are gathered, stage by stage and in each group by
-  // group; the rank's own blocks are there.
-  using Gathers = std::vector<std::vector<Tensor>>;
-
-  // The pass over the local part. Whatever needs a message of the schedule
-  // finds all gathers done.
-  void RunForward(const Gathers& gathers);
+  // The pass over the local part. `gathered`: buffers of all ranks, of which
+  // the rank's own blocks are there; an action that needs a message of the
+  // schedule finds its group's whole.
+  void RunForward(const std::vector<Tensor>& gathered);
   // From `out` of the forward. X and lse_kernel are put into their blocks, d_k
-  // and d_x set to zero here. A group's attention waits for the first stage
-  // alone, which has k and x.
-  void RunBackward(ConstHeadTensor out, const Gathers& gathers);
+  // and d_x set to zero here. k and x are gathered of all groups, and then
+  // `gathered`: a group's attention waits for its k and x alone, what needs a
+  // message of the schedule finds all whole.
+  void RunBackward(ConstHeadTensor out, const std::vector<Tensor>& gathered);
 
   RowSums KernelSums(Block rows) const;
   // Rows of kernel_x.
@@ -132,7 +131,7 @@ class ShardedSolve : public WavefrontWork {
   const SequenceGroups& groups_;
 
  private:
-  void PostGathers(const Gathers& gathers);
+  void PostGather(const std::vector<Tensor>& buffers, int group);
   // [B, Tl, H, K] of a tensor of `saved`.
   HeadTensor Local(const Tensor& rows) const {
     return HeadsOf(rows, 0, attention_.q.num_heads, attention_.q.head_dim);
@@ -152,7 +151,8 @@ class ShardedSolve : public WavefrontWork {
   HeadTensor d_q_;
   Stream& stream_;
   CommunicationLane& lane_;
-  std::vector<CommunicationLane::Ticket> gathers_;  // [stages, G]
+  std::vector<Tensor> gathered_;                    // of the forward
+  std::vector<CommunicationLane::Ticket> gathers_;  // posted, in their order
   bool forward_ = true;
 };
 

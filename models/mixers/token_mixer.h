@@ -153,7 +153,8 @@ double CausalAttentionFlops(const MixerShape& shape);
 // ranks (parallel/sequence_layout.h); others get the full sequence for a part
 // of their heads through an all-to-all (sequence_exchange.h). All cp ranks make
 // the same calls in the same order. Results agree with TokenMixer's to
-// rounding. context.mask.segment_ids is of the whole sequence, [B, T].
+// rounding. context.mask.segment_ids is of the whole sequence, chunk by chunk:
+// [chunks, B, Tc] (SequenceLayout::OrderByChunks).
 class SequenceShardedMixer {
  public:
   virtual ~SequenceShardedMixer() = default;

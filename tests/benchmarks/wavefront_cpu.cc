@@ -359,13 +359,16 @@ absl::Status Measure() {
   }
   CUBIT_ASSIGN_OR_RETURN(const Passes passes, RunRanks(ranks));
   const ShardedSolveScratch& schedules = ranks[0]->schedules();
-  std::printf("%s: B %d, T %d, H %d, K %d; %d ranks, %d groups, %d chunks\n",
-              absl::GetFlag(FLAGS_mixer).c_str(),
-              static_cast<int>(absl::GetFlag(FLAGS_batch)),
-              static_cast<int>(seq_len),
-              static_cast<int>(absl::GetFlag(FLAGS_num_heads)),
-              static_cast<int>(absl::GetFlag(FLAGS_head_dim)), cp_size,
-              schedules.groups.count(), schedules.forward.shape.num_chunks());
+  std::printf(
+      "%s: B %d, T %d, H %d, K %d; %d ranks, %d groups of %d sequences x %d "
+      "heads, %d chunks\n",
+      absl::GetFlag(FLAGS_mixer).c_str(),
+      static_cast<int>(absl::GetFlag(FLAGS_batch)), static_cast<int>(seq_len),
+      static_cast<int>(absl::GetFlag(FLAGS_num_heads)),
+      static_cast<int>(absl::GetFlag(FLAGS_head_dim)), cp_size,
+      schedules.groups.count(), static_cast<int>(schedules.groups.sequences()),
+      static_cast<int>(schedules.groups.heads()),
+      schedules.forward.shape.num_chunks());
   const nlohmann::json results = {
       Compare("forward", schedules.forward, passes.forward, whole[0]),
       Compare("backward", schedules.backward, passes.backward, whole[1])};

@@ -254,6 +254,8 @@ constexpr GateLayout kLayouts[] = {
     {1, 2, 1, 1, ""},
     {1, 4, 1, 1, ""},
     {1, 1, 1, 2, "parallel.cp_method=SHARDED"},
+    // Groups of two sequences.
+    {1, 1, 1, 2, "parallel.cp_method=SHARDED batch.micro_batch_size=8"},
     {1, 1, 1, 2, "parallel.cp_method=ulysses"},
     {1, 1, 1, 4, "parallel.cp_method=SHARDED"},
     {1, 1, 1, 4, "parallel.cp_method=ulysses"},

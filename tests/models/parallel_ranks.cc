@@ -59,8 +59,14 @@ ParallelRank::ParallelRank(const ModelConfig& config, const RankLayout& layout,
     for (int64_t i = 0; i < batch.batch * batch.seq_len; ++i) {
       ids.push_back(static_cast<int32_t>(i % batch.seq_len / 17));
     }
+    if (shard.shards_sequence()) {
+      std::vector<int32_t> by_chunks(ids.size());
+      SequenceLayout(batch.seq_len, layout.cp)
+          .OrderByChunks(batch.batch, ids.data(), by_chunks.data());
+      ids = std::move(by_chunks);
+    }
     tokens_.push_back(std::make_unique<HostTensor<int32_t>>(
-        Shape{batch.batch, batch.seq_len}, std::move(ids)));
+        shard.SegmentsShape(batch.batch, batch.seq_len), std::move(ids)));
     context.mask.segment_ids = tokens_.back()->view();
   }
   if (layout.tp * layout.cp == 1) return;  // layers see no group at all

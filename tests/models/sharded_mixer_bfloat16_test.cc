@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Mixers on sequence shards with bf16 activations, which a GPU alone has. One
-// rank with its two chunks: messages have no dtype to get wrong, and ranks that
-// are threads cannot share a GPU. The measure is the mixer on the whole
-// sequence in bf16: both are compared with the mixer in fp32 on the same bf16
-// values.
+// rank with its one chunk: messages have no dtype to get wrong, and ranks that
+// are threads cannot share a GPU. Groups are of two sequences. The measure is
+// the mixer on the whole sequence in bf16: both are compared with the mixer in
+// fp32 on the same bf16 values.
 
 #include <algorithm>
 #include <cstdint>
@@ -34,7 +34,7 @@ using testing::RandomNormal;
 using testing::RelativeError;
 using testing::ToDouble;
 
-constexpr int64_t kBatch = 2;
+constexpr int64_t kBatch = 8;
 constexpr int64_t kSeqLen = 2 * 70;
 constexpr int64_t kHeads = 2;
 constexpr int64_t kHeadDim = 16;
@@ -151,7 +151,8 @@ class Problem {
     d_out_ = Rounded(RandomNormal(2, "d_out", OutShape()).values());
     segments_ = HostTensor<int32_t>({kBatch, kSeqLen});
     for (int64_t i = 0; i < kBatch * kSeqLen; ++i) {
-      segments_[i] = static_cast<int32_t>(i % kSeqLen / 57);
+      segments_[i] =
+          static_cast<int32_t>((i % kSeqLen + 11 * (i / kSeqLen)) / 57);
     }
   }
 
@@ -185,10 +186,14 @@ class Problem {
       scratch = mixer.AllocateShardedScratch(shape, layout, a);
     });
     Results results = Run(dtype, [&](const Call& call) {
-      mixer.ForwardSharded(call.context, sequence, call.columns, saved.get(),
+      // One chunk: the order of chunks is that of sequences.
+      MixerContext context = call.context;
+      context.mask.segment_ids =
+          context.mask.segment_ids.Reshape({1, kBatch, kSeqLen});
+      mixer.ForwardSharded(context, sequence, call.columns, saved.get(),
                            scratch.get(), call.out);
-      mixer.BackwardSharded(call.context, sequence, call.columns, *saved,
-                            call.out, call.d_out, scratch.get(), call.d_columns,
+      mixer.BackwardSharded(context, sequence, call.columns, *saved, call.out,
+                            call.d_out, scratch.get(), call.d_columns,
                             call.d_scalars);
     });
     CUBIT_CHECK_OK(parallel.status);

@@ -120,25 +120,36 @@ class Problem {
 
   const TokenMixer& mixer() const { return *mixer_; }
 
-  // Documents of lengths that no chunk has, different in every sequence.
+  // Documents of lengths that no chunk has, elsewhere in every sequence.
   void AddDocuments() {
     segments_ = HostTensor<int32_t>({batch_, seq_len_});
     for (int64_t b = 0; b < batch_; ++b) {
       for (int64_t t = 0; t < seq_len_; ++t) {
-        segments_[b * seq_len_ + t] = static_cast<int32_t>(t / (37 + 26 * b));
+        segments_[b * seq_len_ + t] =
+            static_cast<int32_t>((t + 11 * b) / (37 + 26 * (b % 2)));
       }
     }
   }
 
-  MixerContext Context(Stream* stream) const {
+  bool has_documents() const { return segments_.shape().rank() > 0; }
+  HostTensor<int32_t> SegmentsByChunks(const SequenceLayout& layout) const {
+    HostTensor<int32_t> segments(
+        {layout.num_chunks(), batch_, layout.chunk_len()});
+    if (has_documents()) {
+      layout.OrderByChunks(batch_, &segments_[0], &segments[0]);
+    }
+    return segments;
+  }
+
+  // Of whole sequences, or with ids chunk by chunk.
+  MixerContext Context(Stream* stream,
+                       const HostTensor<int32_t>& segments) const {
     MixerContext context;
     for (const auto& scalar : scalars_) {
       context.scalars.push_back(scalar.view());
     }
     context.rotary_table = table_.view();
-    if (segments_.shape().rank() > 0) {
-      context.mask.segment_ids = segments_.view();
-    }
+    if (has_documents()) context.mask.segment_ids = segments.view();
     context.stream = stream;
     return context;
   }
@@ -201,15 +212,14 @@ Results Problem::Whole() const {
   results.d_columns = Poisoned(columns_.shape());
   results.d_scalars.resize(scalars_.size(), HostTensor<float>({kHeads}));
   HostTensor<float> kept = columns_;
-  mixer_->Forward(Context(&stream), kept.view(), saved.get(),
-                  results.out.view());
-  mixer_->Backward(Context(&stream), kept.view(), *saved, results.out.view(),
+  const MixerContext context = Context(&stream, segments_);
+  mixer_->Forward(context, kept.view(), saved.get(), results.out.view());
+  mixer_->Backward(context, kept.view(), *saved, results.out.view(),
                    d_out_.view(), scratch.get(), results.d_columns.view(),
                    ViewsOf(results.d_scalars));
   if (mixer_->has_health()) {
     results.health.push_back(Poisoned({3}));
-    mixer_->Health(Context(&stream), kept.view(), *saved,
-                   results.health[0].view());
+    mixer_->Health(context, kept.view(), *saved, results.health[0].view());
   }
   return results;
 }
@@ -270,15 +280,16 @@ Results Problem::Shard(const SequenceLayout& layout, int rank,
   results.out = Poisoned(d_out.shape());
   results.d_columns = Poisoned(kept.shape());
   results.d_scalars.resize(scalars_.size(), HostTensor<float>({kHeads}, there));
-  mixer.ForwardSharded(Context(&stream), sequence, kept.view(), saved.get(),
+  const HostTensor<int32_t> segments = SegmentsByChunks(layout);
+  const MixerContext context = Context(&stream, segments);
+  mixer.ForwardSharded(context, sequence, kept.view(), saved.get(),
                        scratch.get(), results.out.view());
-  mixer.BackwardSharded(Context(&stream), sequence, kept.view(), *saved,
+  mixer.BackwardSharded(context, sequence, kept.view(), *saved,
                         results.out.view(), d_out.view(), scratch.get(),
                         results.d_columns.view(), ViewsOf(results.d_scalars));
   if (mixer_->has_health()) {
     results.health.push_back(Poisoned({3}));
-    mixer.HealthSharded(Context(&stream), kept.view(), *saved,
-                        results.health[0].view());
+    mixer.HealthSharded(context, kept.view(), *saved, results.health[0].view());
   }
   *status = parallel.status;
   return results;
@@ -336,17 +347,22 @@ void ExpectClose(const Results& got, const Results& want) {
 
 class ShardedMixer : public ::testing::TestWithParam<Variant> {};
 
-// Chunks longer than a tile of the ops, and shorter; one group and several.
+// Chunks longer than a tile of the ops, and shorter; groups of one sequence, of
+// two with all heads, and of three with one head.
 struct Extent {
   int cp_size;
   int64_t batch;
   int64_t seq_len;
 };
-constexpr Extent kExtents[] = {{2, 1, 4 * 68}, {4, 2, 8 * 9}, {3, 3, 6 * 7}};
+constexpr Extent kExtents[] = {{2, 1, 4 * 68},
+                               {4, 2, 8 * 9},
+                               {3, 3, 6 * 7},
+                               {2, 8, 4 * 14},
+                               {3, 6, 6 * 9}};
 
 TEST_P(ShardedMixer, EqualsTheWholeSequence) {
   for (const Extent& extent : kExtents) {
-    SCOPED_TRACE(extent.cp_size);
+    SCOPED_TRACE(extent.seq_len);
     const Problem problem(GetParam(), extent.batch, extent.seq_len);
     ExpectClose(problem.Sharded(extent.cp_size), problem.Whole());
   }
@@ -354,7 +370,7 @@ TEST_P(ShardedMixer, EqualsTheWholeSequence) {
 
 TEST_P(ShardedMixer, EqualsTheWholeSequenceWithDocumentsAcrossChunks) {
   for (const Extent& extent : kExtents) {
-    SCOPED_TRACE(extent.cp_size);
+    SCOPED_TRACE(extent.seq_len);
     Problem problem(GetParam(), extent.batch, extent.seq_len);
     problem.AddDocuments();
     ExpectClose(problem.Sharded(extent.cp_size), problem.Whole());
@@ -431,13 +447,16 @@ INSTANTIATE_TEST_SUITE_P(Mixers, ShardedMixer, ::testing::ValuesIn(Variants()),
 
 TEST(SequenceGroups, AreEnoughToOverlapAndNoMore) {
   const SequenceLayout layout(16, 2);
-  // Batch, heads; heads of a group.
-  const int64_t cases[][3] = {{1, 16, 4}, {1, 12, 3}, {2, 6, 3}, {8, 6, 6},
-                              {1, 3, 1},  {1, 10, 2}, {2, 1, 1}};
-  for (const auto& [batch, heads, want] : cases) {
+  // Batch, heads; sequences and heads of a group, and groups.
+  const int64_t cases[][5] = {
+      {1, 16, 1, 4, 4}, {1, 12, 1, 3, 4}, {2, 6, 1, 3, 4}, {8, 6, 2, 6, 4},
+      {1, 3, 1, 1, 3},  {1, 10, 1, 2, 5}, {2, 1, 1, 1, 2}, {32, 12, 8, 12, 4},
+      {6, 12, 3, 6, 4}, {7, 12, 7, 3, 4}, {10, 1, 2, 1, 5}};
+  for (const auto& [batch, heads, sequences, want, count] : cases) {
     const SequenceGroups groups(layout, batch, heads);
+    EXPECT_EQ(groups.sequences(), sequences) << batch << " x " << heads;
     EXPECT_EQ(groups.heads(), want) << batch << " x " << heads;
-    EXPECT_EQ(groups.count(), batch * heads / want);
+    EXPECT_EQ(groups.count(), count) << batch << " x " << heads;
   }
 }
 
@@ -450,6 +469,15 @@ TEST(ShardedMixerTrace, HasEveryActionOfBothPasses) {
   const std::vector<WavefrontSpan> spans = trace.Spans();
   EXPECT_EQ(spans.size(), 2u * 5u * 36u);
   for (const WavefrontSpan& span : spans) EXPECT_LE(span.start, span.end);
+}
+
+// What an accelerator is given a call for: none more than for one sequence.
+TEST(ShardedMixerTrace, HasOneActionForTheSequencesOfAGroup) {
+  const Problem problem(Variants()[0], 12, 4 * 4);
+  WavefrontTrace trace;
+  problem.Sharded(2, &trace);
+  // Four groups of three sequences; 10 pairs of 4 chunks.
+  EXPECT_EQ(trace.Spans().size(), 4u * 5u * 10u);
 }
 
 }  // namespace

@@ -84,10 +84,9 @@ void CubitMixer::ShardedCall::PackSystem(ConstHeadTensor k, ConstHeadTensor r) {
 
 void CubitMixer::ShardedCall::Forward(const Views<HeadTensor>& views) {
   PackSystem(views.k, views.r);
-  // The solve's first: it is what others wait for.
-  Gathers gathers = {{work_.r, work_.column_scale}};
-  if (!r_is_key()) gathers.push_back({work_.k});
-  RunForward(gathers);
+  std::vector<Tensor> gathered = {work_.r, work_.column_scale};
+  if (!r_is_key()) gathered.push_back(work_.k);
+  RunForward(gathered);
 }
 
 void CubitMixer::ShardedCall::Backward(const Views<ConstHeadTensor>& views,
@@ -98,7 +97,7 @@ void CubitMixer::ShardedCall::Backward(const Views<ConstHeadTensor>& views,
   for (const Tensor& sums : {work_.d_keys, work_.row_sums}) {
     SetZero(sums.raw(), sums.size_bytes(), stream());
   }
-  RunBackward(out, {{work_.k, work_.x}, system});
+  RunBackward(out, system);
   for (const Block block : groups_.OwnBlocks(cp_rank())) {
     const HeadTensor d_r = groups_.Part(system_.d_r, block);
     KrrChunkFinish(Chunk(block), groups_.Scalars(work_.row_sums, block), d_r,

@@ -72,7 +72,7 @@ void DeltaFormerMixer::ShardedCall::PackSystem(
 
 void DeltaFormerMixer::ShardedCall::Forward(const Views<HeadTensor>& views) {
   PackSystem({views.q, views.k, views.v, views.w, views.beta});
-  RunForward({{work_.k}});
+  RunForward({work_.k});
 }
 
 void DeltaFormerMixer::ShardedCall::Backward(
@@ -80,7 +80,7 @@ void DeltaFormerMixer::ShardedCall::Backward(
   PackSystem(views);
   std::vector<Tensor> system = {work_.beta, work_.lse_kernel};
   if (!w_is_key()) system.push_back(work_.w);
-  RunBackward(out, {{work_.k, work_.x}, system});
+  RunBackward(out, system);
 }
 
 void DeltaFormerMixer::ShardedCall::Solve(Block rows) {
