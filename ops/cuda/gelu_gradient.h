@@ -30,7 +30,7 @@ bool HasGeluEpilogue(const ConstTensor& pre, const ConstTensor& other);
 // The epilogue and its sums may take this many times as long as the product and
 // its pass. A border that two runs do not fall on both sides of: products as
 // measured lie well below or above (docs/decisions/0019).
-constexpr double kGeluEpilogueMayTake = 1.3;
+constexpr double kGeluEpilogueMayTake = 1.15;
 
 // The rule, given the times of both ways, sums included.
 constexpr GeluGradientWay GeluGradientWayByTimes(double epilogue,
