@@ -59,13 +59,15 @@ __device__ __forceinline__ int AwaitSolved(const uint32_t* flags,
   return 0;
 }
 
-template <typename Products, int kDim>
+template <typename Products, int kDim, bool kWarpgroup = false>
 struct AdjointSolveMemory {
   using Element = typename Products::Element;
   using HeadTile = Tile<Element, kSolveBlock, kDim>;
   using FloatTile = Tile<float, kSolveBlock, kDim>;
 
   alignas(1024) char keys[HeadTile::kBytes];
+  // Of a warpgroup: dX, which the others read into registers.
+  alignas(1024) char d_x[kWarpgroup ? HeadTile::kBytes : 1024];
   // Later the right-hand side in fp32, or for a warpgroup in two bf16 parts.
   union {
     alignas(1024) char queries[2][HeadTile::kBytes];
@@ -99,7 +101,7 @@ struct SolveItem {
 template <typename Products, int kDim, bool kWarpgroup = false>
 class AdjointSolver {
  public:
-  using Memory = AdjointSolveMemory<Products, kDim>;
+  using Memory = AdjointSolveMemory<Products, kDim, kWarpgroup>;
   using Element = typename Memory::Element;
   using HeadTile = typename Memory::HeadTile;
   using FloatTile = typename Memory::FloatTile;
@@ -138,8 +140,13 @@ class AdjointSolver {
     // The compiler must see that all lanes have the same blocks.
     if constexpr (kWarpgroup) last = __shfl_sync(0xffffffffu, last, 0);
     if (last > item_.block) LoadQueries(last, 1);
+    if constexpr (kWarpgroup) {
+      LoadHeads(in_.d_x, item_.first, RightHandSide());
+      ClearSums();
+    } else {
+      LoadRightHandSide();
+    }
     CommitCopies();
-    LoadRightHandSide();
     WaitForCopies<1>();
     ShareTiles();
     FormInverse();
@@ -166,6 +173,9 @@ class AdjointSolver {
   }
   __device__ __forceinline__ Element* Queries(int stage) {
     return reinterpret_cast<Element*>(m_.queries[stage]);
+  }
+  __device__ __forceinline__ Element* RightHandSide() {
+    return reinterpret_cast<Element*>(m_.d_x);
   }
   __device__ __forceinline__ Element* Y(int stage) {
     return reinterpret_cast<Element*>(m_.y[stage]);
@@ -220,6 +230,13 @@ class AdjointSolver {
         item_.b, item_.h)[row * in_.beta.seq_stride]);
   }
 
+  __device__ __forceinline__ void ClearSums() {
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sums_[n][e] = 0;
+    }
+  }
   // sums_ = -dX.
   __device__ __forceinline__ void LoadRightHandSide() {
     const Element* d_x = in_.d_x.Head<const Element>(item_.b, item_.h);
@@ -478,21 +495,24 @@ class AdjointSolver {
   // flag: the right-hand side in two bf16 parts, twelve products a panel, Y
   // from registers to memory. V and X of the rows come meanwhile.
   __device__ __forceinline__ void FinishWarpgroup() {
-    __syncthreads();  // everyone is done with the stages
+    WaitForCopies<0>();  // dX, where nothing was streamed
+    __syncthreads();     // everyone is done with the stages
     LoadHeads(in_.v, item_.first, Y(0));
     LoadHeads(in_.x, item_.first, Y(1));
     CommitCopies();
     Element* high = Queries(0);
     Element* low = Queries(1);
-    Negate();
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const SplitPair pair =
-            Split(sums_[n][2 * half], sums_[n][2 * half + 1]);
         const int offset =
             HeadTile::Offset(own_row_ + group_ + 8 * half, 8 * n + 2 * quad_);
+        const float2 d_x = LoadPair(RightHandSide() + offset);
+        float* sums = sums_[n] + 2 * half;
+        sums[0] = d_x.x - sums[0];
+        sums[1] = d_x.y - sums[1];
+        const SplitPair pair = Split(sums[0], sums[1]);
         *reinterpret_cast<uint32_t*>(high + offset) = pair.high;
         *reinterpret_cast<uint32_t*>(low + offset) = pair.low;
       }
@@ -755,7 +775,7 @@ template <typename Products, int kDim, bool kWarpgroup = false>
 __global__ void __launch_bounds__(kSolveThreads,
                                   kWarpgroup&& kDim <= 64 ? 3 : 1)
     AdjointSolveKernel(const __grid_constant__ AdjointArguments in) {
-  using Memory = AdjointSolveMemory<Products, kDim>;
+  using Memory = AdjointSolveMemory<Products, kDim, kWarpgroup>;
   extern __shared__ __align__(1024) char shared[];
   Memory* memory = reinterpret_cast<Memory*>(shared);
   if (threadIdx.x == 0) {
