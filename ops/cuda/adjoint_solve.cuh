@@ -66,8 +66,10 @@ struct AdjointSolveMemory {
   using FloatTile = Tile<float, kSolveBlock, kDim>;
 
   alignas(1024) char keys[HeadTile::kBytes];
-  // Of a warpgroup: dX, which the others read into registers.
-  alignas(1024) char d_x[kWarpgroup ? HeadTile::kBytes : 1024];
+  // dX, where two blocks of threads a multiprocessor still have room for it;
+  // the others read it into registers.
+  static constexpr bool kHasRightHandSide = kWarpgroup && kDim <= 64;
+  alignas(1024) char d_x[kHasRightHandSide ? HeadTile::kBytes : 1024];
   // Later the right-hand side in fp32, or for a warpgroup in two bf16 parts.
   union {
     alignas(1024) char queries[2][HeadTile::kBytes];
@@ -140,7 +142,7 @@ class AdjointSolver {
     // The compiler must see that all lanes have the same blocks.
     if constexpr (kWarpgroup) last = __shfl_sync(0xffffffffu, last, 0);
     if (last > item_.block) LoadQueries(last, 1);
-    if constexpr (kWarpgroup) {
+    if constexpr (Memory::kHasRightHandSide) {
       LoadHeads(in_.d_x, item_.first, RightHandSide());
       ClearSums();
     } else {
@@ -508,7 +510,10 @@ class AdjointSolver {
       for (int half = 0; half < 2; ++half) {
         const int offset =
             HeadTile::Offset(own_row_ + group_ + 8 * half, 8 * n + 2 * quad_);
-        const float2 d_x = LoadPair(RightHandSide() + offset);
+        float2 d_x = make_float2(0, 0);  // or a part of the sums
+        if constexpr (Memory::kHasRightHandSide) {
+          d_x = LoadPair(RightHandSide() + offset);
+        }
         float* sums = sums_[n] + 2 * half;
         sums[0] = d_x.x - sums[0];
         sums[1] = d_x.y - sums[1];
