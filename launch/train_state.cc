@@ -101,6 +101,7 @@ absl::StatusOr<std::unique_ptr<TrainState>> TrainState::Create(
 
 absl::Status TrainState::Allocate(const RunConfig& config,
                                   const ParallelPlan& layout) {
+  CUBIT_RETURN_IF_ERROR(ConnectPipeline(mesh_->axis(MeshAxis::kPp), stream_));
   AlignParameters(config, layout, model_.get());
   const RunPlan plan = MakePlan(config, layout, mesh_->rank(), *model_);
   ParameterStore& parameters = model_->parameters();

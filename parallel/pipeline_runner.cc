@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "runtime/check.h"
+#include "runtime/memory.h"
 #include "runtime/profile_range.h"
 #include "runtime/status_macros.h"
 
@@ -98,6 +99,26 @@ PipelineBuffers::PipelineBuffers(const std::vector<PipelineAction>& actions,
   }
   for (const FreeNumbers& numbers : slots) num_slots_.push_back(numbers.size());
   num_gradients_ = gradients.size();
+}
+
+absl::Status ConnectPipeline(Communicator& pp, Stream& stream) {
+  if (pp.size() == 1) return absl::OkStatus();
+  constexpr int kNumNumbers = 4;
+  CUBIT_ASSIGN_OR_RETURN(
+      const Buffer buffer,
+      Buffer::Allocate(kNumNumbers * static_cast<int64_t>(sizeof(float)),
+                       MemoryCategory::kWorkspace));
+  SetZero(buffer.data(), buffer.size_bytes(), stream);
+  const auto number = [&buffer](int i) {
+    return Tensor(static_cast<float*>(buffer.data()) + i, DType::kFloat32, {1});
+  };
+  const int next = (pp.rank() + 1) % pp.size();
+  const int previous = (pp.rank() + pp.size() - 1) % pp.size();
+  CUBIT_RETURN_IF_ERROR(pp.Exchange({{number(0), next}, {number(1), previous}},
+                                    {{number(2), previous}, {number(3), next}},
+                                    stream));
+  stream.Synchronize();
+  return pp.Health();
 }
 
 absl::Status RunPipeline(

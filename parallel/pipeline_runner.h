@@ -72,6 +72,14 @@ class PipelineStage {
   virtual ConstTensor InputGradient(int64_t micro_batch, int chunk) = 0;
 };
 
+// A number to and from both neighbours in the ring of `pp`, on every rank
+// before the first RunPipeline; waits for it. NCCL connects two ranks at the
+// first message of each direction, and both wait for that on the host. In a
+// step a rank could wait so for one whose host waits too: CUDA loads a kernel
+// at its first use, behind the receive that is under way, whose message the
+// first rank would send next.
+absl::Status ConnectPipeline(Communicator& pp, Stream& stream);
+
 // `pp` connects the stages; the actions' peers are its ranks. `watch` is told
 // of every action before it runs, for a watchdog.
 absl::Status RunPipeline(

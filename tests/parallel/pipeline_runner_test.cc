@@ -6,6 +6,7 @@
 
 #include "parallel/pipeline_runner.h"
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -15,6 +16,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
 
@@ -113,6 +115,8 @@ void RunAndCheck(PipelineSchedule schedule, const PipelineShape& shape) {
   for (size_t r = 0; r < stages.size(); ++r) {
     threads.emplace_back([&, r] {
       Stream stream;
+      const absl::Status connected = ConnectPipeline(*ranks[r], stream);
+      EXPECT_TRUE(connected.ok()) << connected;
       const absl::Status status =
           RunPipeline((*programs)[r], stages[r].get(), *ranks[r], stream,
                       [&](const PipelineAction&) { ++watched[r]; });
@@ -156,6 +160,38 @@ TEST(RunPipeline, ReturnsTheErrorOfALostPeer) {
   Stream stream;
   const absl::Status status = RunPipeline((*programs)[0], &stage, *ranks[0],
                                           stream, [](const PipelineAction&) {});
+  EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+}
+
+// Every rank has had a message from both neighbours, in both directions, when
+// it returns: nobody returns while one of them has not come.
+TEST(ConnectPipeline, WaitsForBothNeighbours) {
+  for (const size_t p : {2, 3, 4}) {
+    auto ranks =
+        MakeThreadCommunicators("pp", static_cast<int>(p), absl::Seconds(30));
+    std::vector<std::thread> threads;
+    std::vector<char> ok(p);
+    std::atomic<int> arrived = 0;
+    for (size_t r = 0; r < p; ++r) {
+      threads.emplace_back([&, r] {
+        if (r == p - 1) absl::SleepFor(absl::Milliseconds(20));
+        ++arrived;
+        Stream stream;
+        const absl::Status status = ConnectPipeline(*ranks[r], stream);
+        // The last rank is everybody's neighbour, but for p = 4.
+        ok[r] = status.ok() && (p == 4 || arrived == static_cast<int>(p));
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    for (size_t r = 0; r < p; ++r) EXPECT_TRUE(ok[r]) << p << ", rank " << r;
+  }
+}
+
+TEST(ConnectPipeline, ReturnsTheErrorOfALostPeer) {
+  auto ranks = MakeThreadCommunicators("pp", 2, absl::Seconds(30));
+  ranks[1].reset();
+  Stream stream;
+  const absl::Status status = ConnectPipeline(*ranks[0], stream);
   EXPECT_TRUE(absl::IsUnavailable(status)) << status;
 }
 
