@@ -19,10 +19,10 @@ namespace {
 // each kernel.
 constexpr double kForwardPasses = 11;
 constexpr double kBackwardPasses = 17;
-// More of them where the mixer solves: rotations of r and the solve's health,
-// 2.2, 4.9 and 4.4 ms of the same steps of Cubit.
-constexpr double kSolveForwardPasses = 5;
-constexpr double kSolveBackwardPasses = 7;
+// More of them where the mixer solves: the solve's health and what rotations
+// take longer, 0.8, 2.1 and 1.9 ms of the same steps of Cubit.
+constexpr double kSolveForwardPasses = 2;
+constexpr double kSolveBackwardPasses = 3;
 // Kernels of a layer beside its mixer, counted: 4 products and 8 others; the
 // backward has twice as many. One H200, 2026-11.
 constexpr double kForwardKernels = 12;

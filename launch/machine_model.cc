@@ -28,7 +28,7 @@ MixerRates HopperAttention() {
 MixerRates HopperSolve() {
   MixerRates rates;
   rates.forward = {0.37, 256, 16, 70e-6};
-  rates.backward = {0.297, 1360, 16, 30e-6};
+  rates.backward = {0.297, 1000, 16, 30e-6};
   return rates;
 }
 
