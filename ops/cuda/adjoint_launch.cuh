@@ -41,7 +41,8 @@ struct GradientTiling<BFloat16Products, kDim> {
 template <typename Products, int kDim, bool kWarpgroup = false>
 void LaunchAdjointSolve(const AdjointArguments& in, cudaStream_t stream) {
   constexpr auto kKernel = AdjointSolveKernel<Products, kDim, kWarpgroup>;
-  constexpr size_t kBytes = sizeof(AdjointSolveMemory<Products, kDim, kWarpgroup>);
+  constexpr size_t kBytes =
+      sizeof(AdjointSolveMemory<Products, kDim, kWarpgroup>);
   AllowSharedMemory(kKernel, kBytes);
   const int num_blocks = (in.seq_len + kSolveBlock - 1) / kSolveBlock;
   kKernel<<<in.batch * in.num_heads * num_blocks, kSolveThreads, kBytes,

@@ -175,7 +175,7 @@ TEST(EmbeddingDeathTest, TokensOfNoSliceAreRefusedOrGiveNan) {
   const HostTensor<float> weight({4, 2});
   HostTensor<float> rows({1, 2});
   Stream stream;
-  const HostTensor<int32_t> over({1}, {6});
+  const HostTensor<int32_t> over({1}, std::vector<int32_t>{6});
   const VocabularySlice slice = {4, 6};
   if (QueryDevice().kind == "cuda") {
     EmbeddingForward(over.view(), weight.view(), slice, rows.view(), stream);
