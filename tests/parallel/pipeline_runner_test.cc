@@ -27,6 +27,9 @@ namespace {
 
 Tensor Number(float* value) { return Tensor(value, DType::kFloat32, {1}); }
 
+// 1 + 2 + ... + n.
+int64_t SumTo(int64_t n) { return n * (n + 1) / 2; }
+
 // Part s adds s + 1 to its input; the first input is 1000 times the
 // micro-batch. The gradient begins as the last output and gains 1 in each part.
 class AddingStage : public PipelineStage {
@@ -50,8 +53,7 @@ class AddingStage : public PipelineStage {
   void Backward(int64_t micro_batch, int chunk) override {
     // What the forward left is still there.
     const int part = Part(chunk);
-    const float before =
-        static_cast<float>(1000 * micro_batch + part * (part + 1) / 2);
+    const float before = static_cast<float>(1000 * micro_batch + SumTo(part));
     EXPECT_EQ(Value(&inputs_, micro_batch, chunk), before);
     float& gradient = Gradient(micro_batch, chunk);
     if (part + 1 == shape_.pp_size * shape_.num_chunks) {
@@ -128,9 +130,8 @@ void RunAndCheck(PipelineSchedule schedule, const PipelineShape& shape) {
   const std::vector<float>& found = stages[0]->first_gradients();
   ASSERT_EQ(static_cast<int64_t>(found.size()), shape.num_micro_batches);
   for (size_t m = 0; m < found.size(); ++m) {
-    EXPECT_EQ(found[m],
-              static_cast<float>(1000 * m) +
-                  static_cast<float>(parts * (parts + 1) / 2 + parts));
+    EXPECT_EQ(found[m], static_cast<float>(1000 * m) +
+                            static_cast<float>(SumTo(parts) + parts));
   }
   for (size_t r = 0; r < stages.size(); ++r) {
     EXPECT_EQ(watched[r], static_cast<int64_t>((*programs)[r].size()));
@@ -179,7 +180,8 @@ TEST(ConnectPipeline, WaitsForBothNeighbours) {
         Stream stream;
         const absl::Status status = ConnectPipeline(*ranks[r], stream);
         // The last rank is everybody's neighbour, but for p = 4.
-        ok[r] = status.ok() && (p == 4 || arrived == static_cast<int>(p));
+        const bool met = p == 4 || arrived == static_cast<int>(p);
+        ok[r] = status.ok() && met ? 1 : 0;
       });
     }
     for (std::thread& thread : threads) thread.join();
