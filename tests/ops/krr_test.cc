@@ -157,6 +157,15 @@ struct SolveCase {
 
 void PrintTo(const SolveCase& c, std::ostream* out) { *out << c.name; }
 
+KrrCase MakeCase(const SolveCase& c) {
+  HostTensor<int32_t> segments;
+  if (!c.documents.empty()) {
+    segments = Documents(c.size.batch, c.size.seq_len, c.documents);
+  }
+  return KrrCase(c.size, c.r_stddev, c.common, c.scale, c.log_lambda,
+                 TestMask(c.causal, segments));
+}
+
 class KrrSolve : public ::testing::TestWithParam<SolveCase> {};
 
 TEST_P(KrrSolve, MatchesReference) {
@@ -164,12 +173,7 @@ TEST_P(KrrSolve, MatchesReference) {
   if (!c.causal && ProductRoundings() > 1) {
     GTEST_SKIP() << "skipped: the dense system is solved on the CPU alone";
   }
-  HostTensor<int32_t> segments;
-  if (!c.documents.empty()) {
-    segments = Documents(c.size.batch, c.size.seq_len, c.documents);
-  }
-  const KrrCase krr(c.size, c.r_stddev, c.common, c.scale, c.log_lambda,
-                    TestMask(c.causal, segments));
+  const KrrCase krr = MakeCase(c);
   const auto exact = krr.RunReference<double>();
   ExpectWithinBudget(krr.RunOp(), krr.RunReference<float>(), exact,
                      krr.ScoreRoundings(), ProductRoundings());
@@ -250,12 +254,7 @@ TEST_P(KrrSolveBefore, EqualsThePassesApart) {
   if (!c.causal && ProductRoundings() > 1) {
     GTEST_SKIP() << "skipped: the dense system is solved on the CPU alone";
   }
-  HostTensor<int32_t> segments;
-  if (!c.documents.empty()) {
-    segments = Documents(c.size.batch, c.size.seq_len, c.documents);
-  }
-  const KrrCase krr(c.size, c.r_stddev, c.common, c.scale, c.log_lambda,
-                    TestMask(c.causal, segments));
+  const KrrCase krr = MakeCase(c);
   Stream stream;
   HostTensor<float> table = Poisoned({c.size.seq_len + 3, c.size.head_dim});
   if (passes.rotated) RotaryTable(10000.0, table.view(), stream);
