@@ -6,6 +6,8 @@
 #ifndef CUBIT_OPS_CUDA_ADJOINT_LAUNCH_CUH_
 #define CUBIT_OPS_CUDA_ADJOINT_LAUNCH_CUH_
 
+#include <algorithm>
+
 #include "ops/cuda/adjoint.h"
 #include "ops/cuda/adjoint_solve.cuh"
 #include "ops/cuda/score_gradients.cuh"
@@ -43,10 +45,20 @@ void LaunchAdjointSolve(const AdjointArguments& in, cudaStream_t stream) {
   constexpr auto kKernel = AdjointSolveKernel<Products, kDim, kWarpgroup>;
   constexpr size_t kBytes =
       sizeof(AdjointSolveMemory<Products, kDim, kWarpgroup>);
-  AllowSharedMemory(kKernel, kBytes);
+  static const int blocks_of_multiprocessor = [&] {
+    AllowSharedMemory(kKernel, kBytes);
+    int count = 0;
+    CUBIT_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+        &count, kKernel, kSolveThreads, kBytes));
+    CUBIT_CHECK_GT(count, 0)
+        << "the adjoint's kernel needs " << kBytes << " bytes of shared memory";
+    return count;
+  }();
   const int num_blocks = (in.seq_len + kSolveBlock - 1) / kSolveBlock;
-  kKernel<<<in.batch * in.num_heads * num_blocks, kSolveThreads, kBytes,
-            stream>>>(in);
+  const int num_items = in.batch * in.num_heads * num_blocks;
+  const int grid =
+      std::min(num_items, NumMultiprocessors() * blocks_of_multiprocessor);
+  kKernel<<<grid, kSolveThreads, kBytes, stream>>>(in, num_items);
   CUBIT_CUDA_CHECK_LAUNCH();
 }
 

@@ -9,11 +9,11 @@
 // subtracts P^T (f Y), and multiplies by the inverse of its own unit
 // upper-triangular block, which was made before and is kept less the identity.
 //
-// One block of threads solves one block of rows. A counter gives the blocks out
-// last first, all heads in turn, so that whoever waits, waits for a block that
-// is already being worked on. A solved block is published by a flag in device
-// memory (release), awaited by its readers (acquire). Every sum has a fixed
-// order.
+// A block of threads solves blocks of rows, one after the other. A counter
+// gives them out last first, all heads in turn, so that whoever waits, waits
+// for a block that is already being worked on. A solved block is published by a
+// flag in device memory (release), awaited by its readers (acquire). Every sum
+// has a fixed order.
 
 #ifndef CUBIT_OPS_CUDA_ADJOINT_SOLVE_CUH_
 #define CUBIT_OPS_CUDA_ADJOINT_SOLVE_CUH_
@@ -36,24 +36,26 @@ namespace cuda {
 
 constexpr int kSolveThreads = 128;
 
-// One warp waits until `block` is solved; returns the first of the solved
-// blocks that end in it (at most 32 back). The flag of block i is
+// Called by one warp: the first of the solved blocks that end in `block` (at
+// most 32 back), block + 1 if it is not solved. The flag of block i is
 // flags[-i * stride].
+__device__ __forceinline__ int FindSolved(const uint32_t* flags, int64_t stride,
+                                          uint32_t launch, int block) {
+  const int mine = block - static_cast<int>(threadIdx.x % 32);
+  const bool ready = mine >= 0 && LoadAcquire(flags - mine * stride) == launch;
+  const uint32_t waiting = ~__ballot_sync(0xffffffffu, ready);
+  return block + 1 - (waiting == 0 ? 32 : __ffs(waiting) - 1);
+}
+// The same once `block` is solved.
 __device__ __forceinline__ int AwaitSolved(const uint32_t* flags,
                                            int64_t stride, uint32_t launch,
                                            int block) {
   // Some seconds; then something is broken, and an error is better than a GPU
   // that hangs.
   constexpr int kMostPolls = 1 << 23;
-  const int mine = block - static_cast<int>(threadIdx.x % 32);
   for (int polls = 0; polls < kMostPolls; ++polls) {
-    const bool ready =
-        mine >= 0 && LoadAcquire(flags - mine * stride) == launch;
-    const uint32_t waiting = ~__ballot_sync(0xffffffffu, ready);
-    if ((waiting & 1) == 0) {
-      const int count = waiting == 0 ? 32 : __ffs(waiting) - 1;
-      return block - count + 1;
-    }
+    const int first = FindSolved(flags, stride, launch, block);
+    if (first <= block) return first;
   }
   __trap();
   return 0;
@@ -66,14 +68,11 @@ struct AdjointSolveMemory {
   using FloatTile = Tile<float, kSolveBlock, kDim>;
 
   alignas(1024) char keys[HeadTile::kBytes];
-  // dX, where two blocks of threads a multiprocessor still have room for it;
-  // the others read it into registers.
-  static constexpr bool kHasRightHandSide = kWarpgroup && kDim <= 64;
-  alignas(1024) char d_x[kHasRightHandSide ? HeadTile::kBytes : 1024];
-  // Later the right-hand side in fp32, or for a warpgroup in two bf16 parts.
+  // Later the right-hand side: in fp32, or for a warpgroup in two bf16 parts,
+  // one of which takes the place of dX.
   union {
     alignas(1024) char queries[2][HeadTile::kBytes];
-    float rhs[FloatTile::kBytes / 4];
+    float rhs[kWarpgroup ? 1 : FloatTile::kBytes / 4];
   };
   // Later Y in fp32.
   union {
@@ -81,6 +80,9 @@ struct AdjointSolveMemory {
     float solution[FloatTile::kBytes / 4];
   };
   alignas(16) float inverse[UnitUpperTile::kBytes / 4];
+  // A warpgroup's inverse as left operands, high and low parts: of warp w those
+  // of columns from 16 w on, each by the lane that reads it.
+  uint4 inverse_parts[kWarpgroup ? 10 : 1][2][32];
   float lse[2][kSolveBlock];
   float factors[2][kSolveBlock];  // Delta: beta
   int segments[2][kSolveBlock];
@@ -93,9 +95,8 @@ struct AdjointSolveMemory {
 // What one block of threads works on.
 struct SolveItem {
   int b, h, block;
-  int first;     // row
-  int64_t row0;  // of [B, H, T]
-  float lambda;
+  int first;        // row
+  int64_t row0;     // of [B, H, T]
   uint32_t launch;  // number of this launch
 };
 
@@ -114,24 +115,6 @@ class AdjointSolver {
     own_row_ = 16 * (threadIdx.x / 32);
     group_ = threadIdx.x % 32 / 4;
     quad_ = threadIdx.x % 4;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = item_.first + own_row_ + group_ + 8 * half;
-      const bool valid = row < in_.seq_len;
-      float scale = in_.scale;
-      if (!in_.is_delta()) {
-        scale = valid ? in_.column_scale[item_.row0 + row] : 0.0f;
-      }
-      exponent_[half] = scale * kLog2E;
-      if constexpr (kWarpgroup) {
-        value_scale_[half] =
-            in_.is_delta() || !valid ? 1.0f : in_.value_scale[item_.row0 + row];
-      }
-      key_segment_[half] =
-          in_.segments != nullptr && valid
-              ? in_.segments[static_cast<int64_t>(item_.b) * in_.seq_len + row]
-              : -1;
-    }
   }
 
   __device__ void Run() {
@@ -141,21 +124,32 @@ class AdjointSolver {
     int last = LastBlock();
     // The compiler must see that all lanes have the same blocks.
     if constexpr (kWarpgroup) last = __shfl_sync(0xffffffffu, last, 0);
-    if (last > item_.block) LoadQueries(last, 1);
-    if constexpr (Memory::kHasRightHandSide) {
-      LoadHeads(in_.d_x, item_.first, RightHandSide());
-      ClearSums();
+    LoadQueriesOrRightHandSide(last, 1);
+    if constexpr (kWarpgroup) {
+      SetZero(sums_);
     } else {
       LoadRightHandSide();
     }
     CommitCopies();
+    // Behind the copies, which do not wait for it.
+    ReadScalars();
+    if (threadIdx.x < 32) {
+      const int first = FindSolved(Flag(0), NumPairs(), item_.launch, last);
+      if (threadIdx.x == 0) m_.ready = first;
+    }
     WaitForCopies<1>();
     ShareTiles();
+    FinishScalars();
+    const int ready = m_.ready;
+    if (last > item_.block && last >= ready) {
+      LoadHeads(in_.y, last * kSolveBlock, Y(1));
+    }
+    CommitCopies();
     FormInverse();
-    if constexpr (kWarpgroup) LoadInverse();
-    Stream(last);
+    if constexpr (kWarpgroup) KeepInverse();
+    Stream(last, ready);
     if constexpr (kWarpgroup) {
-      FinishWarpgroup();
+      FinishWarpgroup(/*d_x_stage=*/(last - item_.block + 1) % 2);
     } else {
       Finish();
     }
@@ -176,11 +170,37 @@ class AdjointSolver {
   __device__ __forceinline__ Element* Queries(int stage) {
     return reinterpret_cast<Element*>(m_.queries[stage]);
   }
-  __device__ __forceinline__ Element* RightHandSide() {
-    return reinterpret_cast<Element*>(m_.d_x);
-  }
   __device__ __forceinline__ Element* Y(int stage) {
     return reinterpret_cast<Element*>(m_.y[stage]);
+  }
+
+  // Of the head and of the lane's rows; nothing here waits for what is read.
+  __device__ __forceinline__ void ReadScalars() {
+    lambda_ = in_.is_delta() ? -INFINITY : in_.log_lambda[item_.h];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = item_.first + own_row_ + group_ + 8 * half;
+      const bool valid = row < in_.seq_len;
+      float scale = in_.scale;
+      if (!in_.is_delta()) {
+        scale = valid ? in_.column_scale[item_.row0 + row] : 0.0f;
+      }
+      exponent_[half] = scale;
+      if constexpr (kWarpgroup) {
+        value_scale_[half] =
+            in_.is_delta() || !valid ? 1.0f : in_.value_scale[item_.row0 + row];
+      }
+      key_segment_[half] =
+          in_.segments != nullptr && valid
+              ? in_.segments[static_cast<int64_t>(item_.b) * in_.seq_len + row]
+              : -1;
+    }
+  }
+
+  __device__ __forceinline__ void FinishScalars() {
+    lambda_ = expf(lambda_);
+    exponent_[0] *= kLog2E;
+    exponent_[1] *= kLog2E;
   }
 
   // Whether all rows are whole 16-byte vectors; warpgroups take no others.
@@ -232,11 +252,13 @@ class AdjointSolver {
         item_.b, item_.h)[row * in_.beta.seq_stride]);
   }
 
-  __device__ __forceinline__ void ClearSums() {
-#pragma unroll
-    for (int n = 0; n < kDim / 8; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) sums_[n][e] = 0;
+  // Queries of a later block; a warpgroup has dX come behind the last of them.
+  __device__ __forceinline__ void LoadQueriesOrRightHandSide(int block,
+                                                             int stage) {
+    if (block > item_.block) {
+      LoadQueries(block, stage);
+    } else if constexpr (kWarpgroup) {
+      LoadHeads(in_.d_x, item_.first, Queries(stage));
     }
   }
   // sums_ = -dX.
@@ -322,7 +344,8 @@ class AdjointSolver {
            segments[min(first + kSolveBlock, in_.seq_len) - 1];
   }
 
-  // m_.inverse = (I + N)^-1 - I, N_ji = g_i P_ij for i > j.
+  // m_.inverse = (I + N)^-1, N_ji = g_i P_ij for i > j; less I but for a
+  // warpgroup, which takes it away later.
   __device__ __forceinline__ void FormInverse() {
     Weigh</*kDiagonal=*/true>(/*stage=*/0, CrossesDocuments(item_.first));
     if (HoldsDiagonal()) {
@@ -334,7 +357,7 @@ class AdjointSolver {
           g = in_.is_delta()
                   ? m_.factors[0][key]
                   : 1.0f / (DiagonalElement(weights_, own_row_ / 16, half) +
-                            item_.lambda);
+                            lambda_);
         }
         m_.g[key] = g;
       }
@@ -354,6 +377,7 @@ class AdjointSolver {
     }
     __syncthreads();
     InvertUnitUpper(m_.inverse);
+    if constexpr (kWarpgroup) return;
     // Less the identity, whose part of a product is exact without one.
     if (threadIdx.x < kSolveBlock) {
       m_.inverse[threadIdx.x * (kUnitUpperStride + 1)] = 0;
@@ -361,15 +385,15 @@ class AdjointSolver {
     __syncthreads();
   }
 
-  // sums_ += P^T (f Y) over the later blocks, the last first.
-  __device__ __forceinline__ void Stream(int last) {
-    int ready = last + 1;  // blocks from here on are known to be solved
-    bool loaded = false;   // Y of this block is on its way
+  // sums_ += P^T (f Y) over the later blocks, the last first. Blocks from
+  // `ready` on are known to be solved.
+  __device__ __forceinline__ void Stream(int last, int ready) {
+    bool loaded = last >= ready;  // Y of this block is on its way
     int stage = 1;
     for (int block = last; block > item_.block; --block, stage ^= 1) {
       // Everyone is done with the other stage.
       __syncthreads();
-      if (block - 1 > item_.block) LoadQueries(block - 1, stage ^ 1);
+      LoadQueriesOrRightHandSide(block - 1, stage ^ 1);
       CommitCopies();
       const bool load_next = block - 1 > item_.block && block - 1 >= ready;
       if (load_next) {
@@ -484,24 +508,56 @@ class AdjointSolver {
     FinishDots();
   }
 
-  // The warp's rows of the inverse into registers, before they are needed.
-  __device__ __forceinline__ void LoadInverse() {
+  // The warp's rows of the inverse less the identity as left operands: not in
+  // registers, which the tiles need, until the end.
+  __device__ __forceinline__ void KeepInverse() {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      BFloat16x3Products::LoadLeft<UnitUpperTile>(m_.inverse, own_row_, 16 * k,
-                                                  &inverse_[k]);
+      if (16 * k < own_row_) continue;
+      float c[2][4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int row = own_row_ + group_ + i % 2 * 8;
+        const int column = 16 * k + quad_ * 2 + i / 2 * 8;
+        const float2 x = LoadPair(m_.inverse + row * kUnitUpperStride + column);
+        c[i / 2][i % 2 * 2] = row == column ? 0.0f : x.x;
+        c[i / 2][i % 2 * 2 + 1] = row == column + 1 ? 0.0f : x.y;
+      }
+      const SplitLeft a = SplitLeft::FromAccumulators(c[0], c[1]);
+      uint4(&parts)[2][32] = m_.inverse_parts[PartsOfInverse(k)];
+      parts[0][threadIdx.x % 32] =
+          make_uint4(a.high[0], a.high[1], a.high[2], a.high[3]);
+      parts[1][threadIdx.x % 32] =
+          make_uint4(a.low[0], a.low[1], a.low[2], a.low[3]);
     }
+  }
+  __device__ __forceinline__ int PartsOfInverse(int k) const {
+    const int warp = own_row_ / 16;
+    return warp * (7 - warp) / 2 + k;
+  }
+  __device__ __forceinline__ SplitLeft LoadInverse(int k) const {
+    SplitLeft a = {};
+    if (16 * k < own_row_) return a;  // zeros below the diagonal
+    const uint4(&parts)[2][32] = m_.inverse_parts[PartsOfInverse(k)];
+    const uint4 high = parts[0][threadIdx.x % 32];
+    const uint4 low = parts[1][threadIdx.x % 32];
+    return {{high.x, high.y, high.z, high.w}, {low.x, low.y, low.z, low.w}};
   }
 
   // Finish, with as little as possible between the last Y of others and the
-  // flag: the right-hand side in two bf16 parts, twelve products a panel, Y
-  // from registers to memory. V and X of the rows come meanwhile.
-  __device__ __forceinline__ void FinishWarpgroup() {
+  // flag: the right-hand side in two bf16 parts, twelve products a panel. V and
+  // X of the rows come meanwhile. dX is in a stage of the queries, where a lane
+  // overwrites what it alone has read.
+  __device__ __forceinline__ void FinishWarpgroup(int d_x_stage) {
+    SplitLeft inverse[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) inverse[k] = LoadInverse(k);
     WaitForCopies<0>();  // dX, where nothing was streamed
     __syncthreads();     // everyone is done with the stages
     LoadHeads(in_.v, item_.first, Y(0));
     LoadHeads(in_.x, item_.first, Y(1));
     CommitCopies();
+    const Element* d_x = Queries(d_x_stage);
     Element* high = Queries(0);
     Element* low = Queries(1);
 #pragma unroll
@@ -510,13 +566,10 @@ class AdjointSolver {
       for (int half = 0; half < 2; ++half) {
         const int offset =
             HeadTile::Offset(own_row_ + group_ + 8 * half, 8 * n + 2 * quad_);
-        float2 d_x = make_float2(0, 0);  // or a part of the sums
-        if constexpr (Memory::kHasRightHandSide) {
-          d_x = LoadPair(RightHandSide() + offset);
-        }
+        const float2 target = LoadPair(d_x + offset);
         float* sums = sums_[n] + 2 * half;
-        sums[0] = d_x.x - sums[0];
-        sums[1] = d_x.y - sums[1];
+        sums[0] = target.x - sums[0];
+        sums[1] = target.y - sums[1];
         const SplitPair pair = Split(sums[0], sums[1]);
         *reinterpret_cast<uint32_t*>(high + offset) = pair.high;
         *reinterpret_cast<uint32_t*>(low + offset) = pair.low;
@@ -527,9 +580,9 @@ class AdjointSolver {
     FenceProducts();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      MultiplyTileRows<HeadTile>(sums_, inverse_[k].low, high, 16 * k, true);
-      MultiplyTileRows<HeadTile>(sums_, inverse_[k].high, low, 16 * k, true);
-      MultiplyTileRows<HeadTile>(sums_, inverse_[k].high, high, 16 * k, true);
+      MultiplyTileRows<HeadTile>(sums_, inverse[k].low, high, 16 * k, true);
+      MultiplyTileRows<HeadTile>(sums_, inverse[k].high, low, 16 * k, true);
+      MultiplyTileRows<HeadTile>(sums_, inverse[k].high, high, 16 * k, true);
     }
     FinishProducts(sums_);
     DivideByDiagonal();
@@ -556,22 +609,37 @@ class AdjointSolver {
     }
   }
 
-  // sums_, times `scales` of the lane's rows, to memory.
+  // sums_ of a warpgroup, times `scales` of the lane's rows, to memory in whole
+  // vectors, by way of the keys' tile.
   __device__ __forceinline__ void WriteSums(const DeviceHeads& heads,
                                             const float (&scales)[2]) {
-    Element* data = heads.Head<Element>(item_.b, item_.h);
+    constexpr int kChunk = HeadTile::kChunk;
+    constexpr int kChunks = kDim / kChunk;  // of a row
+    const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = item_.first + own_row_ + group_ + 8 * half;
-      if (row >= in_.seq_len) continue;
-      Element* target = data + row * heads.seq_stride;
+    for (int n = 0; n < kDim / 8; ++n) {
 #pragma unroll
-      for (int n = 0; n < kDim / 8; ++n) {
-        StorePairBefore(target, 8 * n + 2 * quad_, in_.head_dim, Vectors(heads),
-                        scales[half] * sums_[n][2 * half],
-                        scales[half] * sums_[n][2 * half + 1]);
+      for (int half = 0; half < 2; ++half) {
+        const float* sums = sums_[n] + 2 * half;
+        StorePair(Keys() + HeadTile::Offset(own_row_ + group_ + 8 * half,
+                                            8 * n + 2 * quad_),
+                  scales[half] * sums[0], scales[half] * sums[1]);
       }
     }
+    __syncwarp();
+    Element* data = heads.Head<Element>(item_.b, item_.h);
+#pragma unroll
+    for (int n = 0; n < 16 * kChunks; n += 32) {
+      const int i = n + lane;
+      const int row = own_row_ + i / kChunks;
+      const int column = i % kChunks * kChunk;
+      if (item_.first + row >= in_.seq_len || column >= in_.head_dim) continue;
+      *reinterpret_cast<uint4*>(data + (item_.first + row) * heads.seq_stride +
+                                column) =
+          *reinterpret_cast<const uint4*>(Keys() +
+                                          HeadTile::Offset(row, column));
+    }
+    __syncwarp();
   }
 
   // Rows of m_.solution of the own warp, times `scales` (null: 1), to memory.
@@ -592,8 +660,8 @@ class AdjointSolver {
 
   __device__ __forceinline__ void FinishDots();
   __device__ __forceinline__ void FinishDotsWarpgroup();
-  __device__ __forceinline__ void StoreDots(int row, float y_dot_v,
-                                            float y_dot_x);
+  __device__ __forceinline__ void StoreDots(int row, float value_scale,
+                                            float y_dot_v, float y_dot_x);
   __device__ __forceinline__ void StoreLambdaPartial(float y_dot_x_of_warp);
   __device__ __forceinline__ void WeighRows();
 
@@ -603,12 +671,12 @@ class AdjointSolver {
   int own_row_;  // first row of the warp, in the block
   int group_;
   int quad_;
+  float lambda_;
   float exponent_[2];
   float value_scale_[2];  // of a warpgroup; Delta: 1
   int key_segment_[2];
   float weights_[8][4];
   float sums_[kDim / 8][4];
-  SplitLeft inverse_[4];  // of a warpgroup
 };
 
 __device__ __forceinline__ float QuadSum(float x) {
@@ -658,16 +726,16 @@ __device__ __noinline__ float WeightedProducts(const AdjointArguments& in,
 // What follows from Y . V and Y . X of a row, by one thread.
 template <typename Products, int kDim, bool kWarpgroup>
 __device__ __forceinline__ void
-AdjointSolver<Products, kDim, kWarpgroup>::StoreDots(int row, float y_dot_v,
+AdjointSolver<Products, kDim, kWarpgroup>::StoreDots(int row, float value_scale,
+                                                     float y_dot_v,
                                                      float y_dot_x) {
   if (in_.is_delta()) {
     in_.minus_delta[item_.row0 + row] = y_dot_v - y_dot_x;
     return;
   }
   in_.d_value_scale[item_.row0 + row] = y_dot_v;
-  if (item_.lambda > 1) return;  // WeightedProducts
-  in_.minus_delta[item_.row0 + row] =
-      in_.value_scale[item_.row0 + row] * y_dot_v - item_.lambda * y_dot_x;
+  if (lambda_ > 1) return;  // WeightedProducts
+  in_.minus_delta[item_.row0 + row] = value_scale * y_dot_v - lambda_ * y_dot_x;
 }
 
 // The block's share of d_log_lambda, from Y . X of each warp's rows.
@@ -716,8 +784,12 @@ AdjointSolver<Products, kDim, kWarpgroup>::FinishDots() {
     y_dot_v = WarpSum(y_dot_v);
     y_dot_x = WarpSum(y_dot_x);
     y_dot_x_sum += y_dot_x;
-    if (lane == 0) StoreDots(row, y_dot_v, y_dot_x);
-    if (item_.lambda > 1) {
+    if (lane == 0) {
+      const float value_scale =
+          in_.is_delta() ? 1.0f : in_.value_scale[item_.row0 + row];
+      StoreDots(row, value_scale, y_dot_v, y_dot_x);
+    }
+    if (lambda_ > 1) {
       const float sum =
           WeightedProducts<Element>(in_, item_.b, item_.h, row, y);
       if (lane == 0) in_.minus_delta[item_.row0 + row] = sum;
@@ -753,11 +825,11 @@ AdjointSolver<Products, kDim, kWarpgroup>::FinishDotsWarpgroup() {
     if (quad_ != 0) continue;
     y_dot_x_sum += y_dot_x;
     if (item_.first + row < in_.seq_len) {
-      StoreDots(item_.first + row, y_dot_v, y_dot_x);
+      StoreDots(item_.first + row, value_scale_[half], y_dot_v, y_dot_x);
     }
   }
   StoreLambdaPartial(WarpSum(y_dot_x_sum));
-  if (item_.lambda > 1) WeighRows();
+  if (lambda_ > 1) WeighRows();
 }
 
 // WeightedProducts of the block's rows, with Y from sums_.
@@ -779,26 +851,39 @@ AdjointSolver<Products, kDim, kWarpgroup>::WeighRows() {
 template <typename Products, int kDim, bool kWarpgroup = false>
 __global__ void __launch_bounds__(kSolveThreads,
                                   kWarpgroup&& kDim <= 64 ? 3 : 1)
-    AdjointSolveKernel(const __grid_constant__ AdjointArguments in) {
+    AdjointSolveKernel(const __grid_constant__ AdjointArguments in,
+                       int num_items) {
   using Memory = AdjointSolveMemory<Products, kDim, kWarpgroup>;
   extern __shared__ __align__(1024) char shared[];
   Memory* memory = reinterpret_cast<Memory*>(shared);
-  if (threadIdx.x == 0) {
-    memory->item = static_cast<int>(atomicAdd(&in.queue->next_item, 1u));
-  }
+  // By thread 0. Items are taken one ahead, so that nobody waits for the
+  // counter; whoever holds one not begun works on a block that was given out
+  // before it.
+  const auto take = [&] {
+    return static_cast<int>(atomicAdd(&in.queue->next_item, 1u));
+  };
+  if (threadIdx.x == 0) memory->item = take();
   __syncthreads();
   const int num_pairs = in.batch * in.num_heads;
   const int num_blocks = (in.seq_len + kSolveBlock - 1) / kSolveBlock;
-  const int pair = memory->item % num_pairs;
   SolveItem item;
-  item.b = pair / in.num_heads;
-  item.h = pair % in.num_heads;
-  item.block = num_blocks - 1 - memory->item / num_pairs;
-  item.first = item.block * kSolveBlock;
-  item.row0 = static_cast<int64_t>(pair) * in.seq_len;
   item.launch = *const_cast<volatile uint32_t*>(&in.queue->launch) + 1;
-  item.lambda = in.is_delta() ? 0.0f : expf(in.log_lambda[item.h]);
-  AdjointSolver<Products, kDim, kWarpgroup>(in, item, memory).Run();
+  for (;;) {
+    const int number = memory->item;
+    if (number >= num_items) break;
+    int next = 0;
+    if (threadIdx.x == 0) next = take();
+    const int pair = number % num_pairs;
+    item.b = pair / in.num_heads;
+    item.h = pair % in.num_heads;
+    item.block = num_blocks - 1 - number / num_pairs;
+    item.first = item.block * kSolveBlock;
+    item.row0 = static_cast<int64_t>(pair) * in.seq_len;
+    AdjointSolver<Products, kDim, kWarpgroup>(in, item, memory).Run();
+    // Read by all behind barriers of Run.
+    if (threadIdx.x == 0) memory->item = next;
+    __syncthreads();
+  }
   if (threadIdx.x == 0) LeaveQueue(in.queue);
 }
 

@@ -78,13 +78,11 @@ __device__ __forceinline__ void AwaitReady(const uint32_t* flag,
   __syncwarp();
 }
 
-// Called by all threads of a thread block when their writes are issued.
+// Called by all threads of a thread block when their writes are issued. The
+// release is of what all of them wrote before the barrier.
 __device__ __forceinline__ void PublishReady(uint32_t* flag, uint32_t launch) {
   __syncthreads();
-  if (threadIdx.x == 0) {
-    __threadfence();
-    StoreRelease(flag, launch);
-  }
+  if (threadIdx.x == 0) StoreRelease(flag, launch);
 }
 
 // Called by one thread of every thread block when it has no more work.

@@ -70,19 +70,6 @@ struct SolveArguments {
   SolveQueue* queue;
 };
 
-// A flag of the queue. Several of these, then FenceAcquire, wait once.
-__device__ __forceinline__ uint32_t LoadRelaxed(const uint32_t* p) {
-  uint32_t value;
-  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];\n"
-               : "=r"(value)
-               : "l"(p)
-               : "memory");
-  return value;
-}
-__device__ __forceinline__ void FenceAcquire() {
-  asm volatile("fence.acq_rel.gpu;\n" ::: "memory");
-}
-
 // What a system reads for one row, loaded long before it is used.
 struct RowInput {
   float x;
@@ -103,10 +90,11 @@ __device__ __forceinline__ float ToFloat(__nv_bfloat16 x) {
 // (P + lambda I) X = diag(value_scale) V.
 struct KrrSystem {
   static constexpr bool kStrict = false;
+  static constexpr bool kQueriesAreKeys = true;
 
-  // Is the diagonal the row's maximum (scale_h > 0)?
-  __device__ static bool DiagonalIsMaximum(const SolveArguments& in, int pair) {
-    return in.column_scale[static_cast<int64_t>(pair) * in.seq_len] > 0;
+  // Is the diagonal the row's maximum (scale_h > 0)? Of any key's factor.
+  __device__ static bool DiagonalIsMaximum(float score_factor) {
+    return score_factor > 0;
   }
   __device__ static float ScoreFactor(const SolveArguments& in, int pair,
                                       int key) {
@@ -115,12 +103,12 @@ struct KrrSystem {
   template <typename Element>
   __device__ static RowInput LoadRow(const SolveArguments& in, int pair,
                                      int row) {
-    return {expf(in.log_lambda[pair % in.num_heads]),
+    return {in.log_lambda[pair % in.num_heads],
             in.value_scale[static_cast<int64_t>(pair) * in.seq_len + row]};
   }
   __device__ static RowEquation Equation(RowInput input, float self,
                                          float sum) {
-    const float left = 1.0f / (self + input.x * sum);
+    const float left = 1.0f / (self + expf(input.x) * sum);
     return {left, left * sum * input.y};
   }
 };
@@ -128,10 +116,9 @@ struct KrrSystem {
 // (I + diag(beta) W) X = V.
 struct DeltaSystem {
   static constexpr bool kStrict = true;
+  static constexpr bool kQueriesAreKeys = false;
 
-  __device__ static bool DiagonalIsMaximum(const SolveArguments&, int) {
-    return false;
-  }
+  __device__ static bool DiagonalIsMaximum(float) { return false; }
   __device__ static float ScoreFactor(const SolveArguments& in, int, int) {
     return in.scale;
   }
@@ -183,15 +170,25 @@ class ForwardSolver {
   using KeyTile = Tile<Element, kKeys, kDim>;
   using BlockTile = Tile<Element, kRows, kDim>;
 
+  static constexpr int kInverseBytes =
+      kWarpgroup
+          ? UnitUpperTile::kBytes
+          : kWarps * 16 * kInverseStride * static_cast<int>(sizeof(float));
+
   struct Shared {
-    alignas(1024) char keys[2][KeyTile::kBytes];
+    // A warpgroup makes the block's inverse when the keys were read.
+    union {
+      alignas(1024) char keys[2][KeyTile::kBytes];
+      alignas(16) float block_inverse[kWarpgroup ? kInverseBytes / 4 : 1];
+    };
     alignas(1024) char x[2][KeyTile::kBytes];
-    // In turn the queries, the right-hand side and the solution of the block.
+    // The right-hand side and the solution of the block; before them its
+    // queries, but for a warpgroup's.
     alignas(1024) char block[BlockTile::kBytes];
-    // Of each warp's rows, or for a warpgroup of the block, transposed.
-    alignas(16) float inverse[kWarpgroup ? UnitUpperTile::kBytes / 4
-                                         : kWarps * 16 * kInverseStride];
-    float factor[2][kKeys];  // of the scores, times log2(e)
+    alignas(1024) char queries[kWarpgroup ? BlockTile::kBytes : 1];
+    // Of each warp's rows, transposed; a warpgroup has the block's, above.
+    alignas(16) float inverse[kWarpgroup ? 1 : kInverseBytes / 4];
+    alignas(16) float factor[2][kKeys];  // of the scores, times log2(e)
     int32_t segment[2][kKeys];
     int item;
   };
@@ -205,13 +202,14 @@ class ForwardSolver {
     // holds an item not begun works on a smaller one, so the smallest that is
     // not done is always worked on.
     int next = TakeItem();
+    if (threadIdx.x == 0) shared_.item = next;
+    __syncthreads();
     for (;;) {
-      if (threadIdx.x == 0) shared_.item = next;
-      __syncthreads();
       const int item = shared_.item;
       if (item >= in_.num_items) break;
       next = TakeItem();
       StartItem(item);
+      StartCopies();
       LoadQueries();
       FindMaxima();
       if constexpr (kWarpgroup) {
@@ -222,6 +220,8 @@ class ForwardSolver {
         FactorBlock();
         SolveBlock();
       }
+      // Shared by the barrier of PublishReady.
+      if (threadIdx.x == 0) shared_.item = next;
       PublishReady(in_.queue->ready + item, launch_);
     }
     if (threadIdx.x == 0) LeaveQueue(in_.queue);
@@ -252,6 +252,9 @@ class ForwardSolver {
   }
   __device__ Element* Block() {
     return reinterpret_cast<Element*>(shared_.block);
+  }
+  __device__ Element* Queries() {
+    return kWarpgroup ? reinterpret_cast<Element*>(shared_.queries) : Block();
   }
   __device__ int64_t HeadOffset(const HeadStrides& strides) const {
     return (pair_ / in_.num_heads) * strides.batch +
@@ -286,13 +289,32 @@ class ForwardSolver {
       first_tile_ = __shfl_sync(0xffffffffu, first_tile_, 0);
       diagonal_tile_ = __shfl_sync(0xffffffffu, diagonal_tile_, 0);
     }
+    ReadColumns(first_tile_);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      row_input_[half] = System::template LoadRow<Element>(
-          in_, pair_, min(Row(half), in_.seq_len - 1));
+      const int row = min(Row(half), in_.seq_len - 1);
+      row_factor_[half] = System::ScoreFactor(in_, pair_, row);
+      row_input_[half] = System::template LoadRow<Element>(in_, pair_, row);
     }
-    ReadColumns(first_tile_);
+    head_factor_ = System::ScoreFactor(in_, pair_, 0);
+    ready_block_ = in_.first_block - 1;
+  }
+
+  // Everything that the item begins with is on its way before anything is
+  // waited for. Groups of copies: queries; keys of the first tile; what
+  // StreamTiles adds to a warpgroup's right-hand side.
+  __device__ void StartCopies() {
+    const Element* query = static_cast<const Element*>(in_.query) +
+                           HeadOffset(in_.query_strides) +
+                           row_begin_ * in_.query_strides.seq;
+    CopyRows<BlockTile, kRows, kThreads>(Queries(), query,
+                                         in_.query_strides.seq, num_rows_,
+                                         in_.head_dim, Aligned());
+    CommitCopies();
+    CopyKeyTile(first_tile_);
+    if constexpr (kWarpgroup) CopyRightHandSide();
     FindReadyBlocks();
+    ShareColumns(first_tile_);
   }
 
   // Keys before row_begin_ whose document is before `segment`: documents are
@@ -308,17 +330,11 @@ class ForwardSolver {
   }
 
   __device__ void LoadQueries() {
-    const Element* query = static_cast<const Element*>(in_.query) +
-                           HeadOffset(in_.query_strides) +
-                           row_begin_ * in_.query_strides.seq;
-    CopyRows<BlockTile, kRows, kThreads>(Block(), query, in_.query_strides.seq,
-                                         num_rows_, in_.head_dim, Aligned());
-    CommitCopies();
-    WaitForCopies<0>();
-    __syncthreads();
+    WaitForCopies<1>();
+    ShareTiles();
 #pragma unroll
     for (int k = 0; k < kDim / 16; ++k) {
-      Products::template LoadLeft<BlockTile>(Block(), warp_ * 16, k * 16,
+      Products::template LoadLeft<BlockTile>(Queries(), warp_ * 16, k * 16,
                                              &query_[k]);
     }
   }
@@ -329,7 +345,7 @@ class ForwardSolver {
 #pragma unroll
     for (int c = quad_ * 2; c < kDim; c += 8) {
       const float2 x = LoadPair(
-          Block() + BlockTile::Offset(warp_ * 16 + group_ + half * 8, c));
+          Queries() + BlockTile::Offset(warp_ * 16 + group_ + half * 8, c));
       const float a = Products::Round(x.x);
       const float b = Products::Round(x.y);
       sum += a * a + b * b;
@@ -337,22 +353,39 @@ class ForwardSolver {
     return SumOverQuad(sum);
   }
 
-  __device__ void FindMaxima() {
-    fixed_maximum_ = System::DiagonalIsMaximum(in_, pair_);
-    if (fixed_maximum_) {
+  // maximum_ = |query|^2 of the lane's rows.
+  __device__ void FindOwnScores() {
+    if constexpr (kWarpgroup) {
+      // One product with the block itself takes a tenth of the instructions.
+      Scores s;
+      ComputeScores(Queries(), s);
+      const int lane = threadIdx.x % 32;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int row = min(Row(half), in_.seq_len - 1);
         maximum_[half] =
-            SquaredNorm(half) * (System::ScoreFactor(in_, pair_, row) * kLog2E);
+            __shfl_sync(0xffffffffu, DiagonalElement(s, warp_, half),
+                        lane / 4 * 4 + lane / 8);
       }
-      __syncthreads();
+    } else {
+      maximum_[0] = SquaredNorm(0);
+      maximum_[1] = SquaredNorm(1);
+    }
+  }
+
+  __device__ void FindMaxima() {
+    fixed_maximum_ = System::DiagonalIsMaximum(head_factor_);
+    if (fixed_maximum_) {
+      FindOwnScores();
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        maximum_[half] *= row_factor_[half] * kLog2E;
+      }
+      // The right-hand side takes the queries' place.
+      if (!kWarpgroup) __syncthreads();
       return;
     }
-    __syncthreads();
     maximum_[0] = maximum_[1] = -INFINITY;
     const int end = diagonal_tile_ + kDiagonalTiles;
-    CopyKeys(first_tile_);
     for (int tile = first_tile_; tile < end; ++tile) {
       WaitForCopies<0>();
       ShareTiles();
@@ -376,17 +409,24 @@ class ForwardSolver {
     maximum_[1] = MaxOverQuad(maximum_[1]);
     ReadColumns(first_tile_);
     __syncthreads();
+    CopyKeys(first_tile_);
   }
 
   // Starts the copy of a key tile; shares what belongs to its columns, which
   // was read a tile ahead so that nobody waits for it, and reads the next.
   // Tiles come in order, the first behind ReadColumns.
   __device__ void CopyKeys(int tile) {
+    CopyKeyTile(tile);
+    ShareColumns(tile);
+  }
+  __device__ void CopyKeyTile(int tile) {
     const int begin = tile * kKeys;
     CopyRows<KeyTile, kKeys, kThreads>(
         Keys(tile % 2), key_ + begin * in_.key_strides.seq, in_.key_strides.seq,
         in_.seq_len - begin, in_.head_dim, Aligned());
     CommitCopies();
+  }
+  __device__ void ShareColumns(int tile) {
     if (threadIdx.x < kKeys) {
       shared_.factor[tile % 2][threadIdx.x] = column_factor_ * kLog2E;
       if (segments_ != nullptr) {
@@ -407,28 +447,15 @@ class ForwardSolver {
     return in_.queue->ready + (block - in_.first_block) * in_.num_pairs + pair_;
   }
 
-  // Looks once how far the head is solved. A block is published after those
-  // before it, so one flag speaks for all of them.
+  // Looks how far the head is solved, by flags of the 32 blocks before this
+  // one, a lane each. A block is published after those that it needs, so the
+  // last published one speaks for all between the item's first tile and it.
   __device__ void FindReadyBlocks() {
-    int ready = in_.first_block - 1;
-    if (threadIdx.x % 32 == 0) {
-      // Both at once; the fence makes an acquisition of them.
-      uint32_t flags[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int block = block_ - 1 - i;
-        flags[i] = block >= in_.first_block ? LoadRelaxed(ReadyFlag(block)) : 0;
-      }
-#pragma unroll
-      for (int i = 1; i >= 0; --i) {
-        if (block_ - 1 - i >= in_.first_block && flags[i] == launch_) {
-          ready = block_ - 1 - i;
-        }
-      }
-      FenceAcquire();
-    }
-    ready_block_ = __shfl_sync(0xffffffffu, ready, 0);
-    __syncwarp();
+    const int block = block_ - 1 - static_cast<int>(threadIdx.x % 32);
+    const bool ready =
+        block >= in_.first_block && LoadAcquire(ReadyFlag(block)) == launch_;
+    const uint32_t lanes = __ballot_sync(0xffffffffu, ready);
+    if (lanes != 0) ready_block_ = max(ready_block_, block_ - __ffs(lanes));
   }
 
   // Waits for the solution of a tile of earlier rows and starts its copy.
@@ -438,6 +465,8 @@ class ForwardSolver {
     if (block > ready_block_) {
       AwaitReady(ReadyFlag(block), launch_);
       ready_block_ = block;
+      // The others of a long way to go are often solved, too.
+      if (block + 1 < block_) FindReadyBlocks();
     }
     CopyRows<KeyTile, kKeys, kThreads>(
         X(tile % 2), x_ + begin * in_.x_strides.seq, in_.x_strides.seq, kKeys,
@@ -476,7 +505,9 @@ class ForwardSolver {
   }
 
   __device__ void ComputeScores(int tile, Scores& s) {
-    const Element* keys = Keys(tile % 2);
+    ComputeScores(Keys(tile % 2), s);
+  }
+  __device__ void ComputeScores(const Element* keys, Scores& s) {
     if constexpr (kWarpgroup) {
       HoldAccumulators(s);
       FenceProducts();
@@ -579,25 +610,34 @@ class ForwardSolver {
 #pragma unroll
       for (int i = 0; i < 4; ++i) acc_[n][i] = 0;
     }
-    // Groups of copies, oldest first: keys of a tile, X of it, keys of the
-    // next, ...; empty ones keep the count.
-    CopyKeys(first_tile_);
-    CopyRightHandSide();
+    // Groups of copies, oldest first: keys of a tile; X of it, if it is known
+    // to be solved; X of it, if it has to be awaited; keys of the next, ...
+    // Empty ones keep the count. The first keys are on their way.
+    if constexpr (!kWarpgroup) CopyRightHandSide();
     if (first_tile_ < end) CopyX(first_tile_);
     CommitCopies();
+    CommitCopies();
     for (int tile = first_tile_; tile < end; ++tile) {
-      WaitForCopies<1>();
+      WaitForCopies<2>();
       ShareTiles();
       CopyKeys(tile + 1);
+      const bool has_next = tile + 1 < end;
+      const bool is_ready = IsReady(tile + 1);
+      if (has_next && is_ready) CopyX(tile + 1);
+      CommitCopies();
       Scores s;
       ComputeScores(tile, s);
       Exponentiate(tile, s);
-      WaitForCopies<1>();
+      WaitForCopies<2>();
       ShareTiles();
       Accumulate(X(tile % 2), s);
-      if (tile + 1 < end) CopyX(tile + 1);
+      if (has_next && !is_ready) CopyX(tile + 1);
       CommitCopies();
     }
+  }
+  // Whether X of a tile is known to be solved.
+  __device__ bool IsReady(int tile) const {
+    return tile * kKeys / kRows <= ready_block_;
   }
 
   // Or what the last item left would be kept in registers until now.
@@ -627,20 +667,22 @@ class ForwardSolver {
   __device__ void StreamAhead() {
     const int last = diagonal_tile_ - 1;
     const bool has_last = first_tile_ <= last;
-    const bool is_ready = has_last && last <= ready_block_;
     StreamTiles(last);
+    const bool is_ready = has_last && IsReady(last);
     Left e[kKeys / 16];
     if (has_last) {
-      WaitForCopies<1>();
+      WaitForCopies<2>();
       ShareTiles();
-      CopyKeys(diagonal_tile_);
+      CopyOwnKeys();
+      if (is_ready) CopyX(last);
+      CommitCopies();
       Scores s;
       ComputeScores(last, s);
       Exponentiate(last, s);
       Pack(s, e);
-      if (is_ready) CopyX(last);
+    } else {
+      CommitCopies();
     }
-    CommitCopies();
     WaitForCopies<1>();
     ShareTiles();
     FactorWarpgroup();
@@ -649,6 +691,16 @@ class ForwardSolver {
     WaitForCopies<0>();
     ShareTiles();
     if (has_last) Accumulate(X(last % 2), e);
+  }
+
+  // The keys of the block's own rows; KRR has them already as queries.
+  __device__ void CopyOwnKeys() {
+    if constexpr (System::kQueriesAreKeys) {
+      ShareColumns(diagonal_tile_);
+      CommitCopies();
+    } else {
+      CopyKeys(diagonal_tile_);
+    }
   }
 
   __device__ static void Pack(const Scores& e, Left (&a)[kKeys / 16]) {
@@ -674,7 +726,8 @@ class ForwardSolver {
   // the identity, in registers. Transposed D is unit upper-triangular.
   __device__ void FactorWarpgroup() {
     Scores e;
-    ComputeScores(diagonal_tile_, e);
+    ComputeScores(
+        System::kQueriesAreKeys ? Queries() : Keys(diagonal_tile_ % 2), e);
     if (segments_ == nullptr) {
       ExponentiateOwnTile(e);
     } else {
@@ -685,6 +738,9 @@ class ForwardSolver {
     }
     FindSelf(e);
     MakeEquations();
+    if (!System::kQueriesAreKeys)
+      __syncthreads();  // all are done with the keys
+    float* inverse = shared_.block_inverse;
 #pragma unroll
     for (int n = 0; n < kKeys / 8; ++n) {
 #pragma unroll
@@ -695,11 +751,11 @@ class ForwardSolver {
         // A row without an equation has left = 0, but may have infinite E.
         float value = left == 0 || column > row ? 0.0f : left * e[n][i];
         if (column == row) value = 1.0f;
-        shared_.inverse[column * kUnitUpperStride + row] = value;
+        inverse[column * kUnitUpperStride + row] = value;
       }
     }
     __syncthreads();
-    InvertUnitUpper(shared_.inverse);
+    InvertUnitUpper(inverse);
 #pragma unroll
     for (int k = 0; k < kKeys / 16; ++k) {
       float c[2][4];
@@ -708,8 +764,7 @@ class ForwardSolver {
         const int column = 16 * k + quad_ * 2 + i % 2 + i / 4 * 8;
         const int row = warp_ * 16 + group_ + i / 2 % 2 * 8;
         c[i / 4][i % 4] =
-            column == row ? 0.0f
-                          : shared_.inverse[column * kUnitUpperStride + row];
+            column == row ? 0.0f : inverse[column * kUnitUpperStride + row];
       }
       block_inverse_[k] = SplitLeft::FromAccumulators(c[0], c[1]);
     }
@@ -725,7 +780,7 @@ class ForwardSolver {
   }
 
   // Phase 3 of a warpgroup: X = b + (D^-1 - I) b with b = h V - g acc, operands
-  // in two bf16 parts, from registers to memory.
+  // in two bf16 parts.
   __device__ void SolveWarpgroup() {
     static_assert(!kWarpgroup || KeyTile::kBytes == BlockTile::kBytes,
                   "the right-hand side takes the keys' place");
@@ -758,18 +813,17 @@ class ForwardSolver {
     CommitProducts();
     WaitForProducts<0>();
     HoldAccumulators(acc_);
+    // A lane overwrites what it alone has read.
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = Row(half);
-      // Known rows stay as they are.
-      if (row < in_.first_row || row >= in_.seq_len) continue;
-      Element* target = x_ + row * in_.x_strides.seq;
+    for (int n = 0; n < kDim / 8; ++n) {
 #pragma unroll
-      for (int n = 0; n < kDim / 8; ++n) {
-        StorePairBefore(target, n * 8 + quad_ * 2, in_.head_dim, Aligned(),
-                        acc_[n][2 * half], acc_[n][2 * half + 1]);
+      for (int half = 0; half < 2; ++half) {
+        StorePair(RightHandSide(n, half), acc_[n][2 * half],
+                  acc_[n][2 * half + 1]);
       }
     }
+    __syncwarp();
+    WriteRows();
   }
 
   // acc += E X.
@@ -980,7 +1034,7 @@ class ForwardSolver {
       }
       const Element* source = Block() + BlockTile::Offset(row, column);
       Element* target = x_ + global_row * in_.x_strides.seq + column;
-      if (in_.aligned) {
+      if (Aligned()) {
         *reinterpret_cast<uint4*>(target) =
             *reinterpret_cast<const uint4*>(source);
       } else {
@@ -1006,6 +1060,8 @@ class ForwardSolver {
   const int32_t* segments_;
   int32_t last_segment_, row_segment_[2];
   bool fixed_maximum_;
+  float head_factor_;       // of the scores of the head's first key
+  float row_factor_[2];     // of the lane's rows as keys
   float column_factor_;     // of the tile whose copy is next
   int32_t column_segment_;  // likewise
 

@@ -18,16 +18,23 @@ constexpr int kUnitUpperSize = 64;
 using UnitUpperTile = Tile<float, kUnitUpperSize, kUnitUpperSize>;
 constexpr int kUnitUpperStride = UnitUpperTile::kStride;
 
-// One warp inverts the 16 x 16 block at `m`; lane c has column c.
+// One warp inverts the 16 x 16 block at `m` (rows begin at multiples of 16
+// bytes); lane c has column c.
 __device__ __forceinline__ void InvertDiagonalBlock(float* m) {
   const int column = threadIdx.x % 16;
   float inverse[16];
 #pragma unroll
   for (int r = 15; r >= 0; --r) {
     float sum = r == column ? 1.0f : 0.0f;
+    // The newest row last: the others' part does not wait for it.
 #pragma unroll
-    for (int k = r + 1; k < 16; ++k) {
-      sum = fmaf(-m[r * kUnitUpperStride + k], inverse[k], sum);
+    for (int k = 12; k + 3 > r; k -= 4) {
+      const float4 row =
+          *reinterpret_cast<const float4*>(m + r * kUnitUpperStride + k);
+      sum = fmaf(-row.w, inverse[k + 3], sum);
+      if (k + 2 > r) sum = fmaf(-row.z, inverse[k + 2], sum);
+      if (k + 1 > r) sum = fmaf(-row.y, inverse[k + 1], sum);
+      if (k > r) sum = fmaf(-row.x, inverse[k], sum);
     }
     inverse[r] = sum;
   }
