@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -25,7 +26,13 @@ constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;
 constexpr int kMaxCandidates = 16;
 // Products of less are not worth the choice.
 constexpr double kTimedFlops = 2e9;
-constexpr int kTimedRuns = 3;
+// Runs of a candidate follow each other for about so long, twice: under load a
+// GPU lowers its clock, and then another algorithm is the fastest than in a
+// single run.
+constexpr float kTimedMilliseconds = 5;
+constexpr int kMostTimedRuns = 50;
+// What is slower than the fastest by more in the first round is out.
+constexpr float kWorthASecondRound = 1.25f;
 
 [[noreturn]] void CublasFailure(const char* expression, cublasStatus_t status,
                                 int line) {
@@ -120,7 +127,12 @@ class Plan {
   uint64_t HashOfResult(const LtProduct& product, const Candidate& candidate,
                         void* d, Stream& stream);
   float Milliseconds(const LtProduct& product, const Candidate& candidate,
-                     void* d, Stream& stream);
+                     int runs, void* d, Stream& stream);
+  std::vector<const Candidate*> WithSameBits(const LtProduct& product, void* d,
+                                             Stream& stream);
+  const Candidate* Fastest(const LtProduct& product,
+                           const std::vector<const Candidate*>& candidates,
+                           void* d, Stream& stream);
 
   cublasLtMatmulDesc_t operation_ = nullptr;
   cublasLtMatrixLayout_t a_ = nullptr;
@@ -239,25 +251,23 @@ uint64_t Plan::HashOfResult(const LtProduct& p, const Candidate& candidate,
   return result;
 }
 
+// The mean of runs that follow each other, after one that is not counted.
 float Plan::Milliseconds(const LtProduct& p, const Candidate& candidate,
-                         void* d, Stream& stream) {
+                         int runs, void* d, Stream& stream) {
   cudaEvent_t begin = nullptr;
   cudaEvent_t end = nullptr;
   CUBIT_CUDA_CHECK(cudaEventCreate(&begin));
   CUBIT_CUDA_CHECK(cudaEventCreate(&end));
-  float shortest = 1e30f;
-  for (int i = 0; i < kTimedRuns; ++i) {
-    CUBIT_CUDA_CHECK(cudaEventRecord(begin, CudaStream(stream)));
-    Launch(p, candidate.algo, d, stream);
-    CUBIT_CUDA_CHECK(cudaEventRecord(end, CudaStream(stream)));
-    CUBIT_CUDA_CHECK(cudaEventSynchronize(end));
-    float time = 0;
-    CUBIT_CUDA_CHECK(cudaEventElapsedTime(&time, begin, end));
-    shortest = std::min(shortest, time);
-  }
+  Launch(p, candidate.algo, d, stream);
+  CUBIT_CUDA_CHECK(cudaEventRecord(begin, CudaStream(stream)));
+  for (int i = 0; i < runs; ++i) Launch(p, candidate.algo, d, stream);
+  CUBIT_CUDA_CHECK(cudaEventRecord(end, CudaStream(stream)));
+  CUBIT_CUDA_CHECK(cudaEventSynchronize(end));
+  float time = 0;
+  CUBIT_CUDA_CHECK(cudaEventElapsedTime(&time, begin, end));
   CUBIT_CUDA_CHECK(cudaEventDestroy(begin));
   CUBIT_CUDA_CHECK(cudaEventDestroy(end));
-  return shortest;
+  return time / static_cast<float>(runs);
 }
 
 // Parts of k that are summed apart.
@@ -306,16 +316,48 @@ void Plan::Choose(const LtProduct& p, Stream& stream) {
   if (!IsWorthTiming(p) || candidates_.size() == 1) return;
   const TrialResult trial(p);
   if (trial.data() == nullptr) return;
-  const uint64_t hash = HashOfResult(p, *chosen_, trial.data(), stream);
-  float shortest = Milliseconds(p, *chosen_, trial.data(), stream);
+  chosen_ =
+      Fastest(p, WithSameBits(p, trial.data(), stream), trial.data(), stream);
+}
+
+// The candidates whose result is that of the first, which is one of them.
+std::vector<const Plan::Candidate*> Plan::WithSameBits(const LtProduct& p,
+                                                       void* d,
+                                                       Stream& stream) {
+  std::vector<const Candidate*> same;
+  uint64_t hash = 0;
   for (const Candidate& candidate : candidates_) {
     if (SplitsOf(candidate) != SplitsOf(candidates_[0])) continue;
-    if (HashOfResult(p, candidate, trial.data(), stream) != hash) continue;
-    const float time = Milliseconds(p, candidate, trial.data(), stream);
-    if (time >= shortest) continue;
-    shortest = time;
-    chosen_ = &candidate;
+    const uint64_t result = HashOfResult(p, candidate, d, stream);
+    if (same.empty()) hash = result;
+    if (result == hash) same.push_back(&candidate);
   }
+  return same;
+}
+
+const Plan::Candidate* Plan::Fastest(
+    const LtProduct& p, const std::vector<const Candidate*>& candidates,
+    void* d, Stream& stream) {
+  if (candidates.size() == 1) return candidates[0];
+  const float once = Milliseconds(p, *candidates[0], 1, d, stream);
+  const int runs = std::clamp(static_cast<int>(kTimedMilliseconds / once), 2,
+                              kMostTimedRuns);
+  std::vector<float> times;
+  for (const Candidate* candidate : candidates) {
+    times.push_back(Milliseconds(p, *candidate, runs, d, stream));
+  }
+  // Backwards, so that a clock on its way down meets all alike.
+  const float limit =
+      kWorthASecondRound * *std::min_element(times.begin(), times.end());
+  for (size_t i = candidates.size(); i-- > 0;) {
+    if (times[i] > limit) {
+      times[i] = std::numeric_limits<float>::infinity();
+    } else {
+      times[i] += Milliseconds(p, *candidates[i], runs, d, stream);
+    }
+  }
+  return candidates[static_cast<size_t>(
+      std::min_element(times.begin(), times.end()) - times.begin())];
 }
 
 }  // namespace
