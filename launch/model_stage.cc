@@ -78,6 +78,7 @@ void ModelStage::BeginStep(const std::vector<Batch>* batches, float grad_scale,
   grad_scale_ = grad_scale;
   ready_ = std::move(ready);
   needs_ = std::move(needs);
+  had_backward_.assign(static_cast<size_t>(model_->num_chunks()), false);
 }
 
 Activations& ModelStage::Slot(int64_t micro_batch, int chunk) {
@@ -148,7 +149,10 @@ void ModelStage::Backward(int64_t micro_batch, int chunk) {
   scratch_.d =
       gradients_[static_cast<size_t>(buffers_.gradient(chunk, micro_batch))];
   const bool is_last = micro_batch + 1 == shape_.pipeline.num_micro_batches;
-  model_->BackwardChunk(chunk, Context(), grad_scale_, &slot, &scratch_,
+  ChunkContext context = Context();
+  context.first_backward = !had_backward_[static_cast<size_t>(chunk)];
+  had_backward_[static_cast<size_t>(chunk)] = true;
+  model_->BackwardChunk(chunk, context, grad_scale_, &slot, &scratch_,
                         is_last ? health_ : Tensor(),
                         [this, is_last](size_t first, size_t last) {
                           if (is_last && ready_) ready_(first, last);

@@ -50,7 +50,8 @@ class ModelStage : public PipelineStage {
   absl::Status Prepare(Stream* stream, ParallelContext* parallel);
 
   // A step begins: its micro-batches, which must live until they are uploaded,
-  // and what its losses are multiplied with.
+  // and what its losses are multiplied with. Its backwards add to gradients
+  // that ParameterStore::ZeroGradients has left.
   void BeginStep(const std::vector<Batch>* batches, float grad_scale,
                  Ready ready, Needs needs);
 
@@ -99,6 +100,7 @@ class ModelStage : public PipelineStage {
   Tensor health_;
 
   const std::vector<Batch>* batches_ = nullptr;
+  std::vector<bool> had_backward_;  // of each chunk, in this step
   float grad_scale_ = 0;
   Ready ready_;
   Needs needs_;

@@ -159,8 +159,7 @@ absl::StatusOr<int64_t> TrainState::SumOverDp(int64_t local) {
 
 void TrainState::BeginStep() {
   const ProfileRange range("zero gradients", stream_);
-  const Tensor gradients = model_->parameters().flat_gradients();
-  SetZero(gradients.raw(), gradients.size_bytes(), stream_);
+  model_->parameters().ZeroGradients(stream_);
 }
 
 absl::Status TrainState::ForwardBackward(const std::vector<Batch>& batches,

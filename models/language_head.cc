@@ -111,7 +111,8 @@ void LanguageHead::Run(const LayerContext& context, ConstTensor x,
     LossOfChunk(context, targets, begin, scratch, logits);
     if (!targets.gradient) continue;
     const ProfileRange range(kHead, *context.stream);
-    LinearBackwardWeight(logits, x_rows, Gradient(), Tensor(), *context.stream);
+    LinearBackwardWeight(logits, x_rows, /*accumulate=*/true, Gradient(),
+                         Tensor(), *context.stream);
     LinearBackwardInput(logits, Value(), /*accumulate=*/false,
                         d_rows.Slice(begin, rows), *context.stream);
   }

@@ -135,6 +135,7 @@ LayerContext LanguageModel::ContextFor(const Activations& activations,
   result.rotary_table = scratch.rotary_table;
   result.mask.segment_ids = activations.segment_ids;
   result.parallel = context.parallel;
+  result.first_backward = context.first_backward;
   if (result.parallel != nullptr) {
     result.parallel->gathered = scratch.gathered;
     result.parallel->partial = scratch.partial;

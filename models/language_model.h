@@ -73,6 +73,7 @@ struct ChunkContext {
   Stream* stream = nullptr;
   ParallelContext* parallel = nullptr;       // null: one rank
   const ParametersNeeded* needed = nullptr;  // null: nobody asks
+  bool first_backward = false;               // LayerContext
 };
 
 class LanguageModel {

@@ -49,6 +49,9 @@ struct LayerContext {
   // ModelShard::SegmentsShape.
   AttentionMask mask;
   ParallelContext* parallel = nullptr;  // null: one rank
+  // The first backward of a step: gradients that are written (Parameter) are
+  // not added to what is there.
+  bool first_backward = false;
 };
 
 }  // namespace cubit

@@ -43,6 +43,7 @@ void Linear::DeclareWeights(ParameterStore* store,
                    shard.Slice({part.out_features, in_features_}, dim),
                    Initializer::Normal(stddev), /*decay=*/true,
                    /*follow=*/!weights_.empty()));
+    weights_.back()->gradient_is_written = true;
   }
   if (split_ == LinearSplit::kRows) in_features_ = shard.Local(in_features_);
   store->Pad(padding * in_features_);
@@ -109,7 +110,8 @@ Tensor Linear::BiasGradient() const {
 void Linear::AccumulateGradients(const LayerContext& context, ConstTensor d_y,
                                  ConstTensor x, Tensor d_bias) const {
   const ProfileRange range(kLinear, *context.stream);
-  LinearBackwardWeight(d_y, x, WithPadding(FusedGradient(weights_)), d_bias,
+  LinearBackwardWeight(d_y, x, /*accumulate=*/!context.first_backward,
+                       WithPadding(FusedGradient(weights_)), d_bias,
                        *context.stream);
 }
 

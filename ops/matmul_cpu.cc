@@ -160,8 +160,8 @@ void LinearGeluBackwardInput(ConstTensor d_y, ConstTensor weight,
   AddColumnSums(d_pre.data<float>(), num_rows, in, d_bias.data<float>());
 }
 
-void LinearBackwardWeight(ConstTensor d_y, ConstTensor x, Tensor d_weight,
-                          Tensor d_bias, Stream&) {
+void LinearBackwardWeight(ConstTensor d_y, ConstTensor x, bool accumulate,
+                          Tensor d_weight, Tensor d_bias, Stream&) {
   const int64_t num_rows = d_y.dim(0);
   const int64_t out = d_y.dim(1);
   const int64_t in = x.dim(1);
@@ -174,7 +174,8 @@ void LinearBackwardWeight(ConstTensor d_y, ConstTensor x, Tensor d_weight,
   // Blocks of the result, each over all rows: a sum is never split.
   ForEachBlock(out, in, [=](const Block& block) {
     Sgemm(true, false, block.rows, block.columns, num_rows, 1.0f,
-          d_y_data + block.row, out, x_data + block.column, in, 1.0f,
+          d_y_data + block.row, out, x_data + block.column, in,
+          accumulate ? 1.0f : 0.0f,
           d_weight_data + block.row * in + block.column, in);
   });
   if (!d_bias.empty()) {

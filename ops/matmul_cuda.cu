@@ -276,8 +276,8 @@ void LinearGeluBackwardInput(ConstTensor d_y, ConstTensor weight,
       pre, d_pre, d_bias, stream);
 }
 
-void LinearBackwardWeight(ConstTensor d_y, ConstTensor x, Tensor d_weight,
-                          Tensor d_bias, Stream& stream) {
+void LinearBackwardWeight(ConstTensor d_y, ConstTensor x, bool accumulate,
+                          Tensor d_weight, Tensor d_bias, Stream& stream) {
   const int64_t num_rows = d_y.dim(0);
   const int64_t out = d_y.dim(1);
   const int64_t in = x.dim(1);
@@ -294,8 +294,11 @@ void LinearBackwardWeight(ConstTensor d_y, ConstTensor x, Tensor d_weight,
   product.a = x.raw();
   product.b = d_y.raw();
   product.d = d_weight.data<float>();
-  product.c = product.d;
-  if (num_rows == 0) return;
+  if (accumulate) product.c = product.d;
+  if (num_rows == 0) {
+    if (!accumulate) SetZero(d_weight.raw(), d_weight.size_bytes(), stream);
+    return;
+  }
   cuda::LtMatmul(product, stream);
   if (d_bias.empty()) return;
   CUBIT_CHECK_SHAPE(d_bias, {out});

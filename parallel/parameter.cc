@@ -201,6 +201,22 @@ absl::Status ParameterStore::Initialize(uint64_t seed, Stream& stream) {
   return absl::OkStatus();
 }
 
+void ParameterStore::ZeroGradients(Stream& stream) const {
+  float* const gradients = flat_gradients_.data<float>();
+  int64_t begin = 0;
+  const auto zero_until = [&](int64_t end) {
+    if (end == begin) return;
+    SetZero(gradients + begin,
+            (end - begin) * static_cast<int64_t>(sizeof(float)), stream);
+  };
+  for (const Parameter& parameter : parameters_) {
+    if (!parameter.gradient_is_written) continue;
+    zero_until(parameter.offset);
+    begin = parameter.offset + parameter.gradient.num_elements();
+  }
+  zero_until(size_);
+}
+
 void ParameterStore::RefreshCompute(Stream& stream) const {
   if (flat_compute_.empty()) return;
   Convert(flat_values_, flat_compute_, stream);

@@ -45,6 +45,9 @@ struct Parameter {
   // The first and the last pipeline stage hold it, each with a part of its
   // gradient (tied embeddings).
   bool sum_over_ends = false;
+  // The first backward of a step writes the gradient, and only later ones add
+  // to it: of the weights of products, which are nearly all there is to zero.
+  bool gradient_is_written = false;
 
   int64_t offset = 0;  // first element in the flat buffers
   Tensor value;        // local_shape() of the shard, fp32
@@ -97,6 +100,9 @@ class ParameterStore {
   // Makes the copy anew: after values were loaded or changed other than by
   // AdamW, which writes both.
   void RefreshCompute(Stream& stream) const;
+
+  // Zeroes the gradients that a step adds to, and all padding.
+  void ZeroGradients(Stream& stream) const;
 
   std::deque<Parameter>& parameters() { return parameters_; }
   const std::deque<Parameter>& parameters() const { return parameters_; }

@@ -153,11 +153,12 @@ void MeasureProjection(const Model& model, int64_t in, int64_t out,
   const int64_t weight_bytes =
       o.bytes + 6 * in * out;  // fp32 read and written instead of bf16 read
   report.Add("backward_weight " + o.size, o.flops, weight_bytes, [&] {
-    LinearBackwardWeight(o.y.view(), o.x.view(), o.d_weight.view(), {}, stream);
+    LinearBackwardWeight(o.y.view(), o.x.view(), /*accumulate=*/true,
+                         o.d_weight.view(), {}, stream);
   });
   report.Add("backward_weight+bias " + o.size, o.flops, weight_bytes, [&] {
-    LinearBackwardWeight(o.y.view(), o.x.view(), o.d_weight.view(),
-                         o.d_bias.view(), stream);
+    LinearBackwardWeight(o.y.view(), o.x.view(), /*accumulate=*/true,
+                         o.d_weight.view(), o.d_bias.view(), stream);
   });
 }
 
@@ -202,8 +203,8 @@ void MeasureHead(const Model& model, Report& report) {
   });
   report.Add("head backward_weight " + o.size, o.flops,
              o.bytes + 6 * model.dim * kVocabSize, [&] {
-               LinearBackwardWeight(o.y.view(), o.x.view(), o.d_weight.view(),
-                                    {}, stream);
+               LinearBackwardWeight(o.y.view(), o.x.view(), /*accumulate=*/true,
+                                    o.d_weight.view(), {}, stream);
              });
   const DeviceTensor targets(std::vector<int32_t>(kLogitRows, 7));
   const DeviceTensor losses(kFloat, {kLogitRows}, 0, 8);

@@ -110,7 +110,8 @@ void MeasureLinear(int64_t in, int64_t out, Report& report) {
     LinearBackwardInput(y.view(), weight.view(), false, x.view(), stream);
   });
   report.Product("linear_backward_weight " + size, flops, [&] {
-    LinearBackwardWeight(y.view(), x.view(), weight.view(), {}, stream);
+    LinearBackwardWeight(y.view(), x.view(), /*accumulate=*/true, weight.view(),
+                         {}, stream);
   });
 }
 

@@ -59,8 +59,8 @@ class Product {
   void Run(Stream& stream) {
     LinearForward(x_.view(), weight_.view(), {}, {}, y_.view(), stream);
     LinearBackwardInput(y_.view(), weight_.view(), false, d_x_.view(), stream);
-    LinearBackwardWeight(y_.view(), x_.view(), d_weight_.view(), Tensor(),
-                         stream);
+    LinearBackwardWeight(y_.view(), x_.view(), /*accumulate=*/true,
+                         d_weight_.view(), Tensor(), stream);
   }
   double flops() const {
     return 6 * static_cast<double>(weight_.shape().num_elements()) *

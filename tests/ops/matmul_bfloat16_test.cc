@@ -217,8 +217,8 @@ TEST_P(BFloat16Linear, BackwardWeightAddsToFloat) {
       reference::LinearBackwardWeight(ToDouble(d_y), ToDouble(x), s.in, s.out);
   const DeviceArray d_weight(kFloat, {s.out, s.in}, weight_before, s.lead);
   const DeviceArray d_bias(kFloat, {s.out}, bias_before, s.lead);
-  LinearBackwardWeight(d_y_device.view(), x_device.view(), d_weight.view(),
-                       d_bias.view(), stream);
+  LinearBackwardWeight(d_y_device.view(), x_device.view(), /*accumulate=*/true,
+                       d_weight.view(), d_bias.view(), stream);
   stream.Synchronize();
   // Tensor cores add 16 rows at a time and drop what does not fit into fp32,
   // half an epsilon of the sum so far on average and always towards zero.
@@ -228,6 +228,12 @@ TEST_P(BFloat16Linear, BackwardWeightAddsToFloat) {
       Sum(ToDouble(weight_before), exact.d_weight), truncation));
   EXPECT_TRUE(IsWithinBFloat16Budget(d_bias, Sum(bias_before, plain.d_bias),
                                      Sum(ToDouble(bias_before), exact.d_bias)));
+  // The same without what was there.
+  LinearBackwardWeight(d_y_device.view(), x_device.view(), /*accumulate=*/false,
+                       d_weight.view(), {}, stream);
+  stream.Synchronize();
+  EXPECT_TRUE(IsWithinBFloat16Budget(d_weight, plain.d_weight, exact.d_weight,
+                                     truncation));
 }
 
 // Odd sizes, and addresses aligned to two bytes; a multiple of 8; what fits the
@@ -274,8 +280,8 @@ TEST(BFloat16LinearChoice, GivesTheSameBitsEveryTime) {
     cuda::LinearGeluBackwardInputBy(GeluGradientWay::kOwnPass, x.view(),
                                     w.view(), pre.view(), by_pass.view(),
                                     d_bias_before.view(), stream);
-    LinearBackwardWeight(x.view(), y.view(), d_weight.view(), d_bias.view(),
-                         stream);
+    LinearBackwardWeight(x.view(), y.view(), /*accumulate=*/true,
+                         d_weight.view(), d_bias.view(), stream);
     stream.Synchronize();
     const std::vector<const DeviceArray*> all = {
         &y,       &over,     &pre,    &gelu,         &by_epilogue,

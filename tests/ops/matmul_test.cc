@@ -204,6 +204,23 @@ TEST_P(Linear, BackwardInputReplacesOrAccumulates) {
       IsWithinBudget(d_x.values(), Sum(plain, plain), Sum(exact, exact)));
 }
 
+TEST_P(Linear, BackwardWeightReplaces) {
+  const auto [num_rows, in, out] = GetParam();
+  HostTensor<float> d_weight = Poisoned({out, in});
+  HostTensor<float> d_bias = RandomNormal(2, "d_bias", {out});
+  const std::vector<float> bias_before = d_bias.values();
+  const auto plain =
+      reference::LinearBackwardWeight(p.d_y.values(), p.x.values(), in, out);
+  const auto exact = reference::LinearBackwardWeight(
+      ToDouble(p.d_y.values()), ToDouble(p.x.values()), in, out);
+  LinearBackwardWeight(p.d_y.view(), p.x.view(), /*accumulate=*/false,
+                       d_weight.view(), d_bias.view(), stream);
+  EXPECT_TRUE(
+      IsWithinBudget(d_weight.values(), plain.d_weight, exact.d_weight));
+  EXPECT_TRUE(IsWithinBudget(d_bias.values(), Sum(bias_before, plain.d_bias),
+                             Sum(ToDouble(bias_before), exact.d_bias)));
+}
+
 TEST_P(Linear, BackwardWeightAccumulates) {
   const auto [num_rows, in, out] = GetParam();
   HostTensor<float> d_weight = RandomNormal(2, "d_weight", {out, in});
@@ -214,8 +231,8 @@ TEST_P(Linear, BackwardWeightAccumulates) {
       reference::LinearBackwardWeight(p.d_y.values(), p.x.values(), in, out);
   const auto exact = reference::LinearBackwardWeight(
       ToDouble(p.d_y.values()), ToDouble(p.x.values()), in, out);
-  LinearBackwardWeight(p.d_y.view(), p.x.view(), d_weight.view(), d_bias.view(),
-                       stream);
+  LinearBackwardWeight(p.d_y.view(), p.x.view(), /*accumulate=*/true,
+                       d_weight.view(), d_bias.view(), stream);
   EXPECT_TRUE(IsWithinBudget(d_weight.values(),
                              Sum(weight_before, plain.d_weight),
                              Sum(ToDouble(weight_before), exact.d_weight)));
@@ -223,7 +240,8 @@ TEST_P(Linear, BackwardWeightAccumulates) {
                              Sum(ToDouble(bias_before), exact.d_bias)));
   const std::vector<float> weight_with_bias = d_weight.values();
   d_weight.values() = weight_before;
-  LinearBackwardWeight(p.d_y.view(), p.x.view(), d_weight.view(), {}, stream);
+  LinearBackwardWeight(p.d_y.view(), p.x.view(), /*accumulate=*/true,
+                       d_weight.view(), {}, stream);
   EXPECT_EQ(d_weight.values(), weight_with_bias);
 }
 
@@ -245,16 +263,20 @@ TEST(LinearForward, AcceptsNoRows) {
                 stream);
 }
 
-TEST(LinearBackwardWeight, OfNoRowsAddsNothing) {
+TEST(LinearBackwardWeight, OfNoRowsIsZero) {
   const Problem p({0, 3, 2});
   HostTensor<float> d_weight = RandomNormal(3, "d_weight", {2, 3});
   HostTensor<float> d_bias = RandomNormal(3, "d_bias", {2});
   const std::vector<float> weight_before = d_weight.values();
   const std::vector<float> bias_before = d_bias.values();
   Stream stream;
-  LinearBackwardWeight(p.d_y.view(), p.x.view(), d_weight.view(), d_bias.view(),
-                       stream);
+  LinearBackwardWeight(p.d_y.view(), p.x.view(), /*accumulate=*/true,
+                       d_weight.view(), d_bias.view(), stream);
   EXPECT_EQ(d_weight.values(), weight_before);
+  EXPECT_EQ(d_bias.values(), bias_before);
+  LinearBackwardWeight(p.d_y.view(), p.x.view(), /*accumulate=*/false,
+                       d_weight.view(), d_bias.view(), stream);
+  EXPECT_EQ(d_weight.values(), std::vector<float>(weight_before.size()));
   EXPECT_EQ(d_bias.values(), bias_before);
 }
 

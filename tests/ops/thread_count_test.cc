@@ -60,8 +60,8 @@ void RunProducts(Results& results) {
   Stream stream;
   LinearForward(x.view(), weight.view(), bias.view(), {}, y.view(), stream);
   LinearBackwardInput(d_y.view(), weight.view(), true, d_x.view(), stream);
-  LinearBackwardWeight(d_y.view(), x.view(), d_weight.view(), d_bias.view(),
-                       stream);
+  LinearBackwardWeight(d_y.view(), x.view(), /*accumulate=*/true,
+                       d_weight.view(), d_bias.view(), stream);
   for (const auto* tensor : {&y, &d_x, &d_weight, &d_bias}) {
     results.Append(*tensor);
   }

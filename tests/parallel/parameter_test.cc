@@ -2,6 +2,7 @@
 
 #include "parallel/parameter.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -82,6 +83,34 @@ TEST(Initialize, Constants) {
   for (int64_t i = 0; i < 7; ++i) {
     EXPECT_EQ(parameter->value.data<float>()[i], 1.0f);
   }
+}
+
+// What is written, behind one another, behind padding, at the begin and the end
+// of the store or not: all else becomes zero.
+TEST(ZeroGradients, LeavesWhatTheFirstBackwardWrites) {
+  ParameterStore store;
+  const Initializer zero = Initializer::Constant(0);
+  const std::vector<Parameter*> parameters = {
+      store.Add("first", ShardSpec::Whole({5, 7}), zero, true),
+      store.Add("added", ShardSpec::Whole({3}), zero, false),
+      store.Add("q", ShardSpec::Whole({4, 3}), zero, true),
+      store.Add("k", ShardSpec::Whole({2, 3}), zero, true, /*follow=*/true)};
+  store.Pad(9);
+  Parameter* const last = store.Add("last", ShardSpec::Whole({70}), zero, true);
+  for (Parameter* written : {parameters[0], parameters[2], parameters[3], last})
+    written->gradient_is_written = true;
+  CUBIT_CHECK_OK(store.Allocate(/*with_gradients=*/true));
+  const Tensor all = store.flat_gradients();
+  std::fill_n(all.data<float>(), all.num_elements(), 1.0f);
+  Stream stream;
+  store.ZeroGradients(stream);
+  int64_t ones = 0;
+  for (int64_t i = 0; i < all.num_elements(); ++i) {
+    ones += all.data<float>()[i] == 1.0f;
+  }
+  EXPECT_EQ(ones, 35 + 12 + 6 + 70);
+  EXPECT_EQ(parameters[1]->gradient.data<float>()[0], 0);
+  EXPECT_EQ(last->gradient.data<float>()[69], 1);
 }
 
 }  // namespace
