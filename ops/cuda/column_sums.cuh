@@ -18,10 +18,15 @@ constexpr int kSumColumns = 32;
 constexpr int kSumRows = 32;
 
 // The second step: sum[j] += partial[0, j] + partial[1, j] + ..., rows `stride`
-// apart. A block of kSumColumns x kSumRows threads.
+// apart; for blockIdx.y = 1 the `num_columns` behind them, and `second`. A
+// block of kSumColumns x kSumRows threads.
 static __global__ void AddPartialSumsKernel(const float* partial, int num_rows,
                                             int64_t stride, int num_columns,
-                                            float* sum) {
+                                            float* sum, float* second) {
+  if (blockIdx.y == 1) {
+    partial += num_columns;
+    sum = second;
+  }
   __shared__ float shared[kSumRows][kSumColumns + 1];
   const int first = static_cast<int>(blockIdx.x) * kSumColumns;
   const int column = first + static_cast<int>(threadIdx.x);
@@ -40,11 +45,14 @@ static __global__ void AddPartialSumsKernel(const float* partial, int num_rows,
   if (threadIdx.x == 0 && result < num_columns) sum[result] += total;
 }
 
+// `second`: null, or what the columns behind the first ones are added to.
 inline void AddPartialSums(const float* partial, int num_rows, int64_t stride,
-                           int num_columns, float* sum, Stream& stream) {
-  AddPartialSumsKernel<<<CeilDivide(num_columns, kSumColumns),
-                         dim3(kSumColumns, kSumRows), 0, CudaStream(stream)>>>(
-      partial, num_rows, stride, num_columns, sum);
+                           int num_columns, float* sum, float* second,
+                           Stream& stream) {
+  const dim3 grid(CeilDivide(num_columns, kSumColumns), second ? 2 : 1);
+  AddPartialSumsKernel<<<grid, dim3(kSumColumns, kSumRows), 0,
+                         CudaStream(stream)>>>(partial, num_rows, stride,
+                                               num_columns, sum, second);
   CUBIT_CUDA_CHECK_LAUNCH();
 }
 
@@ -138,7 +146,7 @@ void AddSumsOfRows(const Rows& rows, int64_t num_rows, int64_t num_columns,
       rows, num_rows, static_cast<int>(num_columns), rows_per_block, partial);
   CUBIT_CUDA_CHECK_LAUNCH();
   AddPartialSums(partial, parts, num_columns, static_cast<int>(num_columns),
-                 sum, stream);
+                 sum, /*second=*/nullptr, stream);
 }
 
 // sum[j] += the sum of x[n, j] over n, x [num_rows, num_columns] by rows.

@@ -316,10 +316,7 @@ void LaunchNormBackward(NormBackwardArguments a, float* d_weight, float* d_bias,
   kernel<<<blocks, layout.threads_per_block, shared_bytes,
            CudaStream(stream)>>>(a, layout);
   CUBIT_CUDA_CHECK_LAUNCH();
-  AddPartialSums(a.partial, blocks, 2 * int64_t{a.dim}, a.dim, d_weight,
-                 stream);
-  if (d_bias == nullptr) return;
-  AddPartialSums(a.partial + a.dim, blocks, 2 * int64_t{a.dim}, a.dim, d_bias,
+  AddPartialSums(a.partial, blocks, 2 * int64_t{a.dim}, a.dim, d_weight, d_bias,
                  stream);
 }
 
