@@ -68,6 +68,7 @@ GpuProbe ProbeGpus() {
                        minor, "; ", kOldestMajor, ".0 or newer is needed");
     }
   }
+  probe.too_old = probe.num_gpus == 0;
   return probe;
 }
 

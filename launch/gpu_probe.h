@@ -10,8 +10,9 @@
 namespace cubit {
 
 struct GpuProbe {
-  int num_gpus = 0;     // that programs of this build may compute on
-  std::string problem;  // why there are none: "no driver (libcuda.so.1) ..."
+  int num_gpus = 0;      // that programs of this build may compute on
+  std::string problem;   // why there are none: "no driver (libcuda.so.1) ..."
+  bool too_old = false;  // some are here, but none of these
 };
 
 // Loads the driver's library, if there is one, and counts the GPUs that it

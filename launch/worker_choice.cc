@@ -28,6 +28,10 @@ absl::StatusOr<WorkerChoice> ChooseWorker(
   if (device == "cpu") return WorkerChoice{"cpu", ""};
   if (device == "auto") {
     const GpuProbe found = probe();
+    if (found.too_old) {
+      return WorkerChoice{
+          "cpu", absl::StrCat(found.problem, ". Computing on the CPU")};
+    }
     if (found.num_gpus == 0) return WorkerChoice{"cpu", ""};
     if (cuda_worker_exists) return WorkerChoice{"cuda", ""};
     return WorkerChoice{
