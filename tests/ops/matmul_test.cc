@@ -276,6 +276,7 @@ TEST(LinearBackwardWeight, OfNoRowsIsZero) {
   EXPECT_EQ(d_bias.values(), bias_before);
   LinearBackwardWeight(p.d_y.view(), p.x.view(), /*accumulate=*/false,
                        d_weight.view(), d_bias.view(), stream);
+  stream.Synchronize();
   EXPECT_EQ(d_weight.values(), std::vector<float>(weight_before.size()));
   EXPECT_EQ(d_bias.values(), bias_before);
 }
