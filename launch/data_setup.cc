@@ -165,9 +165,12 @@ absl::StatusOr<RunData> OpenDatasets(const std::vector<std::string>& paths,
     return absl::InvalidArgumentError(absl::StrCat(
         paths[0], ": its shards were made with tokenizer ", info.tokenizer,
         " (sha256 ", info.tokenizer_sha256, "), but ",
-        tokenizer_spec.empty() ? info.tokenizer_folder : tokenizer_spec, " is ",
-        data.tokenizer->name(), " (sha256 ", data.tokenizer->sha256(),
-        "); leave data.tokenizer empty or prepare the text again"));
+        tokenizer_spec.empty()
+            ? absl::StrCat("their folder ", info.tokenizer_folder, " has now ")
+            : absl::StrCat("data.tokenizer=", tokenizer_spec, " names "),
+        data.tokenizer->name(), " (sha256 ", data.tokenizer->sha256(), "); ",
+        tokenizer_spec.empty() ? "" : "--set data.tokenizer= takes theirs, or ",
+        "prepare the text again"));
   }
   return data;
 }

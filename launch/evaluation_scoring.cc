@@ -117,6 +117,18 @@ int64_t FirstLargest(const std::vector<double>& values) {
   return std::max_element(values.begin(), values.end()) - values.begin();
 }
 
+// The first choice with the text of choice `i`. Equal texts have one score: as
+// rows of a product they may be rounded apart.
+size_t FirstWithText(const EvaluationItem& item, size_t i) {
+  const EvaluationChoice& choice = item.choices[i];
+  size_t first = 0;
+  while (item.choices[first].continuation != choice.continuation ||
+         item.choices[first].context != choice.context) {
+    ++first;
+  }
+  return first;
+}
+
 ItemResult JudgeItem(const EvaluationItem& item,
                      absl::Span<const double> log_likelihoods) {
   ItemResult result;
@@ -124,7 +136,7 @@ ItemResult JudgeItem(const EvaluationItem& item,
   std::vector<double> by_byte;
   for (size_t i = 0; i < item.choices.size(); ++i) {
     const EvaluationChoice& choice = item.choices[i];
-    const double sum = log_likelihoods[i];
+    const double sum = log_likelihoods[FirstWithText(item, i)];
     result.log_likelihoods.push_back(sum);
     by_character.push_back(sum / static_cast<double>(choice.characters));
     by_byte.push_back(sum / static_cast<double>(choice.bytes));

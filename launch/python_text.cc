@@ -280,6 +280,7 @@ absl::string_view PythonStrip(absl::string_view text) {
 
 std::string PythonCapitalize(absl::string_view text) {
   const locale_t locale = UnicodeLocale();
+  const wctrans_t title = wctrans_l("totitle", locale);
   std::string result;
   bool first = true;
   while (!text.empty()) {
@@ -288,7 +289,7 @@ std::string PythonCapitalize(absl::string_view text) {
       result.push_back(text[0]);
     } else {
       const auto code = static_cast<wint_t>(next.code);
-      AppendUtf8(static_cast<uint32_t>(first ? towupper_l(code, locale)
+      AppendUtf8(static_cast<uint32_t>(first ? towctrans_l(code, title, locale)
                                              : towlower_l(code, locale)),
                  &result);
     }

@@ -22,9 +22,10 @@ absl::string_view PythonStripLeft(absl::string_view text);
 absl::string_view PythonStripRight(absl::string_view text);
 absl::string_view PythonStrip(absl::string_view text);
 
-// str.capitalize: the first character in upper case, all others in lower case;
-// one character for one (Python's few longer mappings, such as that of the
-// German sharp s, are left out).
+// str.capitalize: the first character in title case, all others in lower case;
+// one character for one and whatever stands beside it (Python's few longer
+// mappings, such as that of the German sharp s, and its final sigma are left
+// out).
 std::string PythonCapitalize(absl::string_view text);
 
 // len(text): code points; a byte that is no UTF-8 counts as one.

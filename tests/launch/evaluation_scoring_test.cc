@@ -244,7 +244,9 @@ EvaluationItem Item(const std::vector<std::pair<int64_t, int64_t>>& lengths,
                     int64_t gold) {
   EvaluationItem item;
   for (const auto& [characters, bytes] : lengths) {
-    item.choices.push_back({"", "", characters, bytes});
+    // Texts of their own; they are not scored here.
+    const std::string text(item.choices.size() + 1, 'a');
+    item.choices.push_back({"", text, characters, bytes});
   }
   item.gold = gold;
   return item;
@@ -269,6 +271,19 @@ TEST(JudgeItems, TakesTheFirstOfEqualChoices) {
   const auto result = JudgeItems(items, {-2, -2});
   ASSERT_TRUE(result.ok());
   EXPECT_EQ(result->items[0].prediction, 0);
+}
+
+// What repeats a choice is never better than it, however its row was rounded.
+TEST(JudgeItems, GivesEqualTextsOneScore) {
+  EvaluationItem item = Item({{1, 1}, {1, 1}, {1, 1}, {1, 1}}, 1);
+  item.choices[2] = item.choices[1];
+  item.choices[3] = item.choices[0];
+  item.choices[3].context = "another";
+  const auto result = JudgeItems({item}, {-3, -2, -1.9999, -2.5});
+  ASSERT_TRUE(result.ok());
+  EXPECT_EQ(result->items[0].prediction, 1);
+  EXPECT_EQ(result->items[0].log_likelihoods,
+            (std::vector<double>{-3, -2, -2, -2.5}));
 }
 
 TEST(JudgeItems, GivesTheHarnesssStandardError) {

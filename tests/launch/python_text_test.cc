@@ -37,6 +37,9 @@ TEST(PythonCapitalize, RaisesTheFirstAndLowersTheRest) {
   EXPECT_EQ(PythonCapitalize("ΑΒΓ ΔΕ"), "Αβγ δε");
   EXPECT_EQ(PythonCapitalize("1A b"), "1a b");
   EXPECT_EQ(PythonCapitalize("ñ"), "Ñ");
+  // Title case is not upper case everywhere.
+  EXPECT_EQ(PythonCapitalize("ǆ"), "ǅ");
+  EXPECT_EQ(PythonCapitalize("აბ"), "აბ");
   EXPECT_EQ(PythonCapitalize(""), "");
   EXPECT_EQ(PythonCapitalize("A\xff B"), "A\xff b");
 }
