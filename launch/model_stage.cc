@@ -78,7 +78,6 @@ void ModelStage::BeginStep(const std::vector<Batch>* batches, float grad_scale,
   grad_scale_ = grad_scale;
   ready_ = std::move(ready);
   needs_ = std::move(needs);
-  had_backward_.assign(static_cast<size_t>(model_->num_chunks()), false);
 }
 
 Activations& ModelStage::Slot(int64_t micro_batch, int chunk) {
@@ -150,8 +149,8 @@ void ModelStage::Backward(int64_t micro_batch, int chunk) {
       gradients_[static_cast<size_t>(buffers_.gradient(chunk, micro_batch))];
   const bool is_last = micro_batch + 1 == shape_.pipeline.num_micro_batches;
   ChunkContext context = Context();
-  context.first_backward = !had_backward_[static_cast<size_t>(chunk)];
-  had_backward_[static_cast<size_t>(chunk)] = true;
+  // Schedules take the micro-batches of a chunk in their order.
+  context.first_backward = micro_batch == 0;
   model_->BackwardChunk(chunk, context, grad_scale_, &slot, &scratch_,
                         is_last ? health_ : Tensor(),
                         [this, is_last](size_t first, size_t last) {

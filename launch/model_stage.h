@@ -100,7 +100,6 @@ class ModelStage : public PipelineStage {
   Tensor health_;
 
   const std::vector<Batch>* batches_ = nullptr;
-  std::vector<bool> had_backward_;  // of each chunk, in this step
   float grad_scale_ = 0;
   Ready ready_;
   Needs needs_;

@@ -59,8 +59,9 @@ class Linear {
   // pre = x W^T + b, y = GELU(pre). kColumns only (CHECK).
   void ForwardGelu(const LayerContext& context, ConstTensor x, Tensor pre,
                    Tensor y) const;
-  // d_x [., in] is written; parameter gradients are accumulated. Under kRows
-  // d_x may not be d_y.
+  // d_x [., in] is written; parameter gradients are accumulated, but the
+  // weights' written by the first backward (LayerContext). Under kRows d_x may
+  // not be d_y.
   void Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
                 Tensor d_x) const;
   // Likewise, but the gradient of the biases is left to the layer behind, whose

@@ -96,6 +96,17 @@ TEST(LinearReference, BackwardMatchesComplexStep) {
 
 class Linear : public ::testing::TestWithParam<Size> {
  protected:
+  // d_y^T x and the column sums of d_y, in the op's precision and exactly.
+  auto PlainWeightGradient() const {
+    return reference::LinearBackwardWeight(p.d_y.values(), p.x.values(),
+                                           GetParam().in, GetParam().out);
+  }
+  auto ExactWeightGradient() const {
+    return reference::LinearBackwardWeight(ToDouble(p.d_y.values()),
+                                           ToDouble(p.x.values()),
+                                           GetParam().in, GetParam().out);
+  }
+
   Problem p{GetParam()};
   Stream stream;
 };
@@ -209,10 +220,8 @@ TEST_P(Linear, BackwardWeightReplaces) {
   HostTensor<float> d_weight = Poisoned({out, in});
   HostTensor<float> d_bias = RandomNormal(2, "d_bias", {out});
   const std::vector<float> bias_before = d_bias.values();
-  const auto plain =
-      reference::LinearBackwardWeight(p.d_y.values(), p.x.values(), in, out);
-  const auto exact = reference::LinearBackwardWeight(
-      ToDouble(p.d_y.values()), ToDouble(p.x.values()), in, out);
+  const auto plain = PlainWeightGradient();
+  const auto exact = ExactWeightGradient();
   LinearBackwardWeight(p.d_y.view(), p.x.view(), /*accumulate=*/false,
                        d_weight.view(), d_bias.view(), stream);
   EXPECT_TRUE(
@@ -227,10 +236,8 @@ TEST_P(Linear, BackwardWeightAccumulates) {
   HostTensor<float> d_bias = RandomNormal(2, "d_bias", {out});
   const std::vector<float> weight_before = d_weight.values();
   const std::vector<float> bias_before = d_bias.values();
-  const auto plain =
-      reference::LinearBackwardWeight(p.d_y.values(), p.x.values(), in, out);
-  const auto exact = reference::LinearBackwardWeight(
-      ToDouble(p.d_y.values()), ToDouble(p.x.values()), in, out);
+  const auto plain = PlainWeightGradient();
+  const auto exact = ExactWeightGradient();
   LinearBackwardWeight(p.d_y.view(), p.x.view(), /*accumulate=*/true,
                        d_weight.view(), d_bias.view(), stream);
   EXPECT_TRUE(IsWithinBudget(d_weight.values(),
