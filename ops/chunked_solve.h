@@ -27,8 +27,9 @@
 // v and beta may each be fp32 or bf16, and so may d_v, d_beta and the d_r of
 // KrrChunkFinish, which are written. The dtype of r (w) says how products are
 // formed: in bf16, operands are rounded to it as they are read, and x and y,
-// fp32 tensors, hold bf16 values, as those of krr.h are; in fp32, as
-// SolvePrecision::kBFloat16x3 does. Head dims go up to 128 there.
+// bf16 or fp32 tensors, hold bf16 values, as those of krr.h are; in fp32, as
+// SolvePrecision::kBFloat16x3 does, and x and y are fp32. Head dims go up to
+// 128 there.
 
 #ifndef CUBIT_OPS_CHUNKED_SOLVE_H_
 #define CUBIT_OPS_CHUNKED_SOLVE_H_
@@ -74,8 +75,9 @@ void KrrChunkUpdate(const KrrChunk& rows, const KrrChunk& columns,
                     Stream& stream);
 // After the last chunk of columns: solves the rows. x [B, Tc, H, K] and lse
 // [B, H, Tc], of the whole rows, are written; so is kernel_x [B, Tc, H, K] = P
-// X, unless it is absent: an average of X without cancellation, which
-// KrrChunkRowGradients needs where lambda > 1. It may be sums.weighted.
+// X, unless it is absent, for heads with lambda > 1 (others: maybe): an average
+// of X without cancellation, which KrrChunkRowGradients needs there. It may be
+// sums.weighted.
 void KrrChunkSolve(const KrrChunk& rows, const KrrRightSide& right,
                    const RowSums& sums, HeadTensor x, Tensor lse,
                    HeadTensor kernel_x, Stream& stream);
@@ -86,7 +88,7 @@ void KrrChunkAdjointUpdate(const KrrChunk& rows, ConstTensor lse_rows,
                            ConstHeadTensor y_rows, const KrrChunk& columns,
                            HeadTensor g, Stream& stream);
 // After the last later chunk: y from g on the chunk's diagonal block. y may be
-// g.
+// g where both are fp32.
 void KrrChunkAdjointSolve(const KrrChunk& chunk, ConstTensor lse,
                           ConstTensor log_lambda, ConstHeadTensor g,
                           HeadTensor y, Stream& stream);
@@ -162,7 +164,7 @@ void DeltaChunkSolve(const DeltaChunk& rows, ConstHeadTensor v,
 void DeltaChunkAdjointUpdate(const DeltaChunk& rows, ConstTensor lse_rows,
                              ConstHeadTensor y_rows, const DeltaChunk& columns,
                              HeadTensor g, Stream& stream);
-// After the last later chunk: y = d_v from g. y may be g.
+// After the last later chunk: y = d_v from g. y may be g where both are fp32.
 void DeltaChunkAdjointSolve(const DeltaChunk& chunk, ConstTensor lse,
                             ConstHeadTensor g, HeadTensor y, Stream& stream);
 

@@ -65,7 +65,7 @@ void DeltaChunkUpdate(const DeltaChunk& rows, const DeltaChunk& columns,
                       ConstHeadTensor x_columns, const RowSums& sums,
                       Stream& stream) {
   cuda::ChunkArguments in = cuda::PairOf(rows, columns, /*diagonal=*/false);
-  in.x = cuda::ChunkHeadsOf(x_columns, "x_columns", columns.k, cuda::kFloat32);
+  in.x = cuda::ChunkHeadsOf(x_columns, "x_columns", columns.k, cuda::kEither);
   cuda::SetChunkSums(sums, rows.w, &in);
   cuda::ChunkForward(cuda::ProductsOf(rows.w, cuda::kProducts), in,
                      CudaStream(stream));
@@ -78,14 +78,13 @@ void DeltaChunkSolve(const DeltaChunk& rows, ConstHeadTensor v,
   cuda::CheckChunkScalars(lse, "lse", w);
   cuda::ChunkSolveArguments in = cuda::SolveOf(rows, stream);
   cuda::SetChunkSums(sums, w, &in.chunk);
-  in.chunk.x = cuda::ChunkHeadsOf(x, "x", w, cuda::kFloat32);
+  in.chunk.x = cuda::ChunkHeadsOf(x, "x", w, cuda::kEither);
   in.v = cuda::ChunkHeadsOf(v, "v", w, cuda::kEither);
   if (!kernel_x.empty()) {
     in.kernel_x = cuda::ChunkHeadsOf(kernel_x, "kernel_x", w, cuda::kFloat32);
   }
   in.lse = lse.data<float>();
-  cuda::ChunkSolve(cuda::ProductsOf(w, cuda::kProducts), in,
-                   CudaStream(stream));
+  cuda::ChunkSolve(cuda::ProductsOf(w, cuda::kProducts), in, stream);
 }
 
 void DeltaChunkAdjointUpdate(const DeltaChunk& rows, ConstTensor lse_rows,
@@ -95,7 +94,7 @@ void DeltaChunkAdjointUpdate(const DeltaChunk& rows, ConstTensor lse_rows,
   cuda::SetBeta(rows, &in);
   cuda::CheckChunkScalars(lse_rows, "lse_rows", rows.w);
   in.lse = lse_rows.data<float>();
-  in.y = cuda::ChunkHeadsOf(y_rows, "y_rows", rows.w, cuda::kFloat32);
+  in.y = cuda::ChunkHeadsOf(y_rows, "y_rows", rows.w, cuda::kEither);
   in.d_values = cuda::ChunkHeadsOf(g, "g", columns.k, cuda::kFloat32);
   cuda::ChunkColumns(cuda::ProductsOf(rows.w, cuda::kProducts), in,
                      CudaStream(stream));
@@ -107,10 +106,9 @@ void DeltaChunkAdjointSolve(const DeltaChunk& chunk, ConstTensor lse,
   cuda::CheckChunkScalars(lse, "lse", w);
   cuda::ChunkSolveArguments in = cuda::SolveOf(chunk, stream);
   in.chunk.lse = lse.data<float>();
-  in.chunk.y = cuda::ChunkHeadsOf(y, "y", w, cuda::kFloat32);
+  in.chunk.y = cuda::ChunkHeadsOf(y, "y", w, cuda::kEither);
   in.g = cuda::ChunkHeadsOf(g, "g", w, cuda::kFloat32);
-  cuda::ChunkAdjointSolve(cuda::ProductsOf(w, cuda::kProducts), in,
-                          CudaStream(stream));
+  cuda::ChunkAdjointSolve(cuda::ProductsOf(w, cuda::kProducts), in, stream);
 }
 
 void DeltaChunkRowGradients(const DeltaChunk& rows, ConstHeadTensor y,
@@ -118,7 +116,7 @@ void DeltaChunkRowGradients(const DeltaChunk& rows, ConstHeadTensor y,
                             HeadTensor d_beta, Stream& stream) {
   cuda::CheckChunkScalars(delta, "delta", rows.w);
   cuda::RowGradients gradients;
-  gradients.y = cuda::ChunkHeadsOf(y, "y", rows.w, cuda::kFloat32);
+  gradients.y = cuda::ChunkHeadsOf(y, "y", rows.w, cuda::kEither);
   gradients.kernel_x =
       cuda::ChunkHeadsOf(kernel_x, "kernel_x", rows.w, cuda::kFloat32);
   gradients.beta =
@@ -140,8 +138,8 @@ void DeltaChunkScoreGradients(const DeltaChunk& rows,
   cuda::SetBeta(rows, &in);
   cuda::CheckChunkScalars(adjoint.lse, "lse", w);
   cuda::CheckChunkScalars(adjoint.delta, "delta", w);
-  in.x = cuda::ChunkHeadsOf(x_columns, "x_columns", columns.k, cuda::kFloat32);
-  in.y = cuda::ChunkHeadsOf(adjoint.y, "y", w, cuda::kFloat32);
+  in.x = cuda::ChunkHeadsOf(x_columns, "x_columns", columns.k, cuda::kEither);
+  in.y = cuda::ChunkHeadsOf(adjoint.y, "y", w, cuda::kEither);
   in.lse = adjoint.lse.data<float>();
   in.delta = adjoint.delta.data<float>();
   in.d_rows = cuda::ChunkHeadsOf(d_w, "d_w", w, cuda::kFloat32);

@@ -29,8 +29,7 @@ struct BeginRow {
 
   __device__ void Start(const ChunkExtents& extents, int pair) {
     keeps_max =
-        KeepsRowMax(column_scale, static_cast<int64_t>(pair) * extents.seq_len,
-                    extents.seq_len);
+        KeepsRowMax(column_scale, static_cast<int64_t>(pair) * extents.seq_len);
   }
   __device__ void operator()(const ChunkRowPlace& place, int head_dim) const {
     const int lane = threadIdx.x % kWarpSize;
@@ -197,7 +196,7 @@ void KrrChunkUpdate(const KrrChunk& rows, const KrrChunk& columns,
                     Stream& stream) {
   cuda::ChunkArguments in =
       cuda::PairOf(rows, columns, /*diagonal=*/false, /*strict=*/false);
-  in.x = cuda::ChunkHeadsOf(x_columns, "x_columns", columns.r, cuda::kFloat32);
+  in.x = cuda::ChunkHeadsOf(x_columns, "x_columns", columns.r, cuda::kEither);
   cuda::SetChunkSums(sums, rows.r, &in);
   cuda::ChunkForward(cuda::ProductsOf(rows.r, cuda::kProducts), in,
                      CudaStream(stream));
@@ -211,15 +210,14 @@ void KrrChunkSolve(const KrrChunk& rows, const KrrRightSide& right,
   cuda::CheckChunkScalars(lse, "lse", r);
   cuda::ChunkSolveArguments in = cuda::SolveOf(rows, right.log_lambda, stream);
   cuda::SetChunkSums(sums, r, &in.chunk);
-  in.chunk.x = cuda::ChunkHeadsOf(x, "x", r, cuda::kFloat32);
+  in.chunk.x = cuda::ChunkHeadsOf(x, "x", r, cuda::kEither);
   in.v = cuda::ChunkHeadsOf(right.v, "v", r, cuda::kEither);
   if (!kernel_x.empty()) {
     in.kernel_x = cuda::ChunkHeadsOf(kernel_x, "kernel_x", r, cuda::kFloat32);
   }
   in.lse = lse.data<float>();
   in.value_scale = right.value_scale.data<float>();
-  cuda::ChunkSolve(cuda::ProductsOf(r, cuda::kProducts), in,
-                   CudaStream(stream));
+  cuda::ChunkSolve(cuda::ProductsOf(r, cuda::kProducts), in, stream);
 }
 
 void KrrChunkAdjointUpdate(const KrrChunk& rows, ConstTensor lse_rows,
@@ -229,7 +227,7 @@ void KrrChunkAdjointUpdate(const KrrChunk& rows, ConstTensor lse_rows,
       cuda::PairOf(rows, columns, /*diagonal=*/false, /*strict=*/false);
   cuda::CheckChunkScalars(lse_rows, "lse_rows", rows.r);
   in.lse = lse_rows.data<float>();
-  in.y = cuda::ChunkHeadsOf(y_rows, "y_rows", rows.r, cuda::kFloat32);
+  in.y = cuda::ChunkHeadsOf(y_rows, "y_rows", rows.r, cuda::kEither);
   in.d_values = cuda::ChunkHeadsOf(g, "g", columns.r, cuda::kFloat32);
   cuda::ChunkColumns(cuda::ProductsOf(rows.r, cuda::kProducts), in,
                      CudaStream(stream));
@@ -242,10 +240,9 @@ void KrrChunkAdjointSolve(const KrrChunk& chunk, ConstTensor lse,
   cuda::CheckChunkScalars(lse, "lse", r);
   cuda::ChunkSolveArguments in = cuda::SolveOf(chunk, log_lambda, stream);
   in.chunk.lse = lse.data<float>();
-  in.chunk.y = cuda::ChunkHeadsOf(y, "y", r, cuda::kFloat32);
+  in.chunk.y = cuda::ChunkHeadsOf(y, "y", r, cuda::kEither);
   in.g = cuda::ChunkHeadsOf(g, "g", r, cuda::kFloat32);
-  cuda::ChunkAdjointSolve(cuda::ProductsOf(r, cuda::kProducts), in,
-                          CudaStream(stream));
+  cuda::ChunkAdjointSolve(cuda::ProductsOf(r, cuda::kProducts), in, stream);
 }
 
 void KrrChunkRowGradients(const KrrRightSide& right, ConstHeadTensor x,
@@ -257,11 +254,11 @@ void KrrChunkRowGradients(const KrrRightSide& right, ConstHeadTensor x,
   CUBIT_CHECK_SHAPE(gradients.d_log_lambda, {y.num_heads});
   cuda::RowGradients rows;
   rows.v = cuda::ChunkHeadsOf(right.v, "v", y, cuda::kEither);
-  rows.x = cuda::ChunkHeadsOf(x, "x", y, cuda::kFloat32);
+  rows.x = cuda::ChunkHeadsOf(x, "x", y, cuda::kEither);
   if (!kernel_x.empty()) {
     rows.kernel_x = cuda::ChunkHeadsOf(kernel_x, "kernel_x", y, cuda::kFloat32);
   }
-  rows.y = cuda::ChunkHeadsOf(y, "y", y, cuda::kFloat32);
+  rows.y = cuda::ChunkHeadsOf(y, "y", y, cuda::kEither);
   rows.d_v = cuda::ChunkHeadsOf(gradients.d_v, "d_v", y, cuda::kEither);
   rows.value_scale = right.value_scale.data<float>();
   rows.log_lambda = right.log_lambda.data<float>();
@@ -292,8 +289,8 @@ void KrrChunkScoreGradients(const KrrChunk& rows, const AdjointRows& adjoint,
   cuda::CheckChunkScalars(adjoint.lse, "lse", r);
   cuda::CheckChunkScalars(adjoint.delta, "delta", r);
   cuda::CheckChunkScalars(gradients.row_sums, "row_sums", r);
-  in.x = cuda::ChunkHeadsOf(x_columns, "x_columns", columns.r, cuda::kFloat32);
-  in.y = cuda::ChunkHeadsOf(adjoint.y, "y", r, cuda::kFloat32);
+  in.x = cuda::ChunkHeadsOf(x_columns, "x_columns", columns.r, cuda::kEither);
+  in.y = cuda::ChunkHeadsOf(adjoint.y, "y", r, cuda::kEither);
   in.lse = adjoint.lse.data<float>();
   in.delta = adjoint.delta.data<float>();
   in.d_rows =

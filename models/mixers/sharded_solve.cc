@@ -35,11 +35,18 @@ ShardedSolveScratch::ShardedSolveScratch(const MixerShape& shape,
   const WavefrontShape wavefront = WavefrontShape::Of(layout, groups.count());
   forward = MakeWavefront(WavefrontPass::kForward, true, wavefront, {});
   backward = MakeWavefront(WavefrontPass::kBackward, true, wavefront, {});
-  k = groups.AllocateRows(BlockSet::kAll, solve_dtype, shape.head_dim, arena);
-  for (Tensor* rows : {&x, &d_k, &d_x}) {
+  for (Tensor* rows : {&k, &x}) {
+    *rows =
+        groups.AllocateRows(BlockSet::kAll, solve_dtype, shape.head_dim, arena);
+  }
+  for (Tensor* rows : {&d_k, &d_x}) {
     *rows = groups.AllocateRows(BlockSet::kAll, DType::kFloat32, shape.head_dim,
                                 arena);
   }
+  y = solve_dtype == DType::kFloat32
+          ? d_x
+          : groups.AllocateRows(BlockSet::kAll, solve_dtype, shape.head_dim,
+                                arena);
   lse_kernel = groups.AllocateScalars(BlockSet::kAll, DType::kFloat32, arena);
   for (Tensor* scalars : {&lse_attention, &delta_attention, &delta_kernel,
                           &row_max_kernel, &row_max_attention}) {
@@ -106,7 +113,7 @@ absl::Status ShardedSolve::Communicate(const WavefrontMessage& message,
         CUBIT_RETURN_IF_ERROR(
             groups_.GatherAll(gathered_, group, communicator, stream));
       }
-      return groups_.Broadcast(forward_ ? scratch_.x : scratch_.d_x,
+      return groups_.Broadcast(forward_ ? scratch_.x : scratch_.y,
                                {group, message.chunk}, communicator, stream);
     case WavefrontMessageKind::kReduceSolutionGradient:
       return groups_.Reduce(scratch_.d_x, group, communicator, stream);
@@ -199,7 +206,7 @@ AdjointRows ShardedSolve::Adjoint(Block rows) const {
   AdjointRows adjoint;
   adjoint.lse = groups_.Scalars(scratch_.lse_kernel, rows);
   adjoint.delta = groups_.Scalars(scratch_.delta_kernel, rows);
-  adjoint.y = groups_.Rows(scratch_.d_x, rows);
+  adjoint.y = groups_.Rows(scratch_.y, rows);
   return adjoint;
 }
 

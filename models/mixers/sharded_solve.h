@@ -46,8 +46,8 @@ struct SolveSaved : MixerSaved {
   Tensor kernel_x;
 };
 
-// Work space of one call; buffers are those of sequence_groups.h. Keys, and
-// what else the system reads of all ranks, are of `solve_dtype`; solutions,
+// Work space of one call; buffers are those of sequence_groups.h. Keys,
+// solutions, and what else the system reads of all ranks, are of `solve_dtype`;
 // sums and gradients are fp32 whatever the activations are.
 struct ShardedSolveScratch : MixerScratch {
   ShardedSolveScratch(const MixerShape& shape, DType solve_dtype,
@@ -61,7 +61,8 @@ struct ShardedSolveScratch : MixerScratch {
   Tensor k;
   Tensor x;
   Tensor d_k;  // parts, then sums of the rank's own blocks
-  Tensor d_x;  // likewise; then Y
+  Tensor d_x;  // likewise
+  Tensor y;    // d_x, where that is of the same dtype
   // Scalars of all ranks.
   Tensor lse_kernel;
   // Scalars of the rank's own blocks.

@@ -40,9 +40,11 @@ struct GradientTiling<BFloat16Products, kDim> {
   static constexpr int kBlocksPerMultiprocessor = 2;
 };
 
-template <typename Products, int kDim, bool kWarpgroup = false>
+template <typename Products, int kDim, bool kWarpgroup = false,
+          bool kOnlyY = false>
 void LaunchAdjointSolve(const AdjointArguments& in, cudaStream_t stream) {
-  constexpr auto kKernel = AdjointSolveKernel<Products, kDim, kWarpgroup>;
+  constexpr auto kKernel =
+      AdjointSolveKernel<Products, kDim, kWarpgroup, kOnlyY>;
   constexpr size_t kBytes =
       sizeof(AdjointSolveMemory<Products, kDim, kWarpgroup>);
   static const int blocks_of_multiprocessor = [&] {

@@ -19,6 +19,7 @@
 #define CUBIT_OPS_CUDA_ADJOINT_SOLVE_CUH_
 
 #include <cstdint>
+#include <type_traits>
 
 #include "ops/cuda/adjoint.h"
 #include "ops/cuda/diagonal.cuh"
@@ -100,14 +101,17 @@ struct SolveItem {
   uint32_t launch;  // number of this launch
 };
 
-// kWarpgroup (bf16): the four warps multiply tiles together.
-template <typename Products, int kDim, bool kWarpgroup = false>
+// kWarpgroup (bf16): the four warps multiply tiles together. kOnlyY (a
+// warpgroup's, KRR): dX is fp32, and what follows from Y is left to others.
+template <typename Products, int kDim, bool kWarpgroup = false,
+          bool kOnlyY = false>
 class AdjointSolver {
  public:
   using Memory = AdjointSolveMemory<Products, kDim, kWarpgroup>;
   using Element = typename Memory::Element;
   using HeadTile = typename Memory::HeadTile;
   using FloatTile = typename Memory::FloatTile;
+  static_assert(!kOnlyY || kWarpgroup);
 
   __device__ __forceinline__ AdjointSolver(const AdjointArguments& in,
                                            const SolveItem& item, Memory* m)
@@ -125,7 +129,7 @@ class AdjointSolver {
     // The compiler must see that all lanes have the same blocks.
     if constexpr (kWarpgroup) last = __shfl_sync(0xffffffffu, last, 0);
     LoadQueriesOrRightHandSide(last, 1);
-    if constexpr (kWarpgroup) {
+    if constexpr (kWarpgroup && !kOnlyY) {
       SetZero(sums_);
     } else {
       LoadRightHandSide();
@@ -186,7 +190,7 @@ class AdjointSolver {
         scale = valid ? in_.column_scale[item_.row0 + row] : 0.0f;
       }
       exponent_[half] = scale;
-      if constexpr (kWarpgroup) {
+      if constexpr (kWarpgroup && !kOnlyY) {
         value_scale_[half] =
             in_.is_delta() || !valid ? 1.0f : in_.value_scale[item_.row0 + row];
       }
@@ -257,17 +261,18 @@ class AdjointSolver {
                                                              int stage) {
     if (block > item_.block) {
       LoadQueries(block, stage);
-    } else if constexpr (kWarpgroup) {
+    } else if constexpr (kWarpgroup && !kOnlyY) {
       LoadHeads(in_.d_x, item_.first, Queries(stage));
     }
   }
   // sums_ = -dX.
   __device__ __forceinline__ void LoadRightHandSide() {
-    const Element* d_x = in_.d_x.Head<const Element>(item_.b, item_.h);
+    using RightElement = std::conditional_t<kOnlyY, float, Element>;
+    const auto* d_x = in_.d_x.Head<const RightElement>(item_.b, item_.h);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = item_.first + own_row_ + group_ + 8 * half;
-      const Element* source = d_x + row * in_.d_x.seq_stride;
+      const RightElement* source = d_x + row * in_.d_x.seq_stride;
       const int end = row < in_.seq_len ? in_.head_dim : 0;
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
@@ -554,9 +559,11 @@ class AdjointSolver {
     for (int k = 0; k < 4; ++k) inverse[k] = LoadInverse(k);
     WaitForCopies<0>();  // dX, where nothing was streamed
     __syncthreads();     // everyone is done with the stages
-    LoadHeads(in_.v, item_.first, Y(0));
-    LoadHeads(in_.x, item_.first, Y(1));
-    CommitCopies();
+    if constexpr (!kOnlyY) {
+      LoadHeads(in_.v, item_.first, Y(0));
+      LoadHeads(in_.x, item_.first, Y(1));
+      CommitCopies();
+    }
     const Element* d_x = Queries(d_x_stage);
     Element* high = Queries(0);
     Element* low = Queries(1);
@@ -566,7 +573,8 @@ class AdjointSolver {
       for (int half = 0; half < 2; ++half) {
         const int offset =
             HeadTile::Offset(own_row_ + group_ + 8 * half, 8 * n + 2 * quad_);
-        const float2 target = LoadPair(d_x + offset);
+        float2 target = make_float2(0, 0);  // kOnlyY: in the sums
+        if constexpr (!kOnlyY) target = LoadPair(d_x + offset);
         float* sums = sums_[n] + 2 * half;
         sums[0] = target.x - sums[0];
         sums[1] = target.y - sums[1];
@@ -589,6 +597,7 @@ class AdjointSolver {
     constexpr float kOnes[2] = {1, 1};
     WriteSums(in_.y, kOnes);
     PublishReady(Flag(item_.block), item_.launch);
+    if constexpr (kOnlyY) return;
     WriteSums(in_.d_v, value_scale_);
     WaitForCopies<0>();
     __syncthreads();
@@ -724,11 +733,12 @@ __device__ __noinline__ float WeightedProducts(const AdjointArguments& in,
 }
 
 // What follows from Y . V and Y . X of a row, by one thread.
-template <typename Products, int kDim, bool kWarpgroup>
+template <typename Products, int kDim, bool kWarpgroup, bool kOnlyY>
 __device__ __forceinline__ void
-AdjointSolver<Products, kDim, kWarpgroup>::StoreDots(int row, float value_scale,
-                                                     float y_dot_v,
-                                                     float y_dot_x) {
+AdjointSolver<Products, kDim, kWarpgroup, kOnlyY>::StoreDots(int row,
+                                                             float value_scale,
+                                                             float y_dot_v,
+                                                             float y_dot_x) {
   if (in_.is_delta()) {
     in_.minus_delta[item_.row0 + row] = y_dot_v - y_dot_x;
     return;
@@ -739,9 +749,9 @@ AdjointSolver<Products, kDim, kWarpgroup>::StoreDots(int row, float value_scale,
 }
 
 // The block's share of d_log_lambda, from Y . X of each warp's rows.
-template <typename Products, int kDim, bool kWarpgroup>
+template <typename Products, int kDim, bool kWarpgroup, bool kOnlyY>
 __device__ __forceinline__ void
-AdjointSolver<Products, kDim, kWarpgroup>::StoreLambdaPartial(
+AdjointSolver<Products, kDim, kWarpgroup, kOnlyY>::StoreLambdaPartial(
     float y_dot_x_of_warp) {
   if (in_.is_delta()) return;
   if (threadIdx.x % 32 == 0) {
@@ -755,9 +765,9 @@ AdjointSolver<Products, kDim, kWarpgroup>::StoreLambdaPartial(
                       item_.block] = sum;
 }
 
-template <typename Products, int kDim, bool kWarpgroup>
+template <typename Products, int kDim, bool kWarpgroup, bool kOnlyY>
 __device__ __forceinline__ void
-AdjointSolver<Products, kDim, kWarpgroup>::FinishDots() {
+AdjointSolver<Products, kDim, kWarpgroup, kOnlyY>::FinishDots() {
   const int lane = threadIdx.x % 32;
   const Element* v = in_.v.Head<const Element>(item_.b, item_.h);
   const Element* x = in_.x.Head<const Element>(item_.b, item_.h);
@@ -799,9 +809,9 @@ AdjointSolver<Products, kDim, kWarpgroup>::FinishDots() {
 }
 
 // The same with Y in sums_, V and X in the stages of Y.
-template <typename Products, int kDim, bool kWarpgroup>
+template <typename Products, int kDim, bool kWarpgroup, bool kOnlyY>
 __device__ __forceinline__ void
-AdjointSolver<Products, kDim, kWarpgroup>::FinishDotsWarpgroup() {
+AdjointSolver<Products, kDim, kWarpgroup, kOnlyY>::FinishDotsWarpgroup() {
   float y_dot_x_sum = 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -833,9 +843,9 @@ AdjointSolver<Products, kDim, kWarpgroup>::FinishDotsWarpgroup() {
 }
 
 // WeightedProducts of the block's rows, with Y from sums_.
-template <typename Products, int kDim, bool kWarpgroup>
+template <typename Products, int kDim, bool kWarpgroup, bool kOnlyY>
 __device__ __forceinline__ void
-AdjointSolver<Products, kDim, kWarpgroup>::WeighRows() {
+AdjointSolver<Products, kDim, kWarpgroup, kOnlyY>::WeighRows() {
   __syncthreads();  // everyone is done with V and X
   StoreSums([](int) { return 1.0f; }, m_.solution);
   __syncwarp();
@@ -848,7 +858,8 @@ AdjointSolver<Products, kDim, kWarpgroup>::WeighRows() {
   }
 }
 
-template <typename Products, int kDim, bool kWarpgroup = false>
+template <typename Products, int kDim, bool kWarpgroup = false,
+          bool kOnlyY = false>
 __global__ void __launch_bounds__(kSolveThreads,
                                   kWarpgroup&& kDim <= 64 ? 3 : 1)
     AdjointSolveKernel(const __grid_constant__ AdjointArguments in,
@@ -879,7 +890,7 @@ __global__ void __launch_bounds__(kSolveThreads,
     item.block = num_blocks - 1 - number / num_pairs;
     item.first = item.block * kSolveBlock;
     item.row0 = static_cast<int64_t>(pair) * in.seq_len;
-    AdjointSolver<Products, kDim, kWarpgroup>(in, item, memory).Run();
+    AdjointSolver<Products, kDim, kWarpgroup, kOnlyY>(in, item, memory).Run();
     // Read by all behind barriers of Run.
     if (threadIdx.x == 0) memory->item = next;
     __syncthreads();

@@ -19,7 +19,8 @@
 //   d_rows_i   += dS_ij c_j b_j, row_sums_i += dS_ij  ChunkRows
 //
 // chunk_pair.cuh has these kernels, chunk_solve.cuh the solves of a chunk on
-// its own diagonal.
+// its own diagonal; where warpgroups serve them, those of whole sequences do
+// (chunk_warpgroup.h).
 
 #ifndef CUBIT_OPS_CUDA_CHUNK_ARGUMENTS_H_
 #define CUBIT_OPS_CUDA_CHUNK_ARGUMENTS_H_
@@ -29,6 +30,9 @@
 #include <cuda_runtime.h>
 
 namespace cubit {
+
+class Stream;
+
 namespace cuda {
 
 struct SolveQueue;
@@ -104,6 +108,11 @@ constexpr int kChunkRows = 64;
 constexpr int kChunkThreads = 128;
 constexpr int kMaxChunkDim = 128;
 
+// Head dims that warpgroups multiply (solve_engines.h).
+constexpr bool IsDimOfWarpgroups(int head_dim) {
+  return (head_dim > 32 && head_dim <= 64) || head_dim > 80;
+}
+
 // How operands are multiplied: a's dtype says it, and for fp32 the op: solves
 // as in krr.h, attention as in attention.h.
 enum class ChunkProducts { kBFloat16, kBFloat16x3, kTFloat32x3 };
@@ -118,9 +127,9 @@ void ChunkRows(ChunkProducts products, const ChunkArguments& in,
                cudaStream_t stream);
 // Not in kTFloat32x3.
 void ChunkSolve(ChunkProducts products, const ChunkSolveArguments& in,
-                cudaStream_t stream);
+                Stream& stream);
 void ChunkAdjointSolve(ChunkProducts products, const ChunkSolveArguments& in,
-                       cudaStream_t stream);
+                       Stream& stream);
 
 }  // namespace cuda
 }  // namespace cubit

@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "ops/cuda/chunk_arguments.h"
+#include "ops/cuda/warp_products.cuh"
 #include "runtime/check.h"
 #include "runtime/cuda_check.h"
 
@@ -18,12 +19,17 @@ namespace cuda {
 
 // Head dims between these are padded with zeros in shared memory, as in the
 // solves of whole sequences: body(std::integral_constant<int, kDim>).
-template <typename Body>
+template <typename Products, typename Body>
 void DispatchChunkDim(int head_dim, const Body& body) {
   CUBIT_CHECK_LE(head_dim, kMaxChunkDim) << "head dim of the GPU's chunk ops";
-  if (head_dim <= 32) return body(std::integral_constant<int, 32>());
-  if (head_dim <= 64) return body(std::integral_constant<int, 64>());
-  if (head_dim <= 80) return body(std::integral_constant<int, 80>());
+  if constexpr (kByWarpgroup<Products>) {
+    CUBIT_CHECK(IsDimOfWarpgroups(head_dim)) << head_dim;
+    if (head_dim <= 64) return body(std::integral_constant<int, 64>());
+  } else {
+    if (head_dim <= 32) return body(std::integral_constant<int, 32>());
+    if (head_dim <= 64) return body(std::integral_constant<int, 64>());
+    if (head_dim <= 80) return body(std::integral_constant<int, 80>());
+  }
   body(std::integral_constant<int, 128>());
 }
 

@@ -3,8 +3,10 @@
 // The kernels of a pair of chunks (chunk_arguments.h). A block of four warps
 // owns kChunkRows rows (or columns) of one head, 16 a warp, and streams tiles
 // of the other side, the copy of the next tile under way while one is computed.
-// Only tiles with a visible pair are read. What a block writes is its own, so
-// nothing is added in memory by two, and every sum has a fixed order.
+// The warps multiply each its rows or, with WarpgroupProducts, all together.
+// Only tiles with a visible pair are read, and pairs are masked only in tiles
+// with one that is not visible. What a block writes is its own, so nothing is
+// added in memory by two, and every sum has a fixed order.
 
 #ifndef CUBIT_OPS_CUDA_CHUNK_PAIR_CUH_
 #define CUBIT_OPS_CUDA_CHUNK_PAIR_CUH_
@@ -16,6 +18,7 @@
 #include "ops/cuda/chunk_mask.h"
 #include "ops/cuda/chunk_tiles.cuh"
 #include "ops/cuda/mma.cuh"
+#include "ops/cuda/pairs.cuh"
 #include "ops/cuda/products.cuh"
 #include "ops/cuda/tile.cuh"
 #include "ops/cuda/warp_products.cuh"
@@ -25,8 +28,9 @@ namespace cuda {
 
 // Shared memory: the own side's tiles and two stages of the other's. A pass
 // that forms no y_i . x_j has no own tile of y or x (`kWeighsOwn`).
-template <typename Products, int kDim, int kStreamedRows, bool kWeighsOwn>
+template <typename ProductsType, int kDim, int kStreamedRows, bool kWeighsOwn>
 struct ChunkMemory {
+  using Products = ProductsType;
   using Element = typename Products::Element;
   static constexpr int kStreamed = kStreamedRows;
   using OwnTile = Tile<Element, kChunkRows, kDim>;
@@ -56,6 +60,11 @@ class ChunkPass {
   using StreamedTile = typename Memory::StreamedTile;
   static constexpr int kDim = kDimOfHead;
   static constexpr int kStreamed = Memory::kStreamed;
+  // As many as shared memory allows, so that one computes while another waits.
+  static constexpr int kBlocksOfMultiprocessor =
+      !kByWarpgroup<typename Memory::Products> ? 1
+      : kDim <= 64                             ? 3
+                                               : 2;
 
  protected:
   __device__ __forceinline__ ChunkPass(const ChunkArguments& in, Memory* m)
@@ -95,7 +104,7 @@ class ChunkPass {
     for (int stage = 0; row < range.end; row += kStreamed, stage ^= 1) {
       // The tile has arrived, and everyone is done with the one before.
       WaitForCopies<0>();
-      __syncthreads();
+      ShareTiles<typename Memory::Products>();
       if (row + kStreamed < range.end) {
         load(row + kStreamed, &m_.stages[stage ^ 1]);
       }
@@ -115,16 +124,39 @@ class ChunkPass {
   const int own_row_ = threadIdx.x / 32 * 16;  // of the warp, in the block
 };
 
-// Columns that some row of a block sees, and rows that see some column of it.
-__device__ __forceinline__ ChunkRange ColumnsOfBlock(const ChunkMaskView& mask,
-                                                     int first) {
+// The other side of a block: what some of its rows (columns) see, and what all
+// of them do, which begins no earlier and ends no later.
+struct BlockRanges {
+  ChunkRange some;
+  ChunkRange all;
+
+  // The compiler sees that all lanes have the same tiles.
+  __device__ __forceinline__ BlockRanges(ChunkRange first, ChunkRange last) {
+    some = {Uniform(first.begin), Uniform(last.end)};
+    all = {Uniform(last.begin), Uniform(first.end)};
+  }
+  __device__ __forceinline__ bool empty() const {
+    return some.begin >= some.end;
+  }
+  // Whether a pair in [begin, end) of the other side is not visible.
+  __device__ __forceinline__ bool NeedsMask(int begin, int end) const {
+    return begin < all.begin || end > all.end;
+  }
+
+ private:
+  __device__ __forceinline__ static int Uniform(int x) {
+    return __shfl_sync(0xffffffffu, x, 0);
+  }
+};
+__device__ __forceinline__ BlockRanges ColumnsOfBlock(const ChunkMaskView& mask,
+                                                      int first) {
   const int last = min(first + kChunkRows, mask.num_rows) - 1;
-  return {VisibleColumns(mask, first).begin, VisibleColumns(mask, last).end};
+  return {VisibleColumns(mask, first), VisibleColumns(mask, last)};
 }
-__device__ __forceinline__ ChunkRange RowsOfBlock(const ChunkMaskView& mask,
-                                                  int first) {
+__device__ __forceinline__ BlockRanges RowsOfBlock(const ChunkMaskView& mask,
+                                                   int first) {
   const int last = min(first + kChunkRows, mask.num_columns) - 1;
-  return {VisibleRows(mask, first).begin, VisibleRows(mask, last).end};
+  return {VisibleRows(mask, first), VisibleRows(mask, last)};
 }
 __device__ __forceinline__ ChunkRange ColumnsOf(const ChunkMaskView& mask,
                                                 int row) {
@@ -158,50 +190,64 @@ struct RunningRows {
       weighted[n][2 * half] = weighted[n][2 * half + 1] = 0;
     }
     if (!valid) return;
-    ForEachOfRow<kDim>(weighted, half, in.head_dim,
-                       ChunkRowOffset(in.weighted, b, h, row),
-                       [&in](float& x, int64_t index) {
-                         x = static_cast<const float*>(in.weighted.data)[index];
-                       });
+    const float* source = static_cast<const float*>(in.weighted.data) +
+                          ChunkRowOffset(in.weighted, b, h, row);
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+      const float2 pair = LoadPairBefore(source, n * 8 + threadIdx.x % 4 * 2,
+                                         in.head_dim, in.weighted.vectors);
+      weighted[n][2 * half] = pair.x;
+      weighted[n][2 * half + 1] = pair.y;
+    }
   }
 
   // Scores s of rows and streamed columns [first, ...) become weights: the
   // maximum is raised where it must be, what was summed is rescaled, and the
-  // new weights are added to `sum`.
-  template <int kColumns>
+  // new weights are added to `sum`. kMasked: some pair is not visible.
+  template <int kColumns, bool kMasked>
   __device__ __forceinline__ void Weigh(const ChunkRange (&ranges)[2],
                                         int first, const float* scale,
                                         float (&s)[kColumns / 8][4]) {
-    const int quad = threadIdx.x % 4;
+    if (!keeps_max) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float largest = maximum[half];
+#pragma unroll
+        for (int n = 0; n < kColumns / 8; ++n) {
+#pragma unroll
+          for (int side = 0; side < 2; ++side) {
+            const int column = n * 8 + threadIdx.x % 4 * 2 + side;
+            if (kMasked && !IsInside(ranges[half], first + column)) continue;
+            largest = fmaxf(largest, s[n][2 * half + side] * scale[column]);
+          }
+        }
+        Raise(half, ChunkQuadMax(largest));
+      }
+    }
+    // A row that has met no column yet has weights of 0, not NaN.
+    float shift[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float largest = maximum[half];
-#pragma unroll
-      for (int n = 0; n < kColumns / 8; ++n) {
-#pragma unroll
-        for (int side = 0; side < 2; ++side) {
-          const int column = n * 8 + quad * 2 + side;
-          float& score = s[n][2 * half + side];
-          score *= scale[column];
-          if (!IsInside(ranges[half], first + column)) score = -INFINITY;
-          if (!keeps_max) largest = fmaxf(largest, score);
-        }
-      }
-      if (!keeps_max) Raise(half, ChunkQuadMax(largest));
-      // A row that has met no column yet has weights of 0, not NaN.
-      const float shift = maximum[half] == -INFINITY ? 0.0f : maximum[half];
-      float added = 0;
-#pragma unroll
-      for (int n = 0; n < kColumns / 8; ++n) {
-#pragma unroll
-        for (int side = 0; side < 2; ++side) {
-          float& score = s[n][2 * half + side];
-          score = ChunkExp(score - shift);
-          added += score;
-        }
-      }
-      sum[half] += static_cast<double>(added);
+      shift[half] = maximum[half] == -INFINITY ? 0.0f : kLog2E * maximum[half];
     }
+    float added[2] = {0, 0};
+#pragma unroll
+    for (int n = 0; n < kColumns / 8; ++n) {
+      const int pair = n * 8 + threadIdx.x % 4 * 2;
+      const float2 factors = LoadPair(scale + pair);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float factor = kLog2E * (i % 2 == 0 ? factors.x : factors.y);
+        float weight = Exp2(fmaf(s[n][i], factor, -shift[i / 2]));
+        if (kMasked && !IsInside(ranges[i / 2], first + pair + i % 2)) {
+          weight = 0;
+        }
+        s[n][i] = weight;
+        added[i / 2] += weight;
+      }
+    }
+    sum[0] += static_cast<double>(added[0]);
+    sum[1] += static_cast<double>(added[1]);
   }
 
   __device__ __forceinline__ void Raise(int half, float largest) {
@@ -225,11 +271,14 @@ struct RunningRows {
       in.row_max[row0 + row] = maximum[half];
       in.row_sum[row0 + row] = total;
     }
-    ForEachOfRow<kDim>(weighted, half, in.head_dim,
-                       ChunkRowOffset(in.weighted, b, h, row),
-                       [&in](float& x, int64_t index) {
-                         static_cast<float*>(in.weighted.data)[index] = x;
-                       });
+    float* target = static_cast<float*>(in.weighted.data) +
+                    ChunkRowOffset(in.weighted, b, h, row);
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+      StorePairBefore(target, n * 8 + threadIdx.x % 4 * 2, in.head_dim,
+                      in.weighted.vectors, weighted[n][2 * half],
+                      weighted[n][2 * half + 1]);
+    }
   }
 };
 
@@ -253,19 +302,19 @@ class ChunkForwardPass
       : Base(in, memory) {}
 
   __device__ void Run() {
-    const ChunkRange tiles = ColumnsOfBlock(this->mask_, this->first_);
-    if (tiles.begin >= tiles.end) return;
+    if (blocks_.empty()) return;
     const ChunkArguments& in = this->in_;
     this->template Load<typename Base::OwnTile>(in.a, this->first_, in.num_rows,
                                                 this->m_.scored);
-    rows_.keeps_max = KeepsRowMax(in.row_scale, this->row0_, in.num_rows);
+    rows_.keeps_max = KeepsRowMax(in.row_scale, this->row0_);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       ranges_[half] = ColumnsOf(this->mask_, this->Own(half));
       rows_.Load(in, this->b_, this->h_, this->row0_, half, this->Own(half));
     }
     this->ForEachTile(
-        tiles, [this](int column, Stage* stage) { LoadStage(column, stage); },
+        blocks_.some,
+        [this](int column, Stage* stage) { LoadStage(column, stage); },
         [this](int column, const Stage& stage) { Compute(column, stage); });
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -293,18 +342,26 @@ class ChunkForwardPass
                        typename Base::StreamedTile>(
         this->Elements(this->m_.scored), this->own_row_,
         this->Elements(stage.scored), weights);
-    rows_.template Weigh<kStreamed>(ranges_, column, stage.scale, weights);
+    if (blocks_.NeedsMask(column, column + kStreamed)) {
+      rows_.template Weigh<kStreamed, true>(ranges_, column, stage.scale,
+                                            weights);
+    } else {
+      rows_.template Weigh<kStreamed, false>(ranges_, column, stage.scale,
+                                             weights);
+    }
     MultiplyAdd<Products, typename Base::StreamedTile>(
         weights, this->Elements(stage.weighed), rows_.weighted);
   }
 
+  const BlockRanges blocks_ = ColumnsOfBlock(this->mask_, this->first_);
   ChunkRange ranges_[2];
   RunningRows<kDim> rows_;
 };
 
 // --- Columns of the backward -------------------------------------------------
 
-constexpr int kGradientStreamed = 32;
+template <typename Products>
+constexpr int kGradientStreamed = kByWarpgroup<Products> ? 64 : 32;
 
 // Adds the accumulators of one row, times `factor`, to fp32 heads: two
 // roundings, so that what is added does not depend on what is there.
@@ -313,19 +370,25 @@ __device__ __forceinline__ void AddToRow(float (&sums)[kDim / 8][4], int half,
                                          float factor, int head_dim,
                                          const ChunkHeads& heads,
                                          int64_t row_offset) {
-  ForEachOfRow<kDim>(sums, half, head_dim, row_offset,
-                     [&heads, factor](float& x, int64_t index) {
-                       float* target = static_cast<float*>(heads.data) + index;
-                       *target = __fadd_rn(*target, __fmul_rn(factor, x));
-                     });
+  float* target = static_cast<float*>(heads.data) + row_offset;
+#pragma unroll
+  for (int n = 0; n < kDim / 8; ++n) {
+    const int column = n * 8 + threadIdx.x % 4 * 2;
+    const float2 pair = LoadPairBefore(target, column, head_dim, heads.vectors);
+    StorePairBefore(
+        target, column, head_dim, heads.vectors,
+        __fadd_rn(pair.x, __fmul_rn(factor, sums[n][2 * half])),
+        __fadd_rn(pair.y, __fmul_rn(factor, sums[n][2 * half + 1])));
+  }
 }
 
 template <typename Products, int kDim, bool kValues, bool kScores>
 class ChunkColumnsPass
-    : public ChunkPass<ChunkMemory<Products, kDim, kGradientStreamed, kScores>,
-                       kDim> {
-  using Base =
-      ChunkPass<ChunkMemory<Products, kDim, kGradientStreamed, kScores>, kDim>;
+    : public ChunkPass<
+          ChunkMemory<Products, kDim, kGradientStreamed<Products>, kScores>,
+          kDim> {
+  using Base = ChunkPass<
+      ChunkMemory<Products, kDim, kGradientStreamed<Products>, kScores>, kDim>;
   using Stage = typename Base::Stage;
   static constexpr int kStreamed = Base::kStreamed;
 
@@ -335,8 +398,7 @@ class ChunkColumnsPass
       : Base(in, memory) {}
 
   __device__ void Run() {
-    const ChunkRange tiles = RowsOfBlock(this->mask_, this->first_);
-    if (tiles.begin >= tiles.end) return;
+    if (blocks_.empty()) return;
     const ChunkArguments& in = this->in_;
     this->template Load<typename Base::OwnTile>(
         in.b, this->first_, in.num_columns, this->m_.scored);
@@ -348,13 +410,14 @@ class ChunkColumnsPass
     for (int half = 0; half < 2; ++half) {
       const int column = this->Own(half);
       ranges_[half] = RowsOf(this->mask_, column);
-      scale_[half] =
-          column < in.num_columns ? ColumnScale(in, this->pair_, column) : 0.0f;
+      scale_[half] = column < in.num_columns
+                         ? kLog2E * ColumnScale(in, this->pair_, column)
+                         : 0.0f;
     }
     SetZero(values_);
     SetZero(scores_);
     this->ForEachTile(
-        tiles, [this](int row, Stage* stage) { LoadStage(row, stage); },
+        blocks_.some, [this](int row, Stage* stage) { LoadStage(row, stage); },
         [this](int row, const Stage& stage) { Compute(row, stage); });
     Store();
   }
@@ -390,22 +453,10 @@ class ChunkColumnsPass
           this->Elements(this->m_.weighed), this->own_row_,
           this->Elements(stage.weighed), products);
     }
-#pragma unroll
-    for (int n = 0; n < kStreamed / 8; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int i = n * 8 + this->quad_ * 2 + e % 2;
-        const bool visible = IsInside(ranges_[e / 2], row + i);
-        const float p =
-            visible ? ChunkExp(weights[n][e] * scale_[e / 2] - stage.lse[i])
-                    : 0.0f;
-        if (kScores) {
-          products[n][e] = visible ? p * fmaf(stage.factor[i], products[n][e],
-                                              -stage.delta[i])
-                                   : 0.0f;
-        }
-        weights[n][e] = visible ? stage.factor[i] * p : 0.0f;
-      }
+    if (blocks_.NeedsMask(row, row + kStreamed)) {
+      Weigh<true>(row, stage, weights, products);
+    } else {
+      Weigh<false>(row, stage, weights, products);
     }
     if (kValues) {
       MultiplyAdd<Products, StreamedTile>(
@@ -414,6 +465,34 @@ class ChunkColumnsPass
     if (kScores) {
       MultiplyAdd<Products, StreamedTile>(
           products, this->Elements(stage.scored), scores_);
+    }
+  }
+
+  // Scores become f P, products with the own x dS.
+  template <bool kMasked>
+  __device__ __forceinline__ void Weigh(int row, const Stage& stage,
+                                        float (&weights)[kStreamed / 8][4],
+                                        float (&products)[kStreamed / 8][4]) {
+#pragma unroll
+    for (int n = 0; n < kStreamed / 8; ++n) {
+      const int pair = n * 8 + this->quad_ * 2;
+      const float2 lses = LoadPair(stage.lse + pair);
+      const float2 factors = LoadPair(stage.factor + pair);
+      const float2 deltas =
+          kScores ? LoadPair(stage.delta + pair) : make_float2(0, 0);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float lse = e % 2 == 0 ? lses.x : lses.y;
+        const float factor = e % 2 == 0 ? factors.x : factors.y;
+        float p = Exp2(fmaf(weights[n][e], scale_[e / 2], -kLog2E * lse));
+        if (kMasked && !IsInside(ranges_[e / 2], row + pair + e % 2)) p = 0;
+        if (kScores) {
+          // A product may be of rows that are not visible, but is finite.
+          products[n][e] = p * fmaf(factor, products[n][e],
+                                    e % 2 == 0 ? -deltas.x : -deltas.y);
+        }
+        weights[n][e] = factor * p;
+      }
     }
   }
 
@@ -435,8 +514,9 @@ class ChunkColumnsPass
     }
   }
 
+  const BlockRanges blocks_ = RowsOfBlock(this->mask_, this->first_);
   ChunkRange ranges_[2];
-  float scale_[2];
+  float scale_[2];  // times log2(e)
   float values_[kDim / 8][4];
   float scores_[kDim / 8][4];
 };
@@ -445,10 +525,12 @@ class ChunkColumnsPass
 
 template <typename Products, int kDim>
 class ChunkRowsPass
-    : public ChunkPass<ChunkMemory<Products, kDim, kGradientStreamed, true>,
-                       kDim> {
+    : public ChunkPass<
+          ChunkMemory<Products, kDim, kGradientStreamed<Products>, true>,
+          kDim> {
   using Base =
-      ChunkPass<ChunkMemory<Products, kDim, kGradientStreamed, true>, kDim>;
+      ChunkPass<ChunkMemory<Products, kDim, kGradientStreamed<Products>, true>,
+                kDim>;
   using Stage = typename Base::Stage;
   static constexpr int kStreamed = Base::kStreamed;
 
@@ -458,8 +540,7 @@ class ChunkRowsPass
       : Base(in, memory) {}
 
   __device__ void Run() {
-    const ChunkRange tiles = ColumnsOfBlock(this->mask_, this->first_);
-    if (tiles.begin >= tiles.end) return;
+    if (blocks_.empty()) return;
     const ChunkArguments& in = this->in_;
     this->template Load<typename Base::OwnTile>(in.a, this->first_, in.num_rows,
                                                 this->m_.scored);
@@ -470,14 +551,15 @@ class ChunkRowsPass
       const int row = this->Own(half);
       const bool valid = row < in.num_rows;
       ranges_[half] = ColumnsOf(this->mask_, row);
-      lse_[half] = valid ? in.lse[this->row0_ + row] : 0.0f;
+      lse_[half] = valid ? kLog2E * in.lse[this->row0_ + row] : 0.0f;
       delta_[half] = valid ? in.delta[this->row0_ + row] : 0.0f;
       factor_[half] = valid ? RowFactor(in, this->b_, this->h_, row) : 0.0f;
       row_sums_[half] = 0;
     }
     SetZero(sums_);
     this->ForEachTile(
-        tiles, [this](int column, Stage* stage) { LoadStage(column, stage); },
+        blocks_.some,
+        [this](int column, Stage* stage) { LoadStage(column, stage); },
         [this](int column, const Stage& stage) { Compute(column, stage); });
     Store();
   }
@@ -507,26 +589,40 @@ class ChunkRowsPass
     MultiplyTransposed<Products, OwnTile, StreamedTile>(
         this->Elements(this->m_.weighed), this->own_row_,
         this->Elements(stage.weighed), products);
+    if (blocks_.NeedsMask(column, column + kStreamed)) {
+      Weigh<true>(column, stage, scores, products);
+    } else {
+      Weigh<false>(column, stage, scores, products);
+    }
+    MultiplyAdd<Products, StreamedTile>(scores, this->Elements(stage.scored),
+                                        sums_);
+  }
+
+  // Scores become c dS; adds to the sums of dS.
+  template <bool kMasked>
+  __device__ __forceinline__ void Weigh(
+      int column, const Stage& stage, float (&scores)[kStreamed / 8][4],
+      const float (&products)[kStreamed / 8][4]) {
     float added[2] = {0, 0};
 #pragma unroll
     for (int n = 0; n < kStreamed / 8; ++n) {
+      const int pair = n * 8 + this->quad_ * 2;
+      const float2 scales = LoadPair(stage.scale + pair);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int half = e / 2;
-        const int j = n * 8 + this->quad_ * 2 + e % 2;
-        float d_score = 0;
-        if (IsInside(ranges_[half], column + j)) {
-          d_score = ChunkExp(scores[n][e] * stage.scale[j] - lse_[half]) *
-                    fmaf(factor_[half], products[n][e], -delta_[half]);
+        const float scale = e % 2 == 0 ? scales.x : scales.y;
+        float d_score = Exp2(fmaf(scores[n][e], kLog2E * scale, -lse_[half])) *
+                        fmaf(factor_[half], products[n][e], -delta_[half]);
+        if (kMasked && !IsInside(ranges_[half], column + pair + e % 2)) {
+          d_score = 0;
         }
         added[half] += d_score;
-        scores[n][e] = stage.scale[j] * d_score;
+        scores[n][e] = scale * d_score;
       }
     }
     row_sums_[0] += static_cast<double>(added[0]);
     row_sums_[1] += static_cast<double>(added[1]);
-    MultiplyAdd<Products, StreamedTile>(scores, this->Elements(stage.scored),
-                                        sums_);
   }
 
   __device__ __forceinline__ void Store() {
@@ -544,15 +640,17 @@ class ChunkRowsPass
     }
   }
 
+  const BlockRanges blocks_ = ColumnsOfBlock(this->mask_, this->first_);
   ChunkRange ranges_[2];
-  float lse_[2], delta_[2], factor_[2];
+  float lse_[2];  // times log2(e)
+  float delta_[2], factor_[2];
   double row_sums_[2];
   float sums_[kDim / 8][4];
 };
 
 // A pass as a kernel; grid (blocks of own rows, B H).
 template <typename Pass>
-__global__ void __launch_bounds__(kChunkThreads)
+__global__ void __launch_bounds__(kChunkThreads, Pass::kBlocksOfMultiprocessor)
     ChunkPassKernel(const __grid_constant__ ChunkArguments in) {
   extern __shared__ __align__(1024) char shared[];
   Pass(in, reinterpret_cast<typename Pass::Memory*>(shared)).Run();

@@ -23,7 +23,7 @@ void LaunchChunkPass(const ChunkArguments& in, int own_rows,
 
 template <typename Products>
 void LaunchChunkForward(const ChunkArguments& in, cudaStream_t stream) {
-  DispatchChunkDim(in.head_dim, [&](auto dim) {
+  DispatchChunkDim<Products>(in.head_dim, [&](auto dim) {
     LaunchChunkPass<ChunkForwardPass<Products, decltype(dim)::value>>(
         in, in.num_rows, stream);
   });
@@ -31,7 +31,7 @@ void LaunchChunkForward(const ChunkArguments& in, cudaStream_t stream) {
 
 template <typename Products, bool kValues, bool kScores>
 void LaunchChunkColumns(const ChunkArguments& in, cudaStream_t stream) {
-  DispatchChunkDim(in.head_dim, [&](auto dim) {
+  DispatchChunkDim<Products>(in.head_dim, [&](auto dim) {
     LaunchChunkPass<
         ChunkColumnsPass<Products, decltype(dim)::value, kValues, kScores>>(
         in, in.num_columns, stream);
@@ -40,7 +40,7 @@ void LaunchChunkColumns(const ChunkArguments& in, cudaStream_t stream) {
 
 template <typename Products>
 void LaunchChunkRows(const ChunkArguments& in, cudaStream_t stream) {
-  DispatchChunkDim(in.head_dim, [&](auto dim) {
+  DispatchChunkDim<Products>(in.head_dim, [&](auto dim) {
     LaunchChunkPass<ChunkRowsPass<Products, decltype(dim)::value>>(
         in, in.num_rows, stream);
   });
@@ -49,6 +49,8 @@ void LaunchChunkRows(const ChunkArguments& in, cudaStream_t stream) {
 // Instantiated in chunk_pair_*.cu.
 extern template void LaunchChunkForward<BFloat16Products>(const ChunkArguments&,
                                                           cudaStream_t);
+extern template void LaunchChunkForward<WarpgroupProducts>(
+    const ChunkArguments&, cudaStream_t);
 extern template void LaunchChunkForward<BFloat16x3Products>(
     const ChunkArguments&, cudaStream_t);
 extern template void LaunchChunkForward<TFloat32x3Products>(
@@ -59,6 +61,12 @@ extern template void LaunchChunkColumns<BFloat16Products, false, true>(
     const ChunkArguments&, cudaStream_t);
 extern template void LaunchChunkColumns<BFloat16Products, true, true>(
     const ChunkArguments&, cudaStream_t);
+extern template void LaunchChunkColumns<WarpgroupProducts, true, false>(
+    const ChunkArguments&, cudaStream_t);
+extern template void LaunchChunkColumns<WarpgroupProducts, false, true>(
+    const ChunkArguments&, cudaStream_t);
+extern template void LaunchChunkColumns<WarpgroupProducts, true, true>(
+    const ChunkArguments&, cudaStream_t);
 extern template void LaunchChunkColumns<BFloat16x3Products, true, false>(
     const ChunkArguments&, cudaStream_t);
 extern template void LaunchChunkColumns<BFloat16x3Products, false, true>(
@@ -67,6 +75,8 @@ extern template void LaunchChunkColumns<TFloat32x3Products, true, true>(
     const ChunkArguments&, cudaStream_t);
 extern template void LaunchChunkRows<BFloat16Products>(const ChunkArguments&,
                                                        cudaStream_t);
+extern template void LaunchChunkRows<WarpgroupProducts>(const ChunkArguments&,
+                                                        cudaStream_t);
 extern template void LaunchChunkRows<BFloat16x3Products>(const ChunkArguments&,
                                                          cudaStream_t);
 extern template void LaunchChunkRows<TFloat32x3Products>(const ChunkArguments&,

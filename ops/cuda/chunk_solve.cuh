@@ -117,15 +117,15 @@ class ChunkSolverBase {
     return sizeof(Element) == 2 ? __bfloat162float(__float2bfloat16_rn(x)) : x;
   }
 
-  // The warp's 16 rows of m_.solution to fp32 heads.
+  // The warp's 16 rows of m_.solution to memory.
   __device__ __forceinline__ void StoreSolution(const ChunkHeads& heads) {
-    float* target = heads.template Head<float>(b_, h_);
     for (int i = 0; i < 16; ++i) {
       const int row = first_ + own_row_ + i;
       if (row >= seq_len_) break;
+      const int64_t target = ChunkRowOffset(heads, b_, h_, row);
       for (int c = threadIdx.x % 32; c < in_.chunk.head_dim; c += 32) {
-        target[row * heads.seq_stride + c] =
-            m_.solution[(own_row_ + i) * kStride + c];
+        StoreChunkElement(m_.solution[(own_row_ + i) * kStride + c], heads,
+                          target + c);
       }
     }
   }
@@ -162,7 +162,7 @@ class ChunkSolver : public ChunkSolverBase<Memory> {
 
   __device__ void Run() {
     const ChunkArguments& chunk = this->in_.chunk;
-    rows_.keeps_max = KeepsRowMax(chunk.row_scale, this->row0_, this->seq_len_);
+    rows_.keeps_max = KeepsRowMax(chunk.row_scale, this->row0_);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = this->Own(half);
@@ -194,7 +194,8 @@ class ChunkSolver : public ChunkSolverBase<Memory> {
     }
     this->LoadAndWait(chunk.b, column, this->m_.scored);
     this->Score(weights_);
-    rows_.template Weigh<kChunkRows>(ranges_, column, this->m_.scale, weights_);
+    rows_.template Weigh<kChunkRows, true>(ranges_, column, this->m_.scale,
+                                           weights_);
   }
 
   // The chunk's blocks before the own one.

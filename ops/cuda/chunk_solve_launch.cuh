@@ -17,7 +17,7 @@ void LaunchChunkSolver(const ChunkSolveArguments& in, cudaStream_t stream) {
   const ChunkArguments& chunk = in.chunk;
   const dim3 grid(ChunkBlocks(chunk.num_rows) *
                   static_cast<unsigned>(chunk.batch * chunk.num_heads));
-  DispatchChunkDim(chunk.head_dim, [&](auto dim) {
+  DispatchChunkDim<Products>(chunk.head_dim, [&](auto dim) {
     using Memory = ChunkSolveMemory<Products, decltype(dim)::value>;
     LaunchChunkKernel(ChunkSolveKernel<Solver, Memory, kAscending>, in, grid,
                       sizeof(Memory), stream);

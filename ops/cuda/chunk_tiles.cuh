@@ -152,16 +152,12 @@ __device__ __forceinline__ float RowFactor(const ChunkArguments& in, int b,
          ChunkElement(in.beta, ChunkRowOffset(in.beta, b, h, row));
 }
 
-// Called by all threads of a block: whether S_ii is the largest score of every
-// row, so that row_max is known from the start (chunked_solve.h).
+// Whether S_ii is the largest score of every row, so that row_max is known from
+// the start (chunked_solve.h). `first`: any row of the head, whose column_scale
+// has one sign.
 __device__ __forceinline__ bool KeepsRowMax(const float* row_scale,
-                                            int64_t first, int num_rows) {
-  if (row_scale == nullptr) return false;
-  bool positive = true;
-  for (int i = threadIdx.x; i < num_rows; i += blockDim.x) {
-    positive = positive && row_scale[first + i] > 0;
-  }
-  return __syncthreads_and(positive) != 0;
+                                            int64_t first) {
+  return row_scale != nullptr && row_scale[first] > 0;
 }
 
 template <typename T>

@@ -68,6 +68,15 @@ struct SolveArguments {
   int num_items;
   bool aligned;  // all rows begin at multiples of 16 bytes
   SolveQueue* queue;
+
+  // A solve that continues (ForwardSolver): what the rows have met before their
+  // first key here, sums of exp(S - start_max) and of these times X.
+  const float* start_max;   // [B, H, T]
+  const double* start_sum;  // [B, H, T]
+  const float* start_weighted;
+  HeadStrides start_strides;
+  float* kernel_x;  // P X, written where lambda > 1; null: never
+  HeadStrides kernel_x_strides;
 };
 
 // What a system reads for one row, loaded long before it is used.
@@ -150,9 +159,10 @@ __device__ __forceinline__ float MaxOverQuad(float x) {
 
 // One thread block: kWarps warps of 16 rows each. kWarpgroup (bf16, four
 // warps): tiles are multiplied by the warpgroup as a whole, and the block is
-// factored before the last solution that it waits for.
+// factored before the last solution that it waits for. kContinues (a
+// warpgroup's, KRR): rows begin with sums over keys that are not here.
 template <typename System, typename ProductsType, int kDimOfHead, int kNumWarps,
-          bool kWarpgroup = false>
+          bool kWarpgroup = false, bool kContinues = false>
 class ForwardSolver {
  public:
   using Products = ProductsType;
@@ -166,6 +176,7 @@ class ForwardSolver {
   static constexpr int kKeys = 64;
   static constexpr int kDiagonalTiles = kRows / kKeys;
   static_assert(!kWarpgroup || kRows == kKeys, "one tile a block of rows");
+  static_assert(!kContinues || (kWarpgroup && System::kQueriesAreKeys));
   static constexpr int kInverseStride = 20;  // 16-byte rows, few conflicts
   using KeyTile = Tile<Element, kKeys, kDim>;
   using BlockTile = Tile<Element, kRows, kDim>;
@@ -214,7 +225,17 @@ class ForwardSolver {
       FindMaxima();
       if constexpr (kWarpgroup) {
         StreamAhead();
+        if constexpr (kContinues) {
+          if (KeepsKernelX()) {
+            // Of the keys before the block.
+            ForEachOfKernelX(
+                [](int, float2* target, float2 sums) { *target = sums; });
+          }
+        }
         SolveWarpgroup();
+        if constexpr (kContinues) {
+          if (KeepsKernelX()) FinishKernelX();
+        }
       } else {
         Stream();
         FactorBlock();
@@ -385,6 +406,10 @@ class ForwardSolver {
       return;
     }
     maximum_[0] = maximum_[1] = -INFINITY;
+    if constexpr (kContinues) {
+      maximum_[0] = StartMaximum(0);
+      maximum_[1] = StartMaximum(1);
+    }
     const int end = diagonal_tile_ + kDiagonalTiles;
     for (int tile = first_tile_; tile < end; ++tile) {
       WaitForCopies<0>();
@@ -603,12 +628,11 @@ class ForwardSolver {
   // acc += E X over the tiles from the first to before `end`; the keys of
   // `end` are then on their way, in the last group but one.
   __device__ void StreamTiles(int end) {
-    sum_[0] = sum_[1] = 0;
     self_[0] = self_[1] = 0;
-#pragma unroll
-    for (int n = 0; n < kDim / 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) acc_[n][i] = 0;
+    if constexpr (kContinues) {
+      LoadStart();
+    } else {
+      ClearSums();
     }
     // Groups of copies, oldest first: keys of a tile; X of it, if it is known
     // to be solved; X of it, if it has to be awaited; keys of the next, ...
@@ -635,6 +659,44 @@ class ForwardSolver {
       CommitCopies();
     }
   }
+  __device__ void ClearSums() {
+    sum_[0] = sum_[1] = 0;
+#pragma unroll
+    for (int n = 0; n < kDim / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) acc_[n][i] = 0;
+    }
+  }
+
+  // Of the lane's row, times log2(e).
+  __device__ float StartMaximum(int half) const {
+    const int row = min(Row(half), in_.seq_len - 1);
+    return in_.start_max[static_cast<int64_t>(pair_) * in_.seq_len + row] *
+           kLog2E;
+  }
+  // The sums that the rows begin with, brought to their maximum.
+  __device__ void LoadStart() {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = min(Row(half), in_.seq_len - 1);
+      const int64_t scalar = static_cast<int64_t>(pair_) * in_.seq_len + row;
+      // Nothing met: sums of 0, a maximum that may be -inf.
+      const float sum = static_cast<float>(in_.start_sum[scalar]);
+      const float rescale =
+          sum == 0 ? 0.0f : Exp2(StartMaximum(half) - maximum_[half]);
+      sum_[half] = quad_ == 0 ? rescale * sum : 0.0f;
+      const float* source = in_.start_weighted + HeadOffset(in_.start_strides) +
+                            row * in_.start_strides.seq;
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        const float2 pair =
+            LoadPairBefore(source, n * 8 + quad_ * 2, in_.head_dim, Aligned());
+        acc_[n][2 * half] = rescale * pair.x;
+        acc_[n][2 * half + 1] = rescale * pair.y;
+      }
+    }
+  }
+
   // Whether X of a tile is known to be solved.
   __device__ bool IsReady(int tile) const {
     return tile * kKeys / kRows <= ready_block_;
@@ -824,6 +886,47 @@ class ForwardSolver {
     }
     __syncwarp();
     WriteRows();
+  }
+
+  // P X = value_scale V - lambda X has no correct digit for a large lambda: an
+  // experiment, which may take its time.
+  __device__ bool KeepsKernelX() const {
+    return in_.kernel_x != nullptr && row_input_[0].x > 0;
+  }
+  // body(half, pair of kernel_x, the same of acc_) for the lane's.
+  template <typename Body>
+  __device__ void ForEachOfKernelX(const Body& body) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (Row(half) >= in_.seq_len) continue;
+      float* target = in_.kernel_x + HeadOffset(in_.kernel_x_strides) +
+                      Row(half) * in_.kernel_x_strides.seq;
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        const int column = n * 8 + quad_ * 2;
+        if (column >= in_.head_dim) continue;
+        body(half, reinterpret_cast<float2*>(target + column),
+             make_float2(acc_[n][2 * half], acc_[n][2 * half + 1]));
+      }
+    }
+  }
+  // Adds the block's own keys, whose X are in its tile, and divides.
+  __device__ void FinishKernelX() {
+    const float inverse[2] = {1.0f / SumOverQuad(sum_[0]),
+                              1.0f / SumOverQuad(sum_[1])};
+    Scores e;
+    ComputeScores(Queries(), e);
+#pragma unroll
+    for (int n = 0; n < kKeys / 8; ++n) {
+      ExponentiateColumns(diagonal_tile_, n, true, e[n]);
+    }
+    ClearSums();
+    ShareTiles();
+    Accumulate(Block(), e);
+    ForEachOfKernelX([&inverse](int half, float2* target, float2 sums) {
+      *target = make_float2((target->x + sums.x) * inverse[half],
+                            (target->y + sums.y) * inverse[half]);
+    });
   }
 
   // acc += E X.

@@ -1,16 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Products of a warp's 16 rows with tiles in shared memory (products.cuh):
-// scores, and what weights make of the other side's rows.
+// scores, and what weights make of the other side's rows. Four warps that are a
+// warpgroup may multiply their 64 rows together (warpgroup.cuh).
 
 #ifndef CUBIT_OPS_CUDA_WARP_PRODUCTS_CUH_
 #define CUBIT_OPS_CUDA_WARP_PRODUCTS_CUH_
 
+#include <type_traits>
+
 #include "ops/cuda/products.cuh"
 #include "ops/cuda/tile.cuh"
+#include "ops/cuda/warpgroup.cuh"
 
 namespace cubit {
 namespace cuda {
+
+// bf16 tensors, multiplied by a warpgroup: all of its lanes call the functions
+// below together, and whatever was written to a tile has been shown to the
+// tensor cores before the barrier that handed it over. Tiles have 64 rows and
+// are swizzled; warp w has the own rows [16 w, 16 w + 16).
+struct WarpgroupProducts : BFloat16Products {};
+
+template <typename Products>
+constexpr bool kByWarpgroup = std::is_same_v<Products, WarpgroupProducts>;
+
+// Behind the wait for copies: the tiles are everybody's.
+template <typename Products>
+__device__ __forceinline__ void ShareTiles() {
+  if constexpr (kByWarpgroup<Products>) ShowToTensorCores();
+  __syncthreads();
+}
 
 template <int kCount>
 __device__ __forceinline__ void SetZero(float (&c)[kCount][4]) {
@@ -27,6 +47,19 @@ __device__ __forceinline__ void MultiplyTransposed(
     const typename Products::Element* own, int own_row,
     const typename Products::Element* streamed,
     float (&c)[StreamedTile::kRows / 8][4]) {
+  if constexpr (kByWarpgroup<Products>) {
+    HoldAccumulators(c);
+    FenceProducts();
+#pragma unroll
+    for (int k = 0; k < OwnTile::kDim; k += 16) {
+      MultiplyWarpgroup(c, RowsOperand<OwnTile>(own, 0, k),
+                        RowsOperand<StreamedTile>(streamed, 0, k), k > 0);
+    }
+    CommitProducts();
+    WaitForProducts<0>();
+    HoldAccumulators(c);
+    return;
+  }
   SetZero(c);
 #pragma unroll
   for (int k = 0; k < OwnTile::kDim; k += 16) {
@@ -48,6 +81,23 @@ __device__ __forceinline__ void MultiplyAdd(
     const float (&weights)[TileType::kRows / 8][4],
     const typename Products::Element* tile,
     float (&sums)[TileType::kDim / 8][4]) {
+  if constexpr (kByWarpgroup<Products>) {
+    typename Products::Left a[TileType::kRows / 16];
+#pragma unroll
+    for (int k = 0; k < TileType::kRows / 16; ++k) {
+      a[k] = Products::FromAccumulators(weights[2 * k], weights[2 * k + 1]);
+    }
+    HoldAccumulators(sums);
+    FenceProducts();
+#pragma unroll
+    for (int k = 0; k < TileType::kRows / 16; ++k) {
+      MultiplyTileRows<TileType>(sums, a[k].x, tile, 16 * k, /*add=*/true);
+    }
+    CommitProducts();
+    WaitForProducts<0>();
+    HoldAccumulators(sums);
+    return;
+  }
 #pragma unroll
   for (int k = 0; k < TileType::kRows / 16; ++k) {
     const typename Products::Left a =

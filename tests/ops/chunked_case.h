@@ -98,10 +98,10 @@ ConstTensor ViewOrAbsent(const HostTensor<T>& x) {
 
 // RowSums that own their memory; every value NaN.
 struct OwnedRowSums {
-  explicit OwnedRowSums(HeadSize size)
+  explicit OwnedRowSums(HeadSize size, Margins margins = Margins::kOdd)
       : row_max(Poisoned({size.batch, size.num_heads, size.seq_len})),
         row_sum(row_max.shape(), std::nan("")),
-        weighted(size) {}
+        weighted(size, margins) {}
 
   RowSums view() { return {row_max.view(), row_sum.view(), weighted.view()}; }
 
@@ -152,6 +152,66 @@ class ActivationArray : public HeadArray {
   }
 
  private:
+  std::vector<BFloat16> narrow_;
+};
+
+// In which memory a case is solved.
+struct ChunkedForm {
+  bool in_place = false;
+  Activations activations = Activations::kFloat32;
+  Activations solutions = Activations::kFloat32;
+
+  // The kernels of whole sequences take what is aligned.
+  Margins margins() const {
+    return solutions == Activations::kFloat32 ? Margins::kOdd
+                                              : Margins::kVectors;
+  }
+};
+
+// X or Y of a solve: fp32 in strided memory or, where the ops of a test take
+// that, bf16 in contiguous memory. Every value NaN.
+class SolutionArray {
+ public:
+  SolutionArray(HeadSize size, Activations activations) : wide_(size) {
+    if (activations == Activations::kFloat32) return;
+    narrow_.assign(
+        static_cast<size_t>(size.num_pairs() * size.seq_len * size.head_dim),
+        ToBFloat16(std::nanf("")));
+  }
+
+  HeadTensor view() {
+    if (narrow_.empty()) return wide_.view();
+    const HeadSize& s = wide_.size();
+    return HeadsOf(Tensor(narrow_.data(), DType::kBFloat16,
+                          {s.batch, s.seq_len, s.num_heads * s.head_dim}),
+                   0, s.num_heads, s.head_dim);
+  }
+  ConstHeadTensor view() const {
+    return const_cast<SolutionArray*>(this)->view();
+  }
+  // As HeadArray's.
+  std::vector<float> Values() const {
+    if (narrow_.empty()) return wide_.Values();
+    const HeadSize& s = wide_.size();
+    std::vector<float> values;
+    for (int64_t b = 0; b < s.batch; ++b) {
+      for (int64_t h = 0; h < s.num_heads; ++h) {
+        for (int64_t t = 0; t < s.seq_len; ++t) {
+          const BFloat16* row =
+              narrow_.data() +
+              ((b * s.seq_len + t) * s.num_heads + h) * s.head_dim;
+          for (int64_t c = 0; c < s.head_dim; ++c) {
+            values.push_back(ToFloat(row[c]));
+          }
+        }
+      }
+    }
+    return values;
+  }
+  bool RestIsPoisoned() const { return wide_.RestIsPoisoned(); }
+
+ private:
+  HeadArray wide_;
   std::vector<BFloat16> narrow_;
 };
 

@@ -25,6 +25,7 @@ using ::cubit::testing::ActivationArray;
 using ::cubit::testing::Activations;
 using ::cubit::testing::Append;
 using ::cubit::testing::Chunk;
+using ::cubit::testing::ChunkedForm;
 using ::cubit::testing::ChunkOrder;
 using ::cubit::testing::Cut;
 using ::cubit::testing::Documents;
@@ -35,11 +36,13 @@ using ::cubit::testing::HostTensor;
 using ::cubit::testing::InOrder;
 using ::cubit::testing::IsClose;
 using ::cubit::testing::IsOnGpu;
+using ::cubit::testing::Margins;
 using ::cubit::testing::Named;
 using ::cubit::testing::OwnedRowSums;
 using ::cubit::testing::Poisoned;
 using ::cubit::testing::ProductRoundings;
 using ::cubit::testing::Range;
+using ::cubit::testing::SolutionArray;
 using ::cubit::testing::TestMask;
 using ::cubit::testing::ToDouble;
 using ::cubit::testing::ViewOrAbsent;
@@ -125,22 +128,22 @@ struct DeltaInputs {
 // Delta solved chunk by chunk, there and back. Outputs start as NaN.
 class ChunkedDelta {
  public:
-  // `in_place`: outputs share memory with inputs wherever the header says that
-  // they may.
+  // form.in_place: outputs share memory with inputs wherever the header says
+  // that they may; solutions are fp32 then. Activations are those of `in`.
   ChunkedDelta(const DeltaInputs& in, const std::vector<int64_t>& lengths,
-               ChunkOrder order, bool in_place = false)
+               ChunkOrder order, const ChunkedForm& form = {})
       : in_(in),
         order_(order),
-        in_place_(in_place),
-        x_(in.size),
-        kernel_x_(in.size),
-        g_(in.d_x),
-        y_(in.size),
-        d_w_(in.size, "zero", 0.0),
+        in_place_(form.in_place),
+        x_(in.size, form.solutions),
+        kernel_x_(in.size, form.margins()),
+        g_(in.d_x.Between(form.margins())),
+        y_(in.size, form.solutions),
+        d_w_(HeadArray(in.size, "zero", 0.0).Between(form.margins())),
         d_k_(d_w_),
         d_beta_(BetaSize(in.size)) {
     for (const Chunk& chunk : Cut(lengths, in.size.seq_len)) {
-      parts_.emplace_back(in, chunk);
+      parts_.emplace_back(in, chunk, form.margins());
     }
   }
 
@@ -179,24 +182,26 @@ class ChunkedDelta {
     HostTensor<float> lse =
         Poisoned({in_.size.batch, in_.size.num_heads, in_.size.seq_len});
     for (const Part& part : parts_) part.chunk.Put(part.lse, &lse);
-    for (const HeadArray* array :
-         {&x_, &kernel_x_, &g_, &y_, &d_w_, &d_k_, &d_beta_}) {
+    for (const HeadArray* array : {&kernel_x_, &g_, &d_w_, &d_k_, &d_beta_}) {
       EXPECT_TRUE(array->RestIsPoisoned());
     }
+    EXPECT_TRUE(x_.RestIsPoisoned());
+    EXPECT_TRUE(y_.RestIsPoisoned());
     return {{"x", x_.Values()},
             {"lse", FiniteLse(lse.values())},
             {"d_w", d_w_.Values()},
             {"d_k", d_k_.Values()},
-            {"d_v", (in_place_ ? g_ : y_).Values()},
+            {"d_v", in_place_ ? g_.Values() : y_.Values()},
             {"d_beta", d_beta_.Values()}};
   }
 
  private:
   struct Part {
-    Part(const DeltaInputs& in, const Chunk& c)
+    Part(const DeltaInputs& in, const Chunk& c, Margins margins)
         : chunk(c),
           segments(c.Copy<int32_t>(in.mask.ForOp().segment_ids)),
-          sums({in.size.batch, in.size.num_heads, c.length, in.size.head_dim}),
+          sums({in.size.batch, in.size.num_heads, c.length, in.size.head_dim},
+               margins),
           lse(Poisoned(sums.row_max.shape())),
           delta(lse) {}
 
@@ -218,7 +223,7 @@ class ChunkedDelta {
                      : part->chunk.Of(kernel_x_.view());
   }
   HeadTensor Y(const Part& part) {
-    return part.chunk.Of((in_place_ ? g_ : y_).view());
+    return part.chunk.Of(in_place_ ? g_.view() : y_.view());
   }
 
   // Y of a chunk whose later chunks are known, and what follows from it.
@@ -242,13 +247,16 @@ class ChunkedDelta {
   bool in_place_;
   Stream stream_;
   std::vector<Part> parts_;
-  HeadArray x_, kernel_x_, g_, y_, d_w_, d_k_, d_beta_;
+  SolutionArray x_;
+  HeadArray kernel_x_, g_;
+  SolutionArray y_;
+  HeadArray d_w_, d_k_, d_beta_;
 };
 
 Named<float> RunChunked(const DeltaInputs& in,
                         const std::vector<int64_t>& lengths, ChunkOrder order,
-                        bool in_place = false) {
-  ChunkedDelta run(in, lengths, order, in_place);
+                        const ChunkedForm& form = {}) {
+  ChunkedDelta run(in, lengths, order, form);
   run.Forward();
   run.Backward();
   return run.Results();
@@ -273,11 +281,16 @@ TEST_P(ChunkedDeltaSolve, MatchesReferenceInEveryOrder) {
 TEST_P(ChunkedDeltaSolve, TakesBFloat16OnAGpu) {
   if (!IsOnGpu()) GTEST_SKIP() << "skipped: fp32 alone on a CPU";
   const DeltaInputs in(GetParam(), Activations::kBFloat16);
-  // Scores of bf16 operands are as exact as those of fp32 ones.
-  ExpectWithinBudget(RunChunked(in, GetParam().lengths, ChunkOrder::kOddFirst),
-                     in.Reference<float>(), in.Reference<double>(),
-                     /*score_roundings=*/1,
-                     ProductRoundings(Activations::kBFloat16));
+  for (const Activations solutions :
+       {Activations::kFloat32, Activations::kBFloat16}) {
+    SCOPED_TRACE(static_cast<int>(solutions));
+    // Scores of bf16 operands are as exact as those of fp32 ones.
+    ExpectWithinBudget(
+        RunChunked(in, GetParam().lengths, ChunkOrder::kOddFirst,
+                   {/*in_place=*/false, Activations::kBFloat16, solutions}),
+        in.Reference<float>(), in.Reference<double>(),
+        /*score_roundings=*/1, ProductRoundings(Activations::kBFloat16));
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -343,7 +356,7 @@ TEST(ChunkedDeltaSolve, TwoRunsAndSharedMemoryGiveTheSameBits) {
   const std::vector<int64_t> lengths = {50, 50, 50};
   const Named<float> once = RunChunked(in, lengths, ChunkOrder::kOddFirst);
   EXPECT_EQ(RunChunked(in, lengths, ChunkOrder::kOddFirst), once);
-  EXPECT_EQ(RunChunked(in, lengths, ChunkOrder::kOddFirst, /*in_place=*/true),
+  EXPECT_EQ(RunChunked(in, lengths, ChunkOrder::kOddFirst, {/*in_place=*/true}),
             once);
 }
 

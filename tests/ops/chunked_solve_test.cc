@@ -23,6 +23,7 @@ namespace {
 using ::cubit::testing::ActivationArray;
 using ::cubit::testing::Activations;
 using ::cubit::testing::Chunk;
+using ::cubit::testing::ChunkedForm;
 using ::cubit::testing::ChunkOrder;
 using ::cubit::testing::Cut;
 using ::cubit::testing::Documents;
@@ -33,38 +34,39 @@ using ::cubit::testing::HostTensor;
 using ::cubit::testing::InOrder;
 using ::cubit::testing::IsOnGpu;
 using ::cubit::testing::KrrCase;
+using ::cubit::testing::Margins;
 using ::cubit::testing::Named;
 using ::cubit::testing::OwnedRowSums;
 using ::cubit::testing::Poisoned;
 using ::cubit::testing::ProductRoundings;
 using ::cubit::testing::Range;
+using ::cubit::testing::SolutionArray;
 using ::cubit::testing::TestMask;
 using ::cubit::testing::ViewOrAbsent;
 
 // A KrrCase solved chunk by chunk, there and back. Outputs start as NaN.
 class ChunkedKrr {
  public:
-  // `in_place`: outputs share memory with inputs wherever the header says that
-  // they may.
+  // form.in_place: outputs share memory with inputs wherever the header says
+  // that they may; solutions are fp32 then.
   ChunkedKrr(const KrrCase& krr, const std::vector<int64_t>& lengths,
-             ChunkOrder order, bool in_place = false,
-             Activations activations = Activations::kFloat32)
+             ChunkOrder order, const ChunkedForm& form = {})
       : krr_(krr),
         order_(order),
-        in_place_(in_place),
-        r_(krr.r, activations),
-        v_(krr.v, activations),
-        x_(krr.size),
-        kernel_x_(krr.size),
-        g_(krr.d_x),
-        y_(krr.size),
-        d_queries_(krr.size, "zero", 0.0),
+        in_place_(form.in_place),
+        r_(krr.r, form.activations),
+        v_(krr.v, form.activations),
+        x_(krr.size, form.solutions),
+        kernel_x_(krr.size, form.margins()),
+        g_(krr.d_x.Between(form.margins())),
+        y_(krr.size, form.solutions),
+        d_queries_(HeadArray(krr.size, "zero", 0.0).Between(form.margins())),
         d_keys_(d_queries_),
         d_r_(krr.size),
         d_v_(krr.size),
         d_log_lambda_({krr.size.num_heads}, 0.0f) {
     for (const Chunk& chunk : Cut(lengths, krr.size.seq_len)) {
-      parts_.emplace_back(krr, chunk);
+      parts_.emplace_back(krr, chunk, form.margins());
     }
   }
 
@@ -109,9 +111,11 @@ class ChunkedKrr {
       part.chunk.Put(part.d_column_scale, &d_columns);
       part.chunk.Put(part.d_value_scale, &d_values);
     }
-    for (const HeadArray* array : {&x_, &kernel_x_, &g_, &y_, &d_r_, &d_v_}) {
+    for (const HeadArray* array : {&kernel_x_, &g_, &d_r_, &d_v_}) {
       EXPECT_TRUE(array->RestIsPoisoned());
     }
+    EXPECT_TRUE(x_.RestIsPoisoned());
+    EXPECT_TRUE(y_.RestIsPoisoned());
     return {{"x", x_.Values()},
             {"lse", lse.values()},
             {"d_r", (in_place_ ? d_queries_ : d_r_).Values()},
@@ -123,13 +127,14 @@ class ChunkedKrr {
 
  private:
   struct Part {
-    Part(const KrrCase& krr, const Chunk& c)
+    Part(const KrrCase& krr, const Chunk& c, Margins margins)
         : chunk(c),
           column_scale(c.Copy<float>(krr.column_scale.view())),
           value_scale(c.Copy<float>(krr.value_scale.view())),
           segments(c.Copy<int32_t>(krr.mask.ForOp().segment_ids)),
-          sums({krr.size.batch, krr.size.num_heads, c.length,
-                krr.size.head_dim}),
+          sums(
+              {krr.size.batch, krr.size.num_heads, c.length, krr.size.head_dim},
+              margins),
           lse(Poisoned(column_scale.shape())),
           delta(lse),
           d_value_scale(lse),
@@ -158,7 +163,7 @@ class ChunkedKrr {
                      : part->chunk.Of(kernel_x_.view());
   }
   HeadTensor Y(const Part& part) {
-    return part.chunk.Of((in_place_ ? g_ : y_).view());
+    return part.chunk.Of(in_place_ ? g_.view() : y_.view());
   }
 
   // Y of a chunk whose later chunks are known, and what follows from it.
@@ -198,14 +203,16 @@ class ChunkedKrr {
   ActivationArray r_, v_;
   Stream stream_;
   std::vector<Part> parts_;
-  HeadArray x_, kernel_x_, g_, y_, d_queries_, d_keys_, d_r_, d_v_;
+  SolutionArray x_;
+  HeadArray kernel_x_, g_;
+  SolutionArray y_;
+  HeadArray d_queries_, d_keys_, d_r_, d_v_;
   HostTensor<float> d_log_lambda_;
 };
 
 Named<float> RunChunked(const KrrCase& krr, const std::vector<int64_t>& lengths,
-                        ChunkOrder order, bool in_place = false,
-                        Activations activations = Activations::kFloat32) {
-  ChunkedKrr run(krr, lengths, order, in_place, activations);
+                        ChunkOrder order, const ChunkedForm& form = {}) {
+  ChunkedKrr run(krr, lengths, order, form);
   run.Forward();
   run.Backward();
   return run.Results();
@@ -261,12 +268,16 @@ TEST_P(ChunkedKrrSolve, TakesBFloat16OnAGpu) {
   KrrCase krr = MakeKrr(GetParam());
   krr.r = ActivationArray(krr.r, Activations::kBFloat16);
   krr.v = ActivationArray(krr.v, Activations::kBFloat16);
-  // Scores of bf16 operands are as exact as those of fp32 ones.
-  ExpectWithinBudget(RunChunked(krr, GetParam().lengths, ChunkOrder::kOddFirst,
-                                /*in_place=*/false, Activations::kBFloat16),
-                     krr.RunReference<float>(), krr.RunReference<double>(),
-                     /*score_roundings=*/1,
-                     ProductRoundings(Activations::kBFloat16));
+  for (const Activations solutions :
+       {Activations::kFloat32, Activations::kBFloat16}) {
+    SCOPED_TRACE(static_cast<int>(solutions));
+    // Scores of bf16 operands are as exact as those of fp32 ones.
+    ExpectWithinBudget(
+        RunChunked(krr, GetParam().lengths, ChunkOrder::kOddFirst,
+                   {/*in_place=*/false, Activations::kBFloat16, solutions}),
+        krr.RunReference<float>(), krr.RunReference<double>(),
+        /*score_roundings=*/1, ProductRoundings(Activations::kBFloat16));
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -280,7 +291,8 @@ INSTANTIATE_TEST_SUITE_P(
         ChunkedCase{"SixOdd", {1, 1, 210, 32}, {35, 35, 35, 35, 35, 35}},
         ChunkedCase{"Unequal", {2, 1, 200, 16}, {100, 3, 65, 32}},
         ChunkedCase{"Dim80", {1, 1, 140, 80}, {70, 70}},
-        ChunkedCase{"Dim128", {1, 1, 140, 128}, {70, 70}}));
+        ChunkedCase{"Dim128", {1, 1, 140, 128}, {70, 70}},
+        ChunkedCase{"BlocksAChunk", {1, 2, 400, 64}, {200, 200}}));
 
 INSTANTIATE_TEST_SUITE_P(
     Kernels, ChunkedKrrSolve,
@@ -305,7 +317,11 @@ INSTANTIATE_TEST_SUITE_P(
                     1,
                     3,
                     -2},
-        ChunkedCase{"LargeLambda", {2, 1, 140, 16}, {70, 70}, 0.5, 1, 20}));
+        ChunkedCase{"LargeLambda", {2, 1, 140, 16}, {70, 70}, 0.5, 1, 20},
+        ChunkedCase{
+            "NegativeScaleDim64", {1, 2, 300, 64}, {150, 150}, 0.2, -1, 1, -23},
+        ChunkedCase{
+            "LambdaOverOneDim64", {1, 2, 300, 64}, {150, 150}, 0.5, 1, 3, -2}));
 
 INSTANTIATE_TEST_SUITE_P(Masks, ChunkedKrrSolve,
                          ::testing::Values(
@@ -327,6 +343,14 @@ INSTANTIATE_TEST_SUITE_P(Masks, ChunkedKrrSolve,
                                          -23,
                                          -23,
                                          {70, 140}},
+                             ChunkedCase{"DocumentsDim64",
+                                         {2, 1, 300, 64},
+                                         {100, 100, 100},
+                                         0.5,
+                                         1,
+                                         -23,
+                                         -23,
+                                         {30, 200, 201}},
                              ChunkedCase{"DocumentsNegativeScale",
                                          {1, 2, 150, 8},
                                          {50, 50, 50},
@@ -357,8 +381,9 @@ TEST(ChunkedKrrSolve, TwoRunsAndSharedMemoryGiveTheSameBits) {
   const std::vector<int64_t> lengths = {50, 50, 50};
   const Named<float> once = RunChunked(krr, lengths, ChunkOrder::kOddFirst);
   EXPECT_EQ(RunChunked(krr, lengths, ChunkOrder::kOddFirst), once);
-  EXPECT_EQ(RunChunked(krr, lengths, ChunkOrder::kOddFirst, /*in_place=*/true),
-            once);
+  EXPECT_EQ(
+      RunChunked(krr, lengths, ChunkOrder::kOddFirst, {/*in_place=*/true}),
+      once);
 }
 
 TEST(ChunkedKrrSolve, DValuesMayReplaceY) {

@@ -36,12 +36,21 @@ struct HeadSize {
   int64_t num_pairs() const { return batch * num_heads; }
 };
 
+// Where heads begin in wider rows.
+enum class Margins {
+  kOdd,     // at no multiple of 16 bytes
+  kVectors  // at multiples of 16 bytes, if head dims are
+};
+
 // [B, T, H, K] in the middle of rows of a wider array.
 class HeadArray {
  public:
   // Every value NaN.
-  explicit HeadArray(HeadSize size)
-      : size_(size), columns_(Poisoned({size.batch, size.seq_len, width()})) {}
+  explicit HeadArray(HeadSize size, Margins margins = Margins::kOdd)
+      : size_(size),
+        first_(margins == Margins::kOdd ? 3 : 4),
+        last_(margins == Margins::kOdd ? 2 : 4),
+        columns_(Poisoned({size.batch, size.seq_len, width()})) {}
   // Standard normal values times `stddev`.
   HeadArray(HeadSize size, absl::string_view name, double stddev = 1.0)
       : HeadArray(size) {
@@ -49,17 +58,29 @@ class HeadArray {
         RandomNormal(7, name, {size.batch, size.seq_len, inner()}, stddev);
     for (int64_t n = 0; n < size.batch * size.seq_len; ++n) {
       for (int64_t c = 0; c < inner(); ++c) {
-        columns_[n * width() + kFirst + c] = values[n * inner() + c];
+        columns_[n * width() + first_ + c] = values[n * inner() + c];
       }
     }
   }
 
+  // The same values between other margins.
+  HeadArray Between(Margins margins) const {
+    HeadArray copy(size_, margins);
+    for (int64_t n = 0; n < size_.batch * size_.seq_len; ++n) {
+      for (int64_t c = 0; c < inner(); ++c) {
+        copy.columns_[n * copy.width() + copy.first_ + c] =
+            columns_[n * width() + first_ + c];
+      }
+    }
+    return copy;
+  }
+
   const HeadSize& size() const { return size_; }
   HeadTensor view() {
-    return HeadsOf(columns_.view(), kFirst, size_.num_heads, size_.head_dim);
+    return HeadsOf(columns_.view(), first_, size_.num_heads, size_.head_dim);
   }
   ConstHeadTensor view() const {
-    return HeadsOf(columns_.view(), kFirst, size_.num_heads, size_.head_dim);
+    return HeadsOf(columns_.view(), first_, size_.num_heads, size_.head_dim);
   }
 
   // Head `pair` = b H + h as [T, K].
@@ -88,19 +109,18 @@ class HeadArray {
   bool RestIsPoisoned() const {
     for (int64_t i = 0; i < columns_.shape().num_elements(); ++i) {
       const int64_t c = i % width();
-      const bool inside = c >= kFirst && c < kFirst + inner();
+      const bool inside = c >= first_ && c < first_ + inner();
       if (!inside && !std::isnan(columns_[i])) return false;
     }
     return true;
   }
 
  private:
-  static constexpr int64_t kFirst = 3;
-
   int64_t inner() const { return size_.num_heads * size_.head_dim; }
-  int64_t width() const { return kFirst + inner() + 2; }
+  int64_t width() const { return first_ + inner() + last_; }
 
   HeadSize size_;
+  int64_t first_, last_;  // columns of the margins
   HostTensor<float> columns_;
 };
 

@@ -123,10 +123,11 @@ void CubitMixer::ShardedCall::Update(Block rows, Block columns) {
 }
 
 void CubitMixer::ShardedCall::AdjointSolve(Block columns) {
-  const HeadTensor y = groups_.Rows(work_.d_x, columns);
-  KrrChunkAdjointSolve(
-      Chunk(columns), groups_.Scalars(work_.lse_kernel, columns),
-      groups_.Heads(system_.log_lambda, columns.group), y, y, stream());
+  const HeadTensor y = groups_.Rows(work_.y, columns);
+  KrrChunkAdjointSolve(Chunk(columns),
+                       groups_.Scalars(work_.lse_kernel, columns),
+                       groups_.Heads(system_.log_lambda, columns.group),
+                       groups_.Rows(work_.d_x, columns), y, stream());
   KrrRowGradients gradients;
   gradients.d_v = groups_.Part(system_.d_v, columns);
   gradients.d_value_scale = groups_.Scalars(work_.d_value_scale, columns);
@@ -138,7 +139,7 @@ void CubitMixer::ShardedCall::AdjointSolve(Block columns) {
 
 void CubitMixer::ShardedCall::AdjointUpdate(Block rows, Block columns) {
   KrrChunkAdjointUpdate(Chunk(rows), groups_.Scalars(work_.lse_kernel, rows),
-                        groups_.Rows(work_.d_x, rows), Chunk(columns),
+                        groups_.Rows(work_.y, rows), Chunk(columns),
                         groups_.Rows(work_.d_x, columns), stream());
 }
 

@@ -96,10 +96,10 @@ void DeltaFormerMixer::ShardedCall::Update(Block rows, Block columns) {
 }
 
 void DeltaFormerMixer::ShardedCall::AdjointSolve(Block columns) {
-  const HeadTensor y = groups_.Rows(work_.d_x, columns);
+  const HeadTensor y = groups_.Rows(work_.y, columns);
   DeltaChunkAdjointSolve(Chunk(columns),
-                         groups_.Scalars(work_.lse_kernel, columns), y, y,
-                         stream());
+                         groups_.Scalars(work_.lse_kernel, columns),
+                         groups_.Rows(work_.d_x, columns), y, stream());
   CopyOrConvertHeads(y, groups_.Part(system_.d_v, columns), stream());
   DeltaChunkRowGradients(Chunk(columns), y, KernelX(columns),
                          groups_.Scalars(work_.delta_kernel, columns),
@@ -108,7 +108,7 @@ void DeltaFormerMixer::ShardedCall::AdjointSolve(Block columns) {
 
 void DeltaFormerMixer::ShardedCall::AdjointUpdate(Block rows, Block columns) {
   DeltaChunkAdjointUpdate(Chunk(rows), groups_.Scalars(work_.lse_kernel, rows),
-                          groups_.Rows(work_.d_x, rows), Chunk(columns),
+                          groups_.Rows(work_.y, rows), Chunk(columns),
                           groups_.Rows(work_.d_x, columns), stream());
 }
 
