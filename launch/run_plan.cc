@@ -5,7 +5,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 
+#include "models/mixers/sequence_groups.h"
 #include "ops/workspace.h"
+#include "parallel/sequence_layout.h"
 #include "parallel/sharded_adamw.h"
 #include "runtime/check.h"
 
@@ -84,9 +86,17 @@ int64_t OpsBytes(const RunConfig& config, const ParallelPlan& layout,
   query.num_elements =
       model.parameters().buffer_bytes() / SizeOf(DType::kFloat32);
   query.dtype = sizes.activation_dtype;
-  query.plain_attention =
-      !sizes.document_mask &&
-      (model.shard().cp_size == 1 || layout.cp_method == CpMethod::kUlysses);
+  const bool on_shards =
+      model.shard().cp_size > 1 && layout.cp_method != CpMethod::kUlysses;
+  query.plain_attention = !sizes.document_mask && !on_shards;
+  if (on_shards && !sizes.document_mask) {
+    const SequenceGroups groups(
+        SequenceLayout(sizes.seq_len, model.shard().cp_size), query.batch,
+        model.shard().Local(sizes.num_heads));
+    query.pair_sequences = groups.sequences();
+    query.pair_heads = groups.heads();
+    query.pair_rows = groups.layout().chunk_len();
+  }
   return OpsWorkspaceBytes(query);
 }
 

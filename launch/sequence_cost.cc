@@ -21,20 +21,21 @@ namespace {
 struct TensorCounts {
   int64_t forward = 0;
   int64_t backward = 0;
+  int64_t summed = 0;
 };
 
 // What crosses ranks in a mixer's own form, in [B, T, H K] tensors.
-//   softmax      k, v;     again, and d_k, d_v back
-//   deltaformer  k, X;     again with Y and w (if not k), and d_k, d_X back
-//   cubit        r, k, X;  again with Y, and d_r, d_k, d_X back
-//   Cubit-Share  r, X (k is r scaled);  again with Y, and three back
+//   softmax      k, v;     again, and sums of d_k, d_v
+//   deltaformer  k, X;     again with Y and w (if not k), and d_k, d_X
+//   cubit        r, k, X;  again with Y, and d_r, d_k, d_X
+//   Cubit-Share  r, X (k is r scaled);  again with Y, and three sums
 TensorCounts ShardedTensors(const ModelConfig& model) {
-  if (model.mixer == "softmax") return {2, 4};
+  if (model.mixer == "softmax") return {2, 2, 2};
   if (model.mixer == "deltaformer") {
-    return {2, model.deltaformer.w == DeltaWeights::kKey ? 5 : 6};
+    return {2, model.deltaformer.w == DeltaWeights::kKey ? 3 : 4, 2};
   }
-  if (model.cubit.share) return {2, 6};
-  return {3, 7};
+  if (model.cubit.share) return {2, 3, 3};
+  return {3, 4, 3};
 }
 
 // Waiting over working in a wavefront whose messages take no time.
@@ -89,8 +90,9 @@ absl::StatusOr<SequenceCall> MakeSequenceCall(const ModelConfig& model,
   const absl::string_view form = ShardedFormOf(model.mixer);
   if (!form.empty()) {
     const TensorCounts counts = ShardedTensors(model);
-    call.sharded_forward_tensors = counts.forward;
-    call.sharded_backward_tensors = counts.backward;
+    call.gathered_forward_tensors = counts.forward;
+    call.gathered_backward_tensors = counts.backward;
+    call.summed_tensors = counts.summed;
   }
   call.has_wavefront = form == "wavefront";
   if (model.seq_len % (2 * cp_size) == 0) {
@@ -131,10 +133,15 @@ SequenceBytes BytesOf(CpMethod method, const SequenceCall& call) {
                          static_cast<double>(call.element_bytes);
     return {bytes, bytes};
   }
-  const double tensor = others * rows * sizeof(float) *
-                        static_cast<double>(call.num_heads * call.head_dim);
-  return {static_cast<double>(call.sharded_forward_tensors) * tensor,
-          static_cast<double>(call.sharded_backward_tensors) * tensor};
+  const double elements =
+      others * rows * static_cast<double>(call.num_heads * call.head_dim);
+  const auto bytes = [&](int64_t gathered, int64_t summed) {
+    return elements *
+           static_cast<double>(gathered * call.element_bytes +
+                               summed * static_cast<int64_t>(sizeof(float)));
+  };
+  return {bytes(call.gathered_forward_tensors, 0),
+          bytes(call.gathered_backward_tensors, call.summed_tensors)};
 }
 
 SequenceCost CostOf(CpMethod method, const SequenceCall& call,

@@ -30,10 +30,11 @@ struct SequenceCall {
   int64_t columns_per_head = 0;  // widths of the mixer's projections
   int cp_size = 1;
   int64_t element_bytes = 4;
-  // Of [B, T, H K] tensors that the mixer's own form gathers or broadcasts, or
-  // sums over the ranks, forward and backward.
-  int64_t sharded_forward_tensors = 0;
-  int64_t sharded_backward_tensors = 0;
+  // [B, T, H K] tensors that the mixer's own form gathers or broadcasts,
+  // forward and backward, and those of sums over the ranks, backward.
+  int64_t gathered_forward_tensors = 0;
+  int64_t gathered_backward_tensors = 0;
+  int64_t summed_tensors = 0;
   bool has_wavefront = false;  // chunks wait for chunks: a triangular solve
   int num_groups = 1;  // that the wavefront keeps apart (sequence_groups.h)
   // Model FLOPs of the core over the whole sequence.
@@ -55,7 +56,7 @@ struct SequenceBytes {
 
 // Ulysses: all-to-alls of the projections and of the mixer's result, and of
 // their gradients. Sharded: the rank's rows of every tensor that the mixer's
-// own form moves, in fp32, to each of the others.
+// own form moves, sums in fp32, to each of the others.
 SequenceBytes BytesOf(CpMethod method, const SequenceCall& call);
 
 // Seconds of the core on one rank: a cp-th of it.

@@ -13,7 +13,8 @@
 // fp32 or bf16, and the dtype of q says how products are formed: from bf16
 // operands (what is fp32 is rounded as it is read) or as attention.h forms
 // those of fp32 tensors. Sums, lse, delta and d_q, d_k, d_v, which are added
-// to, are fp32 there too; head dims go up to 128.
+// to, are fp32 there too; head dims go up to 128. Where cuDNN serves a pair of
+// bf16 chunks, what it adds is rounded to bf16 first.
 
 #ifndef CUBIT_OPS_CHUNKED_ATTENTION_H_
 #define CUBIT_OPS_CHUNKED_ATTENTION_H_
@@ -71,6 +72,9 @@ struct AttentionChunkRows {
   ConstHeadTensor d_out;  // [B, Tq, H, K]
   ConstTensor lse;        // [B, H, Tq]
   ConstTensor delta;      // [B, H, Tq]
+  // [B, Tq, H, K] of FinishRowSums, or absent: cuDNN, which may serve a pair on
+  // a GPU, reads it in delta's place.
+  ConstHeadTensor out;
 };
 
 struct AttentionChunkGradients {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 #include "ops/chunked_attention.h"
+#include "ops/cuda/attention_engines.h"
 #include "ops/cuda/chunk_arguments.h"
 #include "ops/cuda/chunk_rows.cuh"
 #include "ops/cuda/chunk_views.h"
@@ -86,6 +87,7 @@ void AttentionChunkForward(ConstHeadTensor q, ConstHeadTensor k,
       cuda::PairOfChunks(q, "q", k, "k", mask, /*strict=*/false, scale);
   in.x = cuda::ChunkHeadsOf(v, "v", k, cuda::kEither);
   cuda::SetChunkSums(sums, q, &in);
+  if (cuda::CudnnChunkForward(q, k, v, scale, mask, sums, stream)) return;
   cuda::ChunkForward(cuda::ProductsOf(q, cuda::kProducts), in,
                      CudaStream(stream));
 }
@@ -132,6 +134,9 @@ void AttentionChunkBackward(const AttentionChunkRows& rows, ConstHeadTensor k,
   in.d_rows = cuda::ChunkHeadsOf(gradients.d_q, "d_q", q, cuda::kFloat32);
   in.d_columns = cuda::ChunkHeadsOf(gradients.d_k, "d_k", k, cuda::kFloat32);
   in.d_values = cuda::ChunkHeadsOf(gradients.d_v, "d_v", k, cuda::kFloat32);
+  if (cuda::CudnnChunkBackward(rows, k, v, scale, mask, gradients, stream)) {
+    return;
+  }
   const cuda::ChunkProducts products = cuda::ProductsOf(q, cuda::kProducts);
   cuda::ChunkColumns(products, in, CudaStream(stream));
   cuda::ChunkRows(products, in, CudaStream(stream));

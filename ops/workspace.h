@@ -26,6 +26,11 @@ struct WorkspaceQuery {
   DType dtype = DType::kFloat32;
   // Attention is over whole sequences and not masked by documents.
   bool plain_attention = true;
+  // Attention is over pairs of chunks (chunked_attention.h), not masked by
+  // documents, of so many sequences, heads and rows at a time; 0: it is not.
+  int64_t pair_sequences = 0;
+  int64_t pair_heads = 0;
+  int64_t pair_rows = 0;
 };
 
 // Bytes of device memory that the ops of this back end come to hold in steps of

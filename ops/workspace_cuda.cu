@@ -28,14 +28,25 @@ int64_t OpsWorkspaceBytes(const WorkspaceQuery& query) {
   // Attention's backward keeps a few numbers a row, or as many as cuDNN's.
   const bool by_cudnn =
       query.dtype == DType::kBFloat16 && query.plain_attention;
-  const int64_t attention =
-      std::max(rows * query.num_heads * (query.head_dim + 2) * 4,
-               by_cudnn ? cuda::CudnnAttentionBackwardBytes(
-                              query.batch, query.num_heads, query.seq_len)
-                        : 0);
+  const int64_t attention = std::max(
+      rows * query.num_heads * (query.head_dim + 2) * 4,
+      by_cudnn ? cuda::CudnnAttentionBackwardBytes(query.batch, query.num_heads,
+                                                   query.seq_len, query.seq_len)
+               : 0);
+  // Pairs of chunks: the same of a pair, and memory for its parts.
+  const bool pairs = query.dtype == DType::kBFloat16 && query.pair_rows > 0;
+  const int64_t of_pair = pairs ? cuda::CudnnAttentionBackwardBytes(
+                                      query.pair_sequences, query.pair_heads,
+                                      query.pair_rows, query.pair_rows)
+                                : 0;
+  const int64_t parts =
+      pairs ? cuda::CudnnChunkBytes(query.pair_sequences, query.pair_heads,
+                                    query.pair_rows, query.pair_rows,
+                                    query.head_dim)
+            : 0;
   // Tokens sorted by id, twice over with their places.
   const int64_t tokens = rows * 4 * 6;
-  return std::max({kProductBytes, norms, attention, tokens});
+  return std::max({kProductBytes, norms, attention, of_pair, tokens}) + parts;
 }
 
 int64_t ProcessDeviceBytes() { return kProcessBytes; }

@@ -15,6 +15,8 @@
 
 namespace cubit {
 
+class Buffer;
+
 // Ends the process (status 2: the run can be resumed).
 [[noreturn]] void CudaFailure(const char* expression, cudaError_t error,
                               const char* file, int line);
@@ -43,6 +45,8 @@ int NumMultiprocessors();
 // the device) when more is asked for than ever before, so after the first step
 // no call allocates.
 void* CudaWorkspace(int64_t bytes, Stream& stream);
+// The same of other memory that is kept for the process, in `buffer`.
+void* GrowWorkspace(int64_t bytes, Buffer* buffer, Stream& stream);
 
 }  // namespace cubit
 

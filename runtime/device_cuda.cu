@@ -103,6 +103,10 @@ int NumMultiprocessors() {
 
 void* CudaWorkspace(int64_t bytes, Stream& stream) {
   static Buffer* const buffer = new Buffer;  // outlives every stream
+  return GrowWorkspace(bytes, buffer, stream);
+}
+
+void* GrowWorkspace(int64_t bytes, Buffer* buffer, Stream& stream) {
   if (bytes > buffer->size_bytes()) {
     stream.Synchronize();
     *buffer = Buffer();

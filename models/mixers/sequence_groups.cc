@@ -113,7 +113,7 @@ Tensor SequenceGroups::GroupOf(const Tensor& buffer, int group) const {
       {buffer.dim(1), buffer.dim(2), buffer.dim(3)});
 }
 
-Tensor SequenceGroups::Slot(const Tensor& buffer, Block block) const {
+Tensor SequenceGroups::Slot(const Tensor& buffer, SequenceBlock block) const {
   int64_t slot = layout_.LocalBegin(block.chunk) / layout_.chunk_len();
   if (buffer.dim(1) == layout_.num_chunks()) {
     slot += layout_.OwnerOf(block.chunk) * chunks_per_rank();
@@ -121,24 +121,27 @@ Tensor SequenceGroups::Slot(const Tensor& buffer, Block block) const {
   return GroupOf(buffer, block.group).Slice(slot, 1);
 }
 
-HeadTensor SequenceGroups::Rows(const Tensor& buffer, Block block) const {
+HeadTensor SequenceGroups::Rows(const Tensor& buffer,
+                                SequenceBlock block) const {
   const Tensor rows =
       Slot(buffer, block)
           .Reshape({sequences_, layout_.chunk_len(), buffer.dim(3)});
   return HeadsOf(rows, 0, heads_, buffer.dim(3) / heads_);
 }
 
-Tensor SequenceGroups::Scalars(const Tensor& buffer, Block block) const {
+Tensor SequenceGroups::Scalars(const Tensor& buffer,
+                               SequenceBlock block) const {
   return Slot(buffer, block).Reshape({sequences_, heads_, layout_.chunk_len()});
 }
 
-HeadTensor SequenceGroups::Part(HeadTensor local, Block block) const {
+HeadTensor SequenceGroups::Part(HeadTensor local, SequenceBlock block) const {
   return PartOf(local, {first_sequence(block.group), sequences_},
                 {first_head(block.group), heads_},
                 {layout_.LocalBegin(block.chunk), layout_.chunk_len()});
 }
 
-ConstHeadTensor SequenceGroups::Part(ConstHeadTensor local, Block block) const {
+ConstHeadTensor SequenceGroups::Part(ConstHeadTensor local,
+                                     SequenceBlock block) const {
   return PartOf(local, {first_sequence(block.group), sequences_},
                 {first_head(block.group), heads_},
                 {layout_.LocalBegin(block.chunk), layout_.chunk_len()});
@@ -154,7 +157,7 @@ ConstTensor SequenceGroups::Heads(const ConstTensor& per_head,
 }
 
 ConstTensor SequenceGroups::Segments(const ConstTensor& segment_ids,
-                                     Block block) const {
+                                     SequenceBlock block) const {
   if (segment_ids.empty()) return segment_ids;
   CUBIT_CHECK_SHAPE(segment_ids,
                     {layout_.num_chunks(), batch_, layout_.chunk_len()});
@@ -172,8 +175,8 @@ ChunkMask SequenceGroups::Mask(const ConstTensor& segment_ids, int group,
   return mask;
 }
 
-std::vector<Block> SequenceGroups::OwnBlocks(int cp_rank) const {
-  std::vector<Block> blocks;
+std::vector<SequenceBlock> SequenceGroups::OwnBlocks(int cp_rank) const {
+  std::vector<SequenceBlock> blocks;
   for (int g = 0; g < count(); ++g) {
     for (const int chunk : layout_.ChunksOf(cp_rank)) {
       blocks.push_back({g, chunk});
@@ -186,14 +189,14 @@ template <typename View, typename Copy>
 void SequenceGroups::ForEachPiece(View local, const Tensor& buffer, int cp_rank,
                                   const Copy& copy) const {
   if (blocks_of_heads() > 1 || local.head_stride != local.head_dim) {
-    for (const Block block : OwnBlocks(cp_rank)) {
+    for (const SequenceBlock block : OwnBlocks(cp_rank)) {
       copy(Part(local, block), Rows(buffer, block));
     }
     return;
   }
   const int64_t of_group = buffer.num_elements() / count();
   for (const int chunk : layout_.ChunksOf(cp_rank)) {
-    const Block first = {0, chunk};
+    const SequenceBlock first = {0, chunk};
     copy(RowsOfAllGroups(Part(local, first), count(),
                          sequences_ * local.batch_stride),
          RowsOfAllGroups(Rows(buffer, first), count(), of_group));
@@ -204,14 +207,14 @@ template <typename View, typename Copy>
 void SequenceGroups::ForEachScalarsPiece(View local, const Tensor& buffer,
                                          int cp_rank, const Copy& copy) const {
   if (blocks_of_heads() > 1) {
-    for (const Block block : OwnBlocks(cp_rank)) {
+    for (const SequenceBlock block : OwnBlocks(cp_rank)) {
       copy(Part(local, block), ScalarsOf(Scalars(buffer, block)));
     }
     return;
   }
   const int64_t of_group = buffer.num_elements() / count();
   for (const int chunk : layout_.ChunksOf(cp_rank)) {
-    const Block first = {0, chunk};
+    const SequenceBlock first = {0, chunk};
     copy(ScalarsOfAllGroups(Part(local, first), count(),
                             sequences_ * local.batch_stride),
          ScalarsOfAllGroups(ScalarsOf(Scalars(buffer, first)), count(),
@@ -274,7 +277,8 @@ absl::Status SequenceGroups::Reduce(const Tensor& buffer, int group,
   return communicator.ReduceScatter(all, own, ReduceOp::kSum, stream);
 }
 
-absl::Status SequenceGroups::Broadcast(const Tensor& buffer, Block block,
+absl::Status SequenceGroups::Broadcast(const Tensor& buffer,
+                                       SequenceBlock block,
                                        Communicator& communicator,
                                        Stream& stream) const {
   return communicator.Broadcast(Slot(buffer, block),

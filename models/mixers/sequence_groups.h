@@ -24,7 +24,7 @@
 namespace cubit {
 
 // A place in a buffer.
-struct Block {
+struct SequenceBlock {
   int group = 0;
   int chunk = 0;
 };
@@ -64,22 +64,23 @@ class SequenceGroups {
   Tensor AllocateScalars(BlockSet set, DType dtype, Arena& arena) const;
 
   // [S, Tc, Hg, width] and [S, Hg, Tc] of such a buffer.
-  HeadTensor Rows(const Tensor& buffer, Block block) const;
-  Tensor Scalars(const Tensor& buffer, Block block) const;
+  HeadTensor Rows(const Tensor& buffer, SequenceBlock block) const;
+  Tensor Scalars(const Tensor& buffer, SequenceBlock block) const;
 
   // The same part [S, Tc, Hg, K] of a local view, on the chunk's owner.
-  HeadTensor Part(HeadTensor local, Block block) const;
-  ConstHeadTensor Part(ConstHeadTensor local, Block block) const;
+  HeadTensor Part(HeadTensor local, SequenceBlock block) const;
+  ConstHeadTensor Part(ConstHeadTensor local, SequenceBlock block) const;
   // [Hg] of [H].
   Tensor Heads(const Tensor& per_head, int group) const;
   ConstTensor Heads(const ConstTensor& per_head, int group) const;
   // Documents [S, Tc] of `segment_ids` [chunks, B, Tc]; absent if they are.
-  ConstTensor Segments(const ConstTensor& segment_ids, Block block) const;
+  ConstTensor Segments(const ConstTensor& segment_ids,
+                       SequenceBlock block) const;
   ChunkMask Mask(const ConstTensor& segment_ids, int group, int rows,
                  int columns) const;
 
   // Every block that the rank owns, group by group.
-  std::vector<Block> OwnBlocks(int cp_rank) const;
+  std::vector<SequenceBlock> OwnBlocks(int cp_rank) const;
 
   // Between a local view [B, Tl, H, K] and the rank's own blocks of a buffer of
   // rows, converted where their dtypes differ; likewise of scalars, with [B, H,
@@ -103,7 +104,7 @@ class SequenceGroups {
                          Communicator& communicator, Stream& stream) const;
   absl::Status Reduce(const Tensor& buffer, int group,
                       Communicator& communicator, Stream& stream) const;
-  absl::Status Broadcast(const Tensor& buffer, Block block,
+  absl::Status Broadcast(const Tensor& buffer, SequenceBlock block,
                          Communicator& communicator, Stream& stream) const;
 
  private:
@@ -130,7 +131,7 @@ class SequenceGroups {
   void ForEachScalarsPiece(View local, const Tensor& buffer, int cp_rank,
                            const Copy& copy) const;
   // The block as a slice of the buffer's second dim.
-  Tensor Slot(const Tensor& buffer, Block block) const;
+  Tensor Slot(const Tensor& buffer, SequenceBlock block) const;
   Tensor GroupOf(const Tensor& buffer, int group) const;
 
   SequenceLayout layout_;

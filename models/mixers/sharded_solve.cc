@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "models/mixers/wavefront_costs.h"
 #include "ops/convert_heads.h"
 #include "ops/rotary.h"
 #include "runtime/check.h"
@@ -33,8 +34,10 @@ ShardedSolveScratch::ShardedSolveScratch(const MixerShape& shape,
     : groups(layout, shape.batch, shape.num_heads) {
   CUBIT_CHECK_EQ(shape.seq_len, layout.local_seq_len());
   const WavefrontShape wavefront = WavefrontShape::Of(layout, groups.count());
-  forward = MakeWavefront(WavefrontPass::kForward, true, wavefront, {});
-  backward = MakeWavefront(WavefrontPass::kBackward, true, wavefront, {});
+  const WavefrontCosts costs =
+      WavefrontCostsOf(groups, shape.head_dim, solve_dtype);
+  forward = MakeWavefront(WavefrontPass::kForward, true, wavefront, costs);
+  backward = MakeWavefront(WavefrontPass::kBackward, true, wavefront, costs);
   for (Tensor* rows : {&k, &x}) {
     *rows =
         groups.AllocateRows(BlockSet::kAll, solve_dtype, shape.head_dim, arena);
@@ -81,8 +84,8 @@ ShardedSolve::ShardedSolve(const MixerContext& context,
 }
 
 void ShardedSolve::Compute(const WavefrontAction& action) {
-  const Block rows = {action.group, action.rows};
-  const Block columns = {action.group, action.columns};
+  const SequenceBlock rows = {action.group, action.rows};
+  const SequenceBlock columns = {action.group, action.columns};
   const ProfileRange range(IsAttention(action.kind) ? kAttention : kSolve,
                            stream_);
   switch (action.kind) {
@@ -138,13 +141,13 @@ void ShardedSolve::RunForward(const std::vector<Tensor>& gathered) {
   gathered_ = gathered;
   // Those of the other groups stand before their first X: Communicate.
   PostGather(gathered_, 0);
-  const std::vector<Block> own = groups_.OwnBlocks(cp_rank());
-  for (const Block block : own) {
+  const std::vector<SequenceBlock> own = groups_.OwnBlocks(cp_rank());
+  for (const SequenceBlock block : own) {
     Begin(block);
     BeginRowSums(AttentionSums(block), stream_);
   }
   Run(scratch_.forward);
-  for (const Block block : own) {
+  for (const SequenceBlock block : own) {
     FinishRowSums(AttentionSums(block), groups_.Part(attention_.out, block),
                   groups_.Scalars(scratch_.lse_attention, block), stream_);
   }
@@ -161,6 +164,7 @@ void ShardedSolve::RunForward(const std::vector<Tensor>& gathered) {
 void ShardedSolve::RunBackward(ConstHeadTensor out,
                                const std::vector<Tensor>& gathered) {
   forward_ = false;
+  forward_out_ = out;
   const Tensor& solution =
       saved_.solution32.empty() ? saved_.solution : saved_.solution32;
   groups_.Pack(Local(solution), scratch_.x, cp_rank(), stream_);
@@ -172,7 +176,7 @@ void ShardedSolve::RunBackward(ConstHeadTensor out,
   }
   groups_.PackScalars(saved_.lse_attention, scratch_.lse_attention, cp_rank(),
                       stream_);
-  for (const Block block : groups_.OwnBlocks(cp_rank())) {
+  for (const SequenceBlock block : groups_.OwnBlocks(cp_rank())) {
     AttentionChunkDelta(
         groups_.Part(out, block), groups_.Part(attention_.d_out, block),
         groups_.Scalars(scratch_.delta_attention, block), stream_);
@@ -194,7 +198,7 @@ void ShardedSolve::Run(const WavefrontSchedule& schedule) {
   lane_.Wait(gathers_.back(), stream_);
 }
 
-RowSums ShardedSolve::KernelSums(Block rows) const {
+RowSums ShardedSolve::KernelSums(SequenceBlock rows) const {
   RowSums sums;
   sums.row_max = groups_.Scalars(scratch_.row_max_kernel, rows);
   sums.row_sum = groups_.Scalars(scratch_.row_sum_kernel, rows);
@@ -202,7 +206,7 @@ RowSums ShardedSolve::KernelSums(Block rows) const {
   return sums;
 }
 
-AdjointRows ShardedSolve::Adjoint(Block rows) const {
+AdjointRows ShardedSolve::Adjoint(SequenceBlock rows) const {
   AdjointRows adjoint;
   adjoint.lse = groups_.Scalars(scratch_.lse_kernel, rows);
   adjoint.delta = groups_.Scalars(scratch_.delta_kernel, rows);
@@ -210,7 +214,7 @@ AdjointRows ShardedSolve::Adjoint(Block rows) const {
   return adjoint;
 }
 
-RowSums ShardedSolve::AttentionSums(Block rows) const {
+RowSums ShardedSolve::AttentionSums(SequenceBlock rows) const {
   RowSums sums;
   sums.row_max = groups_.Scalars(scratch_.row_max_attention, rows);
   sums.row_sum = groups_.Scalars(scratch_.row_sum_attention, rows);
@@ -218,11 +222,11 @@ RowSums ShardedSolve::AttentionSums(Block rows) const {
   return sums;
 }
 
-ConstTensor ShardedSolve::Segments(Block block) const {
+ConstTensor ShardedSolve::Segments(SequenceBlock block) const {
   return groups_.Segments(context_.mask.segment_ids, block);
 }
 
-void ShardedSolve::Attend(Block rows, Block columns) {
+void ShardedSolve::Attend(SequenceBlock rows, SequenceBlock columns) {
   AttentionChunkForward(groups_.Part(attention_.q, rows),
                         groups_.Rows(scratch_.k, columns),
                         groups_.Rows(scratch_.x, columns), attention_.scale,
@@ -231,7 +235,7 @@ void ShardedSolve::Attend(Block rows, Block columns) {
                         AttentionSums(rows), stream_);
 }
 
-void ShardedSolve::AttendBackward(Block rows, Block columns) {
+void ShardedSolve::AttendBackward(SequenceBlock rows, SequenceBlock columns) {
   // The first actions of a backward: no message of the schedule came before.
   lane_.Wait(gathers_[static_cast<size_t>(rows.group)], stream_);
   AttentionChunkRows queries;
@@ -239,6 +243,7 @@ void ShardedSolve::AttendBackward(Block rows, Block columns) {
   queries.d_out = groups_.Part(attention_.d_out, rows);
   queries.lse = groups_.Scalars(scratch_.lse_attention, rows);
   queries.delta = groups_.Scalars(scratch_.delta_attention, rows);
+  queries.out = groups_.Part(forward_out_, rows);
   AttentionChunkGradients gradients;
   gradients.d_q = groups_.Part(d_q_, rows);
   gradients.d_k = groups_.Rows(scratch_.d_k, columns);

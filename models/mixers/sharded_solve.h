@@ -98,13 +98,13 @@ class ShardedSolve : public WavefrontWork {
 
  protected:
   // Before anything is added to the rows' KernelSums.
-  virtual void Begin(Block rows) = 0;
-  virtual void Solve(Block rows) = 0;
-  virtual void Update(Block rows, Block columns) = 0;
+  virtual void Begin(SequenceBlock rows) = 0;
+  virtual void Solve(SequenceBlock rows) = 0;
+  virtual void Update(SequenceBlock rows, SequenceBlock columns) = 0;
   // Also what follows from the block's own Y.
-  virtual void AdjointSolve(Block columns) = 0;
-  virtual void AdjointUpdate(Block rows, Block columns) = 0;
-  virtual void ScoreGradients(Block rows, Block columns) = 0;
+  virtual void AdjointSolve(SequenceBlock columns) = 0;
+  virtual void AdjointUpdate(SequenceBlock rows, SequenceBlock columns) = 0;
+  virtual void ScoreGradients(SequenceBlock rows, SequenceBlock columns) = 0;
   // Sums what the system added up for columns, besides d_k.
   virtual absl::Status ReduceKeyGradients(int group, Communicator& communicator,
                                           Stream& stream) = 0;
@@ -119,12 +119,14 @@ class ShardedSolve : public WavefrontWork {
   // message of the schedule finds all whole.
   void RunBackward(ConstHeadTensor out, const std::vector<Tensor>& gathered);
 
-  RowSums KernelSums(Block rows) const;
+  RowSums KernelSums(SequenceBlock rows) const;
   // Rows of kernel_x.
-  HeadTensor KernelX(Block rows) const { return groups_.Part(kernel_x_, rows); }
+  HeadTensor KernelX(SequenceBlock rows) const {
+    return groups_.Part(kernel_x_, rows);
+  }
   // What score gradients need of the rows.
-  AdjointRows Adjoint(Block rows) const;
-  ConstTensor Segments(Block block) const;
+  AdjointRows Adjoint(SequenceBlock rows) const;
+  ConstTensor Segments(SequenceBlock block) const;
   Stream& stream() const { return stream_; }
   int cp_rank() const { return sequence_.cp_rank; }
 
@@ -137,9 +139,9 @@ class ShardedSolve : public WavefrontWork {
   HeadTensor Local(const Tensor& rows) const {
     return HeadsOf(rows, 0, attention_.q.num_heads, attention_.q.head_dim);
   }
-  RowSums AttentionSums(Block rows) const;
-  void Attend(Block rows, Block columns);
-  void AttendBackward(Block rows, Block columns);
+  RowSums AttentionSums(SequenceBlock rows) const;
+  void Attend(SequenceBlock rows, SequenceBlock columns);
+  void AttendBackward(SequenceBlock rows, SequenceBlock columns);
   void Run(const WavefrontSchedule& schedule);
 
   const MixerContext& context_;
@@ -150,6 +152,7 @@ class ShardedSolve : public WavefrontWork {
   // Of attention_, or fp32 in its place.
   HeadTensor weighted_;
   HeadTensor d_q_;
+  ConstHeadTensor forward_out_;  // backward
   Stream& stream_;
   CommunicationLane& lane_;
   std::vector<Tensor> gathered_;                    // of the forward

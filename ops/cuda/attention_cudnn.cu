@@ -7,6 +7,7 @@
 #include <cudnn.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <map>
@@ -36,9 +37,10 @@ CudnnShape ShapeOf(const ConstHeadTensor& x) {
 
 // The shapes that occur in a graph, and the numbers it is given.
 struct Frame {
-  explicit Frame(const ConstHeadTensor& q)
-      : scores(
-            CudnnShape::Contiguous(q.batch, q.num_heads, q.seq_len, q.seq_len)),
+  Frame(const ConstHeadTensor& q, const ConstHeadTensor& k, bool causal)
+      : causal(causal),
+        scores(
+            CudnnShape::Contiguous(q.batch, q.num_heads, q.seq_len, k.seq_len)),
         rows(CudnnShape::Contiguous(q.batch, q.num_heads, q.seq_len, 1)) {}
 
   // Ids of the numbers.
@@ -61,6 +63,7 @@ struct Frame {
   }
   // Scores with -inf where a query does not see the key.
   int64_t Mask(CudnnGraph* graph, int64_t x) const {
+    if (!causal) return x;
     const int64_t row = graph->Virtual(scores, CUDNN_DATA_INT32);
     const int64_t column = graph->Virtual(scores, CUDNN_DATA_INT32);
     const int64_t visible = graph->Virtual(scores, CUDNN_DATA_BOOLEAN);
@@ -73,6 +76,7 @@ struct Frame {
     return y;
   }
 
+  bool causal;
   CudnnShape scores;
   CudnnShape rows;
   int64_t scale = 0;
@@ -85,14 +89,15 @@ struct AttentionPlan {
   bool supported = false;
   CudnnPlan plan;
   std::vector<int64_t> tensors;
-  std::vector<int64_t> numbers;
+  // Of scale, -inf and 1; 0: not in the graph.
+  std::array<int64_t, 3> numbers = {};
 };
 
 // out = softmax(scale q k^T) v; lse is what cuDNN calls the statistics: natural
 // logarithms, as ours.
 void AddForward(const AttentionForwardCall& call, CudnnGraph* graph,
                 AttentionPlan* plan) {
-  Frame frame(call.q);
+  Frame frame(call.q, call.k, call.mask.causal);
   const int64_t q = graph->Input(ShapeOf(call.q), kBFloat16);
   const int64_t k = graph->Input(ShapeOf(call.k).Transposed(), kBFloat16);
   const int64_t v = graph->Input(ShapeOf(call.v), kBFloat16);
@@ -120,14 +125,14 @@ void AddForward(const AttentionForwardCall& call, CudnnGraph* graph,
   graph->Multiply(normalized, v, out);
 
   plan->tensors = {q, k, v, out, lse};
-  plan->numbers = {frame.scale, frame.minus_infinity};
+  plan->numbers = {frame.scale, frame.causal ? frame.minus_infinity : 0, 0};
 }
 
 // d_q is written by its product at once: accumulating it in fp32 memory is the
 // other way, in which the order of the additions varies from run to run.
 void AddBackward(const AttentionBackwardCall& call, CudnnGraph* graph,
                  AttentionPlan* plan) {
-  Frame frame(call.q);
+  Frame frame(call.q, call.k, call.mask.causal);
   const int64_t q = graph->Input(ShapeOf(call.q), kBFloat16);
   const int64_t k = graph->Input(ShapeOf(call.k).Transposed(), kBFloat16);
   const int64_t v = graph->Input(ShapeOf(call.v).Transposed(), kBFloat16);
@@ -174,7 +179,8 @@ void AddBackward(const AttentionBackwardCall& call, CudnnGraph* graph,
   graph->Multiply(d_scores, k_rows, d_q);
 
   plan->tensors = {q, k, v, out, lse, d_out, d_q, d_k, d_v, delta};
-  plan->numbers = {frame.scale, frame.minus_infinity, frame.one};
+  plan->numbers = {frame.scale, frame.causal ? frame.minus_infinity : 0,
+                   frame.one};
 }
 
 // cuDNN's state on the current device.
@@ -199,9 +205,10 @@ class Library {
     plan.plan = graph.Build(handle_);
     plan.supported = graph.status() == CUDNN_STATUS_SUCCESS;
     LogDebug(absl::StrFormat(
-        "cuDNN attention %s [%d, %d, %d, %d]: %s, work space %d bytes%s",
-        key[0] == 0 ? "forward" : "backward", key[1], key[4], key[2], key[3],
-        cudnnGetErrorString(graph.status()), plan.plan.workspace_bytes,
+        "cuDNN attention %s [%d, %d over %d, %d, %d]: %s, work space %d "
+        "bytes%s",
+        key[0] == 0 ? "forward" : "backward", key[1], key[4], key[5], key[2],
+        key[3], cudnnGetErrorString(graph.status()), plan.plan.workspace_bytes,
         plan.plan.deterministic ? "" : ", marked as nondeterministic"));
     return plan;
   }
@@ -215,6 +222,7 @@ class Library {
       bindings.push_back({plan.tensors[i], const_cast<void*>(tensors[i])});
     }
     for (size_t i = 0; i < plan.numbers.size(); ++i) {
+      if (plan.numbers[i] == 0) continue;
       bindings.push_back({plan.numbers[i], &numbers[i]});
     }
     CUBIT_CHECK(cudnnSetStream(handle_, CudaStream(stream)) ==
@@ -238,6 +246,14 @@ class Library {
   std::map<std::vector<int64_t>, AttentionPlan> plans_;
 };
 
+// A causal mask is of as many queries as keys: where there are fewer, graphs
+// would need another one.
+template <typename Call>
+bool ServesMask(const Call& call) {
+  return call.mask.segment_ids.empty() &&
+         (!call.mask.causal || call.q.seq_len == call.k.seq_len);
+}
+
 // Can cuDNN read and write this view?
 bool IsServed(const ConstHeadTensor& x) {
   return x.dtype == DType::kBFloat16 && x.head_dim % 8 == 0 &&
@@ -246,11 +262,13 @@ bool IsServed(const ConstHeadTensor& x) {
          x.head_stride % 8 == 0;
 }
 
-std::vector<int64_t> KeyOf(int64_t pass,
+// `views` begin with q and k.
+std::vector<int64_t> KeyOf(int64_t pass, bool causal,
                            const std::vector<ConstHeadTensor>& views) {
   const ConstHeadTensor& x = views[0];
-  std::vector<int64_t> key = {pass, x.batch, x.num_heads, x.head_dim,
-                              x.seq_len};
+  std::vector<int64_t> key = {pass,       x.batch,   x.num_heads,
+                              x.head_dim, x.seq_len, views[1].seq_len,
+                              causal};
   for (const ConstHeadTensor& view : views) {
     key.push_back(view.batch_stride);
     key.push_back(view.seq_stride);
@@ -262,10 +280,7 @@ std::vector<int64_t> KeyOf(int64_t pass,
 }  // namespace
 
 bool CudnnAttentionForward(const AttentionForwardCall& call, Stream& stream) {
-  if (!call.mask.segment_ids.empty() || !call.mask.causal ||
-      call.q.seq_len != call.k.seq_len) {
-    return false;
-  }
+  if (!ServesMask(call)) return false;
   const std::vector<ConstHeadTensor> views = {call.q, call.k, call.v, call.out};
   for (const ConstHeadTensor& view : views) {
     if (!IsServed(view)) return false;
@@ -274,7 +289,7 @@ bool CudnnAttentionForward(const AttentionForwardCall& call, Stream& stream) {
   if (library == nullptr) return false;
   const std::lock_guard<std::mutex> lock(library->mutex());
   const AttentionPlan& plan =
-      library->PlanOf(KeyOf(0, views), call, AddForward);
+      library->PlanOf(KeyOf(0, call.mask.causal, views), call, AddForward);
   if (!plan.supported) return false;
   library->Run(
       plan, call.scale,
@@ -285,11 +300,11 @@ bool CudnnAttentionForward(const AttentionForwardCall& call, Stream& stream) {
 
 bool CudnnAttentionBackward(const AttentionBackwardCall& call, Stream& stream) {
   if (CudnnAttentionBackwardBytes(call.q.batch, call.q.num_heads,
-                                  call.q.seq_len) == 0) {
+                                  call.q.seq_len, call.k.seq_len) == 0) {
     return false;
   }
-  if (!call.mask.segment_ids.empty() || !call.mask.causal ||
-      call.accumulate.d_q || call.accumulate.d_k || call.accumulate.d_v) {
+  if (!ServesMask(call) || call.accumulate.d_q || call.accumulate.d_k ||
+      call.accumulate.d_v) {
     return false;
   }
   const std::vector<ConstHeadTensor> views = {call.q,   call.k,     call.v,
@@ -302,7 +317,7 @@ bool CudnnAttentionBackward(const AttentionBackwardCall& call, Stream& stream) {
   if (library == nullptr) return false;
   const std::lock_guard<std::mutex> lock(library->mutex());
   const AttentionPlan& plan =
-      library->PlanOf(KeyOf(1, views), call, AddBackward);
+      library->PlanOf(KeyOf(1, call.mask.causal, views), call, AddBackward);
   if (!plan.supported) return false;
   library->Run(plan, call.scale,
                {call.q.data, call.k.data, call.v.data, call.out.data,
@@ -313,11 +328,11 @@ bool CudnnAttentionBackward(const AttentionBackwardCall& call, Stream& stream) {
 }
 
 int64_t CudnnAttentionBackwardBytes(int64_t batch, int64_t num_heads,
-                                    int64_t seq_len) {
+                                    int64_t num_queries, int64_t num_keys) {
   // Beyond that our kernels, whose memory grows with T alone.
   constexpr int64_t kMost = int64_t{8} << 30;
   const int64_t bytes =
-      batch * num_heads * seq_len * seq_len * SizeOf(DType::kBFloat16);
+      batch * num_heads * num_queries * num_keys * SizeOf(DType::kBFloat16);
   return bytes > kMost ? 0 : bytes;
 }
 

@@ -15,7 +15,9 @@ bool CudnnAttentionBackward(const AttentionBackwardCall&, Stream&) {
   return false;
 }
 
-int64_t CudnnAttentionBackwardBytes(int64_t, int64_t, int64_t) { return 0; }
+int64_t CudnnAttentionBackwardBytes(int64_t, int64_t, int64_t, int64_t) {
+  return 0;
+}
 
 }  // namespace cuda
 }  // namespace cubit

@@ -35,16 +35,17 @@ void DispatchChunkDim(int head_dim, const Body& body) {
 
 template <typename Arguments>
 void LaunchChunkKernel(void (*kernel)(Arguments), const Arguments& in,
-                       dim3 grid, size_t shared_bytes, cudaStream_t stream) {
+                       dim3 grid, size_t shared_bytes, cudaStream_t stream,
+                       int threads = kChunkThreads) {
   CUBIT_CUDA_CHECK(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                            static_cast<int>(shared_bytes)));
-  kernel<<<grid, kChunkThreads, shared_bytes, stream>>>(in);
+  kernel<<<grid, threads, shared_bytes, stream>>>(in);
   CUBIT_CUDA_CHECK_LAUNCH();
 }
 
-inline unsigned ChunkBlocks(int rows) {
-  return static_cast<unsigned>((rows + kChunkRows - 1) / kChunkRows);
+inline unsigned ChunkBlocks(int rows, int of_block = kChunkRows) {
+  return static_cast<unsigned>((rows + of_block - 1) / of_block);
 }
 
 }  // namespace cuda

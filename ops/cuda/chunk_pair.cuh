@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The kernels of a pair of chunks (chunk_arguments.h). A block of four warps
-// owns kChunkRows rows (or columns) of one head, 16 a warp, and streams tiles
-// of the other side, the copy of the next tile under way while one is computed.
+// The kernels of a pair of chunks (chunk_arguments.h). A block of threads owns
+// some rows (or columns) of one head, 16 a warp, and streams tiles of the other
+// side, the copies of the next under way while one is computed.
 // The warps multiply each its rows or, with WarpgroupProducts, all together.
 // Only tiles with a visible pair are read, and pairs are masked only in tiles
 // with one that is not visible. What a block writes is its own, so nothing is
@@ -26,14 +26,29 @@
 namespace cubit {
 namespace cuda {
 
-// Shared memory: the own side's tiles and two stages of the other's. A pass
-// that forms no y_i . x_j has no own tile of y or x (`kWeighsOwn`).
+// Blocks of threads. What limits a warpgroup with long rows is how fast tiles
+// come from the second-level cache, so two share them there; with short ones
+// three blocks of a multiprocessor hide each other's waits.
+template <typename Products, int kDim>
+struct ChunkShape {
+  static constexpr int kWarpgroups =
+      kByWarpgroup<Products> && kDim > 64 ? 2 : 1;
+  static constexpr int kRows = kWarpgroups * kChunkRows;  // own rows
+  static constexpr int kThreads = kWarpgroups * kChunkThreads;
+  static constexpr int kStages = kWarpgroups + 1;
+  static constexpr int kBlocksOfMultiprocessor =
+      kByWarpgroup<Products> && kDim <= 64 ? 3 : 1;
+};
+
+// Shared memory: the own side's tiles and stages of the other's. A pass that
+// forms no y_i . x_j has no own tile of y or x (`kWeighsOwn`).
 template <typename ProductsType, int kDim, int kStreamedRows, bool kWeighsOwn>
 struct ChunkMemory {
   using Products = ProductsType;
   using Element = typename Products::Element;
+  using Shape = ChunkShape<Products, kDim>;
   static constexpr int kStreamed = kStreamedRows;
-  using OwnTile = Tile<Element, kChunkRows, kDim>;
+  using OwnTile = Tile<Element, Shape::kRows, kDim>;
   using StreamedTile = Tile<Element, kStreamed, kDim>;
 
   struct Stage {
@@ -46,7 +61,7 @@ struct ChunkMemory {
   };
   alignas(1024) char scored[OwnTile::kBytes];
   alignas(1024) char weighed[kWeighsOwn ? OwnTile::kBytes : 1];
-  Stage stages[2];
+  Stage stages[Shape::kStages];
 };
 
 // What the three passes have in common: the block's place and its threads'.
@@ -60,11 +75,13 @@ class ChunkPass {
   using StreamedTile = typename Memory::StreamedTile;
   static constexpr int kDim = kDimOfHead;
   static constexpr int kStreamed = Memory::kStreamed;
-  // As many as shared memory allows, so that one computes while another waits.
+  static constexpr int kOwnRows = Memory::Shape::kRows;
+  static constexpr int kThreads = Memory::Shape::kThreads;
   static constexpr int kBlocksOfMultiprocessor =
-      !kByWarpgroup<typename Memory::Products> ? 1
-      : kDim <= 64                             ? 3
-                                               : 2;
+      Memory::Shape::kBlocksOfMultiprocessor;
+  // Where there is room for them.
+  static constexpr bool kScoredInRegisters =
+      kByWarpgroup<typename Memory::Products> && kDim > 64;
 
  protected:
   __device__ __forceinline__ ChunkPass(const ChunkArguments& in, Memory* m)
@@ -73,7 +90,7 @@ class ChunkPass {
         pair_(blockIdx.y),
         b_(blockIdx.y / in.num_heads),
         h_(blockIdx.y % in.num_heads),
-        first_(blockIdx.x * kChunkRows),
+        first_(blockIdx.x * kOwnRows),
         mask_(MaskOf(in, b_)),
         row0_(static_cast<int64_t>(blockIdx.y) * in.num_rows) {}
 
@@ -85,11 +102,48 @@ class ChunkPass {
   template <typename TileType>
   __device__ __forceinline__ void Load(const ChunkHeads& heads, int row,
                                        int seq_len, char* tile) {
-    CopyChunkRows<TileType>(heads, b_, h_, row, seq_len, in_.head_dim,
-                            reinterpret_cast<Element*>(tile));
+    CopyChunkRows<TileType, kThreads>(heads, b_, h_, row, seq_len, in_.head_dim,
+                                      reinterpret_cast<Element*>(tile));
   }
   __device__ __forceinline__ static const Element* Elements(const char* tile) {
     return reinterpret_cast<const Element*>(tile);
+  }
+
+  // weights = own scored rows times the transpose of the stage's; with kBoth
+  // products = the same of the weighed rows.
+  template <bool kBoth>
+  __device__ __forceinline__ void Multiply(
+      const Stage& stage, float (&weights)[kStreamed / 8][4],
+      float (&products)[kStreamed / 8][4]) {
+    using Products = typename Memory::Products;
+    if constexpr (kByWarpgroup<Products>) {
+      HoldAccumulators(weights);
+      if (kBoth) HoldAccumulators(products);
+      FenceProducts();
+      if constexpr (kScoredInRegisters) {
+        StartTransposed<OwnTile, StreamedTile>(scored_, Elements(stage.scored),
+                                               weights);
+      } else {
+        StartTransposed<OwnTile, StreamedTile>(Elements(m_.scored), own_group_,
+                                               Elements(stage.scored), weights);
+      }
+      if (kBoth) {
+        StartTransposed<OwnTile, StreamedTile>(Elements(m_.weighed), own_group_,
+                                               Elements(stage.weighed),
+                                               products);
+      }
+      CommitProducts();
+      WaitForProducts<0>();
+      HoldAccumulators(weights);
+      if (kBoth) HoldAccumulators(products);
+      return;
+    }
+    MultiplyTransposed<Products, OwnTile, StreamedTile>(
+        Elements(m_.scored), own_row_, Elements(stage.scored), weights);
+    if (kBoth) {
+      MultiplyTransposed<Products, OwnTile, StreamedTile>(
+          Elements(m_.weighed), own_row_, Elements(stage.weighed), products);
+    }
   }
 
   // load(first streamed row, stage) and compute(first streamed row, stage) for
@@ -98,18 +152,29 @@ class ChunkPass {
   __device__ __forceinline__ void ForEachTile(ChunkRange range,
                                               const LoadStage& load,
                                               const Compute& compute) {
-    int row = range.begin / kStreamed * kStreamed;
-    load(row, &m_.stages[0]);
-    CommitCopies();
-    for (int stage = 0; row < range.end; row += kStreamed, stage ^= 1) {
+    constexpr int kAhead = Memory::Shape::kStages - 1;  // tiles under way
+    const int first = range.begin / kStreamed * kStreamed;
+#pragma unroll
+    for (int n = 0; n < kAhead; ++n) {
+      const int row = first + n * kStreamed;
+      if (row < range.end) load(row, &m_.stages[n]);
+      CommitCopies();
+    }
+    int stage = 0;
+    int free = kAhead;  // the stage that is free once all have come here
+    for (int row = first; row < range.end; row += kStreamed) {
       // The tile has arrived, and everyone is done with the one before.
-      WaitForCopies<0>();
+      WaitForCopies<kAhead - 1>();
       ShareTiles<typename Memory::Products>();
-      if (row + kStreamed < range.end) {
-        load(row + kStreamed, &m_.stages[stage ^ 1]);
+      if (kScoredInRegisters && row == first) {
+        scored_.Load(Elements(m_.scored), own_row_);
       }
+      const int next = row + kAhead * kStreamed;
+      if (next < range.end) load(next, &m_.stages[free]);
       CommitCopies();
       compute(row, m_.stages[stage]);
+      free = stage;
+      stage = stage == kAhead ? 0 : stage + 1;
     }
   }
 
@@ -119,9 +184,13 @@ class ChunkPass {
   const int first_;
   const ChunkMaskView mask_;
   const int64_t row0_;  // of [B, H, num_rows]
+  OwnOperand<typename Memory::Products, OwnTile> scored_;  // if in registers
   const int group_ = threadIdx.x % 32 / 4;
   const int quad_ = threadIdx.x % 4;
   const int own_row_ = threadIdx.x / 32 * 16;  // of the warp, in the block
+  // First row of the warpgroup; the compiler sees that all lanes have the same.
+  const int own_group_ =
+      __shfl_sync(0xffffffffu, threadIdx.x / kChunkThreads, 0) * kChunkRows;
 };
 
 // The other side of a block: what some of its rows (columns) see, and what all
@@ -148,14 +217,15 @@ struct BlockRanges {
     return __shfl_sync(0xffffffffu, x, 0);
   }
 };
+// Of `count` rows (columns) of the own side.
 __device__ __forceinline__ BlockRanges ColumnsOfBlock(const ChunkMaskView& mask,
-                                                      int first) {
-  const int last = min(first + kChunkRows, mask.num_rows) - 1;
+                                                      int first, int count) {
+  const int last = min(first + count, mask.num_rows) - 1;
   return {VisibleColumns(mask, first), VisibleColumns(mask, last)};
 }
 __device__ __forceinline__ BlockRanges RowsOfBlock(const ChunkMaskView& mask,
-                                                   int first) {
-  const int last = min(first + kChunkRows, mask.num_columns) - 1;
+                                                   int first, int count) {
+  const int last = min(first + count, mask.num_columns) - 1;
   return {VisibleRows(mask, first), VisibleRows(mask, last)};
 }
 __device__ __forceinline__ ChunkRange ColumnsOf(const ChunkMaskView& mask,
@@ -338,10 +408,7 @@ class ChunkForwardPass
 
   __device__ __forceinline__ void Compute(int column, const Stage& stage) {
     float weights[kStreamed / 8][4];
-    MultiplyTransposed<Products, typename Base::OwnTile,
-                       typename Base::StreamedTile>(
-        this->Elements(this->m_.scored), this->own_row_,
-        this->Elements(stage.scored), weights);
+    this->template Multiply</*kBoth=*/false>(stage, weights, weights);
     if (blocks_.NeedsMask(column, column + kStreamed)) {
       rows_.template Weigh<kStreamed, true>(ranges_, column, stage.scale,
                                             weights);
@@ -353,7 +420,8 @@ class ChunkForwardPass
         weights, this->Elements(stage.weighed), rows_.weighted);
   }
 
-  const BlockRanges blocks_ = ColumnsOfBlock(this->mask_, this->first_);
+  const BlockRanges blocks_ =
+      ColumnsOfBlock(this->mask_, this->first_, Base::kOwnRows);
   ChunkRange ranges_[2];
   RunningRows<kDim> rows_;
 };
@@ -444,15 +512,8 @@ class ChunkColumnsPass
     using OwnTile = typename Base::OwnTile;
     using StreamedTile = typename Base::StreamedTile;
     float weights[kStreamed / 8][4];
-    MultiplyTransposed<Products, OwnTile, StreamedTile>(
-        this->Elements(this->m_.scored), this->own_row_,
-        this->Elements(stage.scored), weights);
     float products[kStreamed / 8][4];
-    if (kScores) {
-      MultiplyTransposed<Products, OwnTile, StreamedTile>(
-          this->Elements(this->m_.weighed), this->own_row_,
-          this->Elements(stage.weighed), products);
-    }
+    this->template Multiply<kScores>(stage, weights, products);
     if (blocks_.NeedsMask(row, row + kStreamed)) {
       Weigh<true>(row, stage, weights, products);
     } else {
@@ -514,7 +575,8 @@ class ChunkColumnsPass
     }
   }
 
-  const BlockRanges blocks_ = RowsOfBlock(this->mask_, this->first_);
+  const BlockRanges blocks_ =
+      RowsOfBlock(this->mask_, this->first_, Base::kOwnRows);
   ChunkRange ranges_[2];
   float scale_[2];  // times log2(e)
   float values_[kDim / 8][4];
@@ -583,12 +645,7 @@ class ChunkRowsPass
     using StreamedTile = typename Base::StreamedTile;
     float scores[kStreamed / 8][4];
     float products[kStreamed / 8][4];
-    MultiplyTransposed<Products, OwnTile, StreamedTile>(
-        this->Elements(this->m_.scored), this->own_row_,
-        this->Elements(stage.scored), scores);
-    MultiplyTransposed<Products, OwnTile, StreamedTile>(
-        this->Elements(this->m_.weighed), this->own_row_,
-        this->Elements(stage.weighed), products);
+    this->template Multiply</*kBoth=*/true>(stage, scores, products);
     if (blocks_.NeedsMask(column, column + kStreamed)) {
       Weigh<true>(column, stage, scores, products);
     } else {
@@ -640,7 +697,8 @@ class ChunkRowsPass
     }
   }
 
-  const BlockRanges blocks_ = ColumnsOfBlock(this->mask_, this->first_);
+  const BlockRanges blocks_ =
+      ColumnsOfBlock(this->mask_, this->first_, Base::kOwnRows);
   ChunkRange ranges_[2];
   float lse_[2];  // times log2(e)
   float delta_[2], factor_[2];
@@ -650,7 +708,7 @@ class ChunkRowsPass
 
 // A pass as a kernel; grid (blocks of own rows, B H).
 template <typename Pass>
-__global__ void __launch_bounds__(kChunkThreads, Pass::kBlocksOfMultiprocessor)
+__global__ void __launch_bounds__(Pass::kThreads, Pass::kBlocksOfMultiprocessor)
     ChunkPassKernel(const __grid_constant__ ChunkArguments in) {
   extern __shared__ __align__(1024) char shared[];
   Pass(in, reinterpret_cast<typename Pass::Memory*>(shared)).Run();

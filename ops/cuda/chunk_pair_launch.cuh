@@ -16,9 +16,9 @@ template <typename Pass>
 void LaunchChunkPass(const ChunkArguments& in, int own_rows,
                      cudaStream_t stream) {
   LaunchChunkKernel(ChunkPassKernel<Pass>, in,
-                    dim3(ChunkBlocks(own_rows),
+                    dim3(ChunkBlocks(own_rows, Pass::kOwnRows),
                          static_cast<unsigned>(in.batch * in.num_heads)),
-                    sizeof(typename Pass::Memory), stream);
+                    sizeof(typename Pass::Memory), stream, Pass::kThreads);
 }
 
 template <typename Products>

@@ -97,7 +97,7 @@ __device__ __forceinline__ void ConvertRows(typename TileType::Element* tile,
 // Starts the copy of rows [row, row + TileType::kRows) of head (b, h), zeros
 // beyond `seq_len` and the head dim. Whoever reads the tile waits for the
 // committed copies and for all threads.
-template <typename TileType>
+template <typename TileType, int kThreads = kChunkThreads>
 __device__ __forceinline__ void CopyChunkRows(
     const ChunkHeads& heads, int b, int h, int row, int seq_len, int head_dim,
     typename TileType::Element* tile) {
@@ -105,15 +105,15 @@ __device__ __forceinline__ void CopyChunkRows(
   constexpr bool kNarrow = sizeof(Element) == 2;
   const int64_t offset = ChunkRowOffset(heads, b, h, row);
   if (heads.bfloat16 == kNarrow) {
-    CopyRows<TileType, TileType::kRows, kChunkThreads>(
+    CopyRows<TileType, TileType::kRows, kThreads>(
         tile, static_cast<const Element*>(heads.data) + offset,
         heads.seq_stride, seq_len - row, head_dim, heads.vectors);
   } else if (kNarrow) {
-    ConvertRows<TileType, float, kChunkThreads>(
+    ConvertRows<TileType, float, kThreads>(
         tile, static_cast<const float*>(heads.data) + offset, heads.seq_stride,
         seq_len - row, head_dim, heads.vectors);
   } else {
-    ConvertRows<TileType, __nv_bfloat16, kChunkThreads>(
+    ConvertRows<TileType, __nv_bfloat16, kThreads>(
         tile, static_cast<const __nv_bfloat16*>(heads.data) + offset,
         heads.seq_stride, seq_len - row, head_dim, heads.vectors);
   }

@@ -41,6 +41,48 @@ __device__ __forceinline__ void SetZero(float (&c)[kCount][4]) {
   }
 }
 
+// Starts c = rows [own_row, own_row + 64) of `own` times the transpose of
+// `streamed`, by a warpgroup, within a batch of its products.
+template <typename OwnTile, typename StreamedTile>
+__device__ __forceinline__ void StartTransposed(
+    const typename OwnTile::Element* own, int own_row,
+    const typename StreamedTile::Element* streamed,
+    float (&c)[StreamedTile::kRows / 8][4]) {
+#pragma unroll
+  for (int k = 0; k < OwnTile::kDim; k += 16) {
+    MultiplyWarpgroup(c, RowsOperand<OwnTile>(own, own_row, k),
+                      RowsOperand<StreamedTile>(streamed, 0, k), k > 0);
+  }
+}
+
+// The left operands of own rows, for tiles that are multiplied by many others:
+// a warpgroup whose products read both operands from shared memory waits for
+// it.
+template <typename Products, typename OwnTile>
+struct OwnOperand {
+  typename Products::Left parts[OwnTile::kDim / 16];
+
+  __device__ __forceinline__ void Load(const typename Products::Element* own,
+                                       int own_row) {
+#pragma unroll
+    for (int k = 0; k < OwnTile::kDim / 16; ++k) {
+      Products::template LoadLeft<OwnTile>(own, own_row, 16 * k, &parts[k]);
+    }
+  }
+};
+template <typename OwnTile, typename StreamedTile, typename Products>
+__device__ __forceinline__ void StartTransposed(
+    const OwnOperand<Products, OwnTile>& own,
+    const typename StreamedTile::Element* streamed,
+    float (&c)[StreamedTile::kRows / 8][4]) {
+#pragma unroll
+  for (int k = 0; k < OwnTile::kDim / 16; ++k) {
+    MultiplyWarpgroup</*kColumns=*/false>(
+        c, own.parts[k].x, RowsOperand<StreamedTile>(streamed, 0, 16 * k),
+        k > 0);
+  }
+}
+
 // c = rows [own_row, own_row + 16) of `own` times the transpose of `streamed`.
 template <typename Products, typename OwnTile, typename StreamedTile>
 __device__ __forceinline__ void MultiplyTransposed(
@@ -50,11 +92,7 @@ __device__ __forceinline__ void MultiplyTransposed(
   if constexpr (kByWarpgroup<Products>) {
     HoldAccumulators(c);
     FenceProducts();
-#pragma unroll
-    for (int k = 0; k < OwnTile::kDim; k += 16) {
-      MultiplyWarpgroup(c, RowsOperand<OwnTile>(own, 0, k),
-                        RowsOperand<StreamedTile>(streamed, 0, k), k > 0);
-    }
+    StartTransposed<OwnTile, StreamedTile>(own, /*own_row=*/0, streamed, c);
     CommitProducts();
     WaitForProducts<0>();
     HoldAccumulators(c);

@@ -104,10 +104,10 @@ class Chunks {
                           {diagonal, {}, {}}, Sums(), stream_);
   }
   void AttendBackward(bool diagonal) {
-    AttentionChunkBackward({Heads(r_), Heads(y_), lse_.view(), delta_.view()},
-                           Heads(r_), Heads(x_), 0.1f, {diagonal, {}, {}},
-                           {Heads(d_rows_), Heads(d_columns_), Heads(g_)},
-                           stream_);
+    AttentionChunkBackward(
+        {Heads(r_), Heads(y_), lse_.view(), delta_.view(), Heads(x_)},
+        Heads(r_), Heads(x_), 0.1f, {diagonal, {}, {}},
+        {Heads(d_rows_), Heads(d_columns_), Heads(g_)}, stream_);
   }
   // Of one product of a pair.
   double ProductFlops() const {

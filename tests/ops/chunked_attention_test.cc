@@ -34,10 +34,12 @@ using ::cubit::testing::HeadSize;
 using ::cubit::testing::HostTensor;
 using ::cubit::testing::InOrder;
 using ::cubit::testing::IsOnGpu;
+using ::cubit::testing::Margins;
 using ::cubit::testing::Named;
 using ::cubit::testing::OwnedRowSums;
 using ::cubit::testing::Poisoned;
 using ::cubit::testing::Range;
+using ::cubit::testing::SolutionArray;
 using ::cubit::testing::TestMask;
 using ::cubit::testing::ViewOrAbsent;
 
@@ -68,14 +70,24 @@ class ChunkedRun {
   }
 
   // Outputs start as NaN; d_q, d_k and d_v as `d_start`, which is added to.
-  Named<float> Op(ChunkOrder order, const HeadArray& d_start) const {
-    HeadArray out(size), d_q = d_start, d_k = d_start, d_v = d_start;
+  // In vectors, cuDNN may serve pairs: it reads `out` in bf16.
+  Named<float> Op(ChunkOrder order, const HeadArray& d_start,
+                  Margins margins = Margins::kOdd) const {
+    const bool vectors = margins == Margins::kVectors;
+    HeadArray out(size, margins), d_q = d_start.Between(margins), d_k = d_q,
+                                  d_v = d_q;
+    SolutionArray narrow_out(
+        size, vectors ? Activations::kBFloat16 : Activations::kFloat32);
     HostTensor<float> lse =
         Poisoned({size.batch, size.num_heads, size.seq_len});
     const int count = static_cast<int>(chunks.size());
     for (int i : InOrder(Range(0, count), order)) {
       const Chunk& rows = chunks[static_cast<size_t>(i)];
-      HostTensor<float> chunk_lse = ForwardRows(i, order, &out);
+      HostTensor<float> chunk_lse =
+          ForwardRows(i, order, &out, vectors ? &narrow_out : nullptr);
+      const ConstHeadTensor read_out =
+          vectors ? rows.Of(std::as_const(narrow_out).view())
+                  : ConstHeadTensor();
       rows.Put(chunk_lse, &lse);
       HostTensor<float> delta = Poisoned(chunk_lse.shape());
       Stream stream;
@@ -86,7 +98,7 @@ class ChunkedRun {
         WithMask(i, j, [&](const ChunkMask& pair) {
           AttentionChunkBackward(
               {rows.Of(q.activation()), rows.Of(d_out.activation()),
-               chunk_lse.view(), delta.view()},
+               chunk_lse.view(), delta.view(), read_out},
               keys.Of(k.activation()), keys.Of(v.activation()), scale, pair,
               {rows.Of(d_q.view()), keys.Of(d_k.view()), keys.Of(d_v.view())},
               stream);
@@ -155,9 +167,10 @@ class ChunkedRun {
         {row_chunk == key_chunk, ViewOrAbsent(of_rows), ViewOrAbsent(of_keys)});
   }
 
-  // Returns lse of the chunk. Its sums become its rows of `out`.
-  HostTensor<float> ForwardRows(int chunk, ChunkOrder order,
-                                HeadArray* out) const {
+  // Returns lse of the chunk. Its sums become its rows of `out` and, if there
+  // is one, `narrow_out`.
+  HostTensor<float> ForwardRows(int chunk, ChunkOrder order, HeadArray* out,
+                                SolutionArray* narrow_out) const {
     const Chunk& rows = chunks[static_cast<size_t>(chunk)];
     Stream stream;
     OwnedRowSums owned(
@@ -174,6 +187,9 @@ class ChunkedRun {
       });
     }
     HostTensor<float> lse = Poisoned(owned.row_max.shape());
+    if (narrow_out != nullptr) {
+      FinishRowSums(sums, rows.Of(narrow_out->view()), lse.view(), stream);
+    }
     FinishRowSums(sums, sums.weighted, lse.view(), stream);
     return lse;
   }
@@ -197,10 +213,15 @@ TEST_P(ChunkedAttention, MatchesReferenceInEveryOrder) {
 TEST_P(ChunkedAttention, TakesBFloat16OnAGpu) {
   if (!IsOnGpu()) GTEST_SKIP() << "skipped: fp32 alone on a CPU";
   const ChunkedRun run(GetParam(), Activations::kBFloat16);
-  // Scores of bf16 operands are as exact as those of fp32 ones.
-  ExpectWithinBudget(run.Op(ChunkOrder::kOddFirst), run.Reference<float>(),
-                     run.Reference<double>(), /*score_roundings=*/1,
-                     testing::ProductRoundings(Activations::kBFloat16));
+  const HeadArray zeros(GetParam().size, "zero", 0.0);
+  for (const Margins margins : {Margins::kOdd, Margins::kVectors}) {
+    SCOPED_TRACE(static_cast<int>(margins));
+    // Scores of bf16 operands are as exact as those of fp32 ones.
+    ExpectWithinBudget(run.Op(ChunkOrder::kOddFirst, zeros, margins),
+                       run.Reference<float>(), run.Reference<double>(),
+                       /*score_roundings=*/1,
+                       testing::ProductRoundings(Activations::kBFloat16));
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -321,7 +342,7 @@ TEST(ChunkedAttention, AQueryThatMeetsNoKeyGetsZero) {
 
   HeadArray d(size, "d");
   const std::vector<float> old = d.Values();
-  AttentionChunkBackward({x.view(), x.view(), lse.view(), lse.view()},
+  AttentionChunkBackward({x.view(), x.view(), lse.view(), lse.view(), {}},
                          nan.view(), nan.view(), 1.0f,
                          {false, ones.view(), zeros.view()},
                          {d.view(), d.view(), d.view()}, stream);

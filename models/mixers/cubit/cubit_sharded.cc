@@ -42,14 +42,14 @@ class CubitMixer::ShardedCall : public ShardedSolve {
   void Backward(const Views<ConstHeadTensor>& views, ConstHeadTensor out);
 
  private:
-  void Begin(Block rows) override {
+  void Begin(SequenceBlock rows) override {
     BeginKrrRows(Chunk(rows), KernelSums(rows), stream());
   }
-  void Solve(Block rows) override;
-  void Update(Block rows, Block columns) override;
-  void AdjointSolve(Block columns) override;
-  void AdjointUpdate(Block rows, Block columns) override;
-  void ScoreGradients(Block rows, Block columns) override;
+  void Solve(SequenceBlock rows) override;
+  void Update(SequenceBlock rows, SequenceBlock columns) override;
+  void AdjointSolve(SequenceBlock columns) override;
+  void AdjointUpdate(SequenceBlock rows, SequenceBlock columns) override;
+  void ScoreGradients(SequenceBlock rows, SequenceBlock columns) override;
   absl::Status ReduceKeyGradients(int group, Communicator& communicator,
                                   Stream& stream) override {
     return groups_.Reduce(work_.d_keys, group, communicator, stream);
@@ -58,11 +58,11 @@ class CubitMixer::ShardedCall : public ShardedSolve {
   // What both passes need of the rank's own chunks, into its blocks.
   void PackSystem(ConstHeadTensor k, ConstHeadTensor r);
   bool r_is_key() const { return work_.r.raw() == work_.k.raw(); }
-  KrrChunk Chunk(Block block) const {
+  KrrChunk Chunk(SequenceBlock block) const {
     return {groups_.Rows(work_.r, block),
             groups_.Scalars(work_.column_scale, block), Segments(block)};
   }
-  KrrRightSide RightSide(Block block) const {
+  KrrRightSide RightSide(SequenceBlock block) const {
     return {groups_.Part(system_.v, block),
             groups_.Scalars(work_.value_scale, block),
             groups_.Heads(system_.log_lambda, block.group)};
@@ -98,7 +98,7 @@ void CubitMixer::ShardedCall::Backward(const Views<ConstHeadTensor>& views,
     SetZero(sums.raw(), sums.size_bytes(), stream());
   }
   RunBackward(out, system);
-  for (const Block block : groups_.OwnBlocks(cp_rank())) {
+  for (const SequenceBlock block : groups_.OwnBlocks(cp_rank())) {
     const HeadTensor d_r = groups_.Part(system_.d_r, block);
     KrrChunkFinish(Chunk(block), groups_.Scalars(work_.row_sums, block), d_r,
                    groups_.Rows(work_.d_keys, block), d_r,
@@ -110,19 +110,20 @@ void CubitMixer::ShardedCall::Backward(const Views<ConstHeadTensor>& views,
                         cp_rank(), stream());
 }
 
-void CubitMixer::ShardedCall::Solve(Block rows) {
+void CubitMixer::ShardedCall::Solve(SequenceBlock rows) {
   KrrChunkSolve(Chunk(rows), RightSide(rows), KernelSums(rows),
                 groups_.Rows(work_.x, rows),
                 groups_.Scalars(work_.lse_kernel, rows), KernelX(rows),
                 stream());
 }
 
-void CubitMixer::ShardedCall::Update(Block rows, Block columns) {
+void CubitMixer::ShardedCall::Update(SequenceBlock rows,
+                                     SequenceBlock columns) {
   KrrChunkUpdate(Chunk(rows), Chunk(columns), groups_.Rows(work_.x, columns),
                  KernelSums(rows), stream());
 }
 
-void CubitMixer::ShardedCall::AdjointSolve(Block columns) {
+void CubitMixer::ShardedCall::AdjointSolve(SequenceBlock columns) {
   const HeadTensor y = groups_.Rows(work_.y, columns);
   KrrChunkAdjointSolve(Chunk(columns),
                        groups_.Scalars(work_.lse_kernel, columns),
@@ -137,13 +138,15 @@ void CubitMixer::ShardedCall::AdjointSolve(Block columns) {
                        KernelX(columns), y, gradients, stream());
 }
 
-void CubitMixer::ShardedCall::AdjointUpdate(Block rows, Block columns) {
+void CubitMixer::ShardedCall::AdjointUpdate(SequenceBlock rows,
+                                            SequenceBlock columns) {
   KrrChunkAdjointUpdate(Chunk(rows), groups_.Scalars(work_.lse_kernel, rows),
                         groups_.Rows(work_.y, rows), Chunk(columns),
                         groups_.Rows(work_.d_x, columns), stream());
 }
 
-void CubitMixer::ShardedCall::ScoreGradients(Block rows, Block columns) {
+void CubitMixer::ShardedCall::ScoreGradients(SequenceBlock rows,
+                                             SequenceBlock columns) {
   KrrScoreGradients gradients;
   gradients.d_queries = groups_.Part(system_.d_r, rows);
   gradients.d_keys = groups_.Rows(work_.d_keys, columns);

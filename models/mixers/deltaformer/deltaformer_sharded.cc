@@ -40,12 +40,14 @@ class DeltaFormerMixer::ShardedCall : public ShardedSolve {
   void Backward(const Views<ConstHeadTensor>& views, ConstHeadTensor out);
 
  private:
-  void Begin(Block rows) override { BeginRowSums(KernelSums(rows), stream()); }
-  void Solve(Block rows) override;
-  void Update(Block rows, Block columns) override;
-  void AdjointSolve(Block columns) override;
-  void AdjointUpdate(Block rows, Block columns) override;
-  void ScoreGradients(Block rows, Block columns) override;
+  void Begin(SequenceBlock rows) override {
+    BeginRowSums(KernelSums(rows), stream());
+  }
+  void Solve(SequenceBlock rows) override;
+  void Update(SequenceBlock rows, SequenceBlock columns) override;
+  void AdjointSolve(SequenceBlock columns) override;
+  void AdjointUpdate(SequenceBlock rows, SequenceBlock columns) override;
+  void ScoreGradients(SequenceBlock rows, SequenceBlock columns) override;
   // The system's gradients of k are in d_k already.
   absl::Status ReduceKeyGradients(int, Communicator&, Stream&) override {
     return absl::OkStatus();
@@ -54,7 +56,7 @@ class DeltaFormerMixer::ShardedCall : public ShardedSolve {
   bool w_is_key() const { return work_.w.raw() == work_.k.raw(); }
   // What both passes need of the rank's own chunks, into its blocks.
   void PackSystem(const Views<ConstHeadTensor>& views);
-  DeltaChunk Chunk(Block block) const {
+  DeltaChunk Chunk(SequenceBlock block) const {
     return {groups_.Rows(work_.w, block), groups_.Rows(work_.k, block),
             groups_.Rows(work_.beta, block), Segments(block), system_.scale};
   }
@@ -83,19 +85,20 @@ void DeltaFormerMixer::ShardedCall::Backward(
   RunBackward(out, system);
 }
 
-void DeltaFormerMixer::ShardedCall::Solve(Block rows) {
+void DeltaFormerMixer::ShardedCall::Solve(SequenceBlock rows) {
   DeltaChunkSolve(Chunk(rows), groups_.Part(system_.v, rows), KernelSums(rows),
                   groups_.Rows(work_.x, rows),
                   groups_.Scalars(work_.lse_kernel, rows), KernelX(rows),
                   stream());
 }
 
-void DeltaFormerMixer::ShardedCall::Update(Block rows, Block columns) {
+void DeltaFormerMixer::ShardedCall::Update(SequenceBlock rows,
+                                           SequenceBlock columns) {
   DeltaChunkUpdate(Chunk(rows), Chunk(columns), groups_.Rows(work_.x, columns),
                    KernelSums(rows), stream());
 }
 
-void DeltaFormerMixer::ShardedCall::AdjointSolve(Block columns) {
+void DeltaFormerMixer::ShardedCall::AdjointSolve(SequenceBlock columns) {
   const HeadTensor y = groups_.Rows(work_.y, columns);
   DeltaChunkAdjointSolve(Chunk(columns),
                          groups_.Scalars(work_.lse_kernel, columns),
@@ -106,13 +109,15 @@ void DeltaFormerMixer::ShardedCall::AdjointSolve(Block columns) {
                          groups_.Part(system_.d_beta, columns), stream());
 }
 
-void DeltaFormerMixer::ShardedCall::AdjointUpdate(Block rows, Block columns) {
+void DeltaFormerMixer::ShardedCall::AdjointUpdate(SequenceBlock rows,
+                                                  SequenceBlock columns) {
   DeltaChunkAdjointUpdate(Chunk(rows), groups_.Scalars(work_.lse_kernel, rows),
                           groups_.Rows(work_.y, rows), Chunk(columns),
                           groups_.Rows(work_.d_x, columns), stream());
 }
 
-void DeltaFormerMixer::ShardedCall::ScoreGradients(Block rows, Block columns) {
+void DeltaFormerMixer::ShardedCall::ScoreGradients(SequenceBlock rows,
+                                                   SequenceBlock columns) {
   DeltaChunkScoreGradients(Chunk(rows), Adjoint(rows), Chunk(columns),
                            groups_.Rows(work_.x, columns),
                            rows.chunk == columns.chunk,

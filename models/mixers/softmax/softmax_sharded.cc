@@ -53,7 +53,7 @@ CommunicationLane::Ticket PostReduce(const SoftmaxShardedScratch& work,
 
 // `weighted`: a local view, fp32.
 RowSums SumsOf(const SoftmaxShardedScratch& work, HeadTensor weighted,
-               Block block) {
+               SequenceBlock block) {
   RowSums sums;
   sums.row_max = work.groups.Scalars(work.row_max, block);
   sums.row_sum = work.groups.Scalars(work.row_sum, block);
@@ -62,12 +62,12 @@ RowSums SumsOf(const SoftmaxShardedScratch& work, HeadTensor weighted,
 }
 
 // What a block of rows gives to its d_q and to the parts of d_k and d_v.
-void RowsBackward(const SoftmaxShardedScratch& work, Block rows,
+void RowsBackward(const SoftmaxShardedScratch& work, SequenceBlock rows,
                   const AttentionChunkRows& queries, float scale,
                   const MixerContext& context, HeadTensor d_q) {
   const SequenceGroups& groups = work.groups;
   for (int c = 0; c <= rows.chunk; ++c) {
-    const Block keys = {rows.group, c};
+    const SequenceBlock keys = {rows.group, c};
     AttentionChunkBackward(
         queries, groups.Rows(work.k, keys), groups.Rows(work.v, keys), scale,
         groups.Mask(context.mask.segment_ids, rows.group, rows.chunk, c),
@@ -129,7 +129,7 @@ void SoftmaxMixer::ForwardSharded(const MixerContext& context,
               stream);
   const ProfileRange range(kAttention, stream);
   const Tickets gathered = PostGathers(work, lane, stream);
-  for (const Block rows : groups.OwnBlocks(sequence.cp_rank)) {
+  for (const SequenceBlock rows : groups.OwnBlocks(sequence.cp_rank)) {
     const RowSums sums = SumsOf(work, weighted, rows);
     lane.Wait(gathered[static_cast<size_t>(rows.group)], stream);
     BeginRowSums(sums, stream);
@@ -180,14 +180,15 @@ void SoftmaxMixer::BackwardSharded(const MixerContext& context,
   {
     const ProfileRange range(kAttention, stream);
     CommunicationLane::Ticket reduced = gathered.back();
-    const std::vector<Block> own = groups.OwnBlocks(rank);
+    const std::vector<SequenceBlock> own = groups.OwnBlocks(rank);
     for (size_t i = 0; i < own.size(); ++i) {
-      const Block rows = own[i];
+      const SequenceBlock rows = own[i];
       lane.Wait(gathered[static_cast<size_t>(rows.group)], stream);
       AttentionChunkRows queries = {
           groups.Part(q, rows), groups.Part(heads_of(d_out), rows),
-          groups.Scalars(work.lse, rows), groups.Scalars(work.delta, rows)};
-      AttentionChunkDelta(groups.Part(heads_of(out), rows), queries.d_out,
+          groups.Scalars(work.lse, rows), groups.Scalars(work.delta, rows),
+          groups.Part(heads_of(out), rows)};
+      AttentionChunkDelta(queries.out, queries.d_out,
                           groups.Scalars(work.delta, rows), stream);
       RowsBackward(work, rows, queries, attention_scale_, context,
                    groups.Part(d_q_sums, rows));
