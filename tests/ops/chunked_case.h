@@ -194,15 +194,13 @@ class SolutionArray {
     if (narrow_.empty()) return wide_.Values();
     const HeadSize& s = wide_.size();
     std::vector<float> values;
-    for (int64_t b = 0; b < s.batch; ++b) {
-      for (int64_t h = 0; h < s.num_heads; ++h) {
-        for (int64_t t = 0; t < s.seq_len; ++t) {
-          const BFloat16* row =
-              narrow_.data() +
-              ((b * s.seq_len + t) * s.num_heads + h) * s.head_dim;
-          for (int64_t c = 0; c < s.head_dim; ++c) {
-            values.push_back(ToFloat(row[c]));
-          }
+    for (int64_t pair = 0; pair < s.num_pairs(); ++pair) {
+      const int64_t b = pair / s.num_heads;
+      const int64_t h = pair % s.num_heads;
+      for (int64_t t = 0; t < s.seq_len; ++t) {
+        const BFloat16* row = view().row<BFloat16>(b, t, h);
+        for (int64_t c = 0; c < s.head_dim; ++c) {
+          values.push_back(ToFloat(row[c]));
         }
       }
     }
