@@ -20,6 +20,12 @@ MixerRates HopperAttention() {
   return rates;
 }
 
+// cuDNN's backward keeps the scores (ops/cuda/attention_engines.h). Beyond its
+// limit the project's kernels serve, from steps of 1.3B at T 32,768: 1.36 s for
+// both passes of 24 layers, of which the forward, cuDNN's, is 0.19.
+constexpr double kMostScoreBytes = double{8} * (int64_t{1} << 30);
+constexpr MixerRate kOwnAttentionBackward = {0.262, 512, 96, 45e-6};
+
 // The same for the solve of Cubit, measured on one H200, 2026-11. The seconds
 // of a call, those of its chain of diagonal blocks: from 128 and 256 sequences
 // times heads alone. T' and shares: from the steps at T 1,024 and 8,192. There
@@ -43,9 +49,13 @@ MixerRates HopperSolve() {
 //   - hidden_transfer_cost: with dp 2 products take 1.3 ms longer at 125M and 8
 //     at 1.3B, beside what by the link below are transfers of 1.6 and 14.8 ms;
 //     between the two ratios. Transfers of tp are assumed to cost as much;
+//   - sharded_*: wavefronts and rings of cp 2 and 4 at T 1,024 to 32,768: what
+//   is
+//     neither solve nor attention;
 //   - NVLink, between two: 185 to 202 GB/s of tp's gathers and exchanges in
 //     steps, 220 to 280 of the gathers of ZeRO-1. An all-reduce of 1 GiB alone
 //     has 329 to 361 (of 450 each way);
+//   - wide_tp_speed: waits of tp 4 of 1.3B, 173 ms of 434;
 //   - the network: 90% of a data sheet, one 400 Gb/s port a GPU. Not measured.
 // An H100 is the same chip with slower memory (3.35 instead of 4.8 TB/s).
 MachineModel Hopper(const char* name, double memory_bandwidth) {
@@ -55,11 +65,17 @@ MachineModel Hopper(const char* name, double memory_bandwidth) {
   model.device.half_hidden_size = 170;
   model.device.kernel_s = 4e-6;
   model.device.attention = HopperAttention();
+  model.device.most_score_bytes = kMostScoreBytes;
+  model.device.attention_backward_beyond = kOwnAttentionBackward;
   model.device.solve = HopperSolve();
   model.device.memory_bandwidth = memory_bandwidth;
   model.device.hidden_transfer_cost = 0.6;
+  model.device.sharded_waits = 0.25;
+  model.device.sharded_pass_bytes = 180;
+  model.device.sharded_kernels = 350;
   model.intra_node = {205e9, 10e-6};
   model.inter_node = {45e9, 20e-6};
+  model.wide_tp_speed = 1.6;
   model.ranks_per_node = 8;
   return model;
 }

@@ -55,11 +55,22 @@ struct DeviceModel {
   // full.
   double kernel_s = 0;
   MixerRates attention;
+  // The backward of an attention whose scores, B H T^2 of the activations'
+  // dtype, are more bytes than this. 0: there is no such limit.
+  double most_score_bytes = 0;
+  MixerRate attention_backward_beyond;
   MixerRates solve;             // without the attention that goes with it
   double memory_bandwidth = 1;  // bytes/s, read and written together
   // Seconds by which a computation gets longer for each second of a transfer
   // that hides behind it: both want the same memory and processors.
   double hidden_transfer_cost = 0;
+  // A mixer's own form on shards by the times of its actions
+  // (models/mixers/wavefront_costs.h): the share of its transfers that is
+  // waited for, bytes of a wavefront's passes for each element of [B, Tl, H K],
+  // and their kernels a layer. All 0: by the rates above.
+  double sharded_waits = 0;
+  double sharded_pass_bytes = 0;
+  double sharded_kernels = 0;
 };
 
 // What one rank can send while it receives as much.
@@ -77,6 +88,9 @@ struct MachineModel {
   LinkModel intra_node;
   LinkModel inter_node;
   int ranks_per_node = 1;
+  // How much more a rank gathers and scatters in a second where tp has four
+  // ranks of a node or more than where it has two.
+  double wide_tp_speed = 1;
 
   // The link of a group that lies within `span` consecutive ranks, of which the
   // first is a multiple of `span`.

@@ -3,12 +3,15 @@
 #include "launch/sequence_cost.h"
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "models/mixers/registry.h"
 #include "models/mixers/sequence_groups.h"
 #include "models/mixers/token_mixer.h"
+#include "models/mixers/wavefront_costs.h"
 #include "parallel/sequence_layout.h"
 #include "parallel/wavefront_schedule.h"
 #include "parallel/wavefront_simulator.h"
@@ -64,6 +67,81 @@ double MixerSeconds(const SequenceCall& call, const MixerRate& attention,
                             : seconds(attention, 1);
 }
 
+// Milliseconds of a rank's actions of these kinds, which are a cp-th of all:
+// every rank owns two chunks of every group and the same number of pairs.
+double ActionMilliseconds(const std::vector<WavefrontActionKind>& kinds,
+                          const SequenceCall& call,
+                          const WavefrontCosts& costs) {
+  const double chunks = 2.0 * call.cp_size;
+  const double pairs = chunks * (chunks - 1) / 2 / call.cp_size;
+  double sum = 0;
+  for (const WavefrontActionKind kind : kinds) {
+    const WavefrontCosts::Cost& cost = costs.actions[static_cast<size_t>(kind)];
+    // A solve is of a diagonal, an update of a pair of chunks.
+    const bool solves = kind == WavefrontActionKind::kSolve ||
+                        kind == WavefrontActionKind::kAdjointSolve;
+    const bool updates = kind == WavefrontActionKind::kUpdate ||
+                         kind == WavefrontActionKind::kAdjointUpdate;
+    if (!solves) sum += pairs * cost.pair;
+    if (!updates) sum += 2 * cost.diagonal;
+  }
+  return sum * call.num_groups;
+}
+
+// By the times of the actions: transfers that make computations longer or are
+// waited for, and passes over the rank's rows, two fifths of them forward.
+SequenceCost ShardedOnGpu(const SequenceCall& call, const DeviceModel& device,
+                          const LinkModel& link) {
+  using Kind = WavefrontActionKind;
+  // Without a solve there are no buffers of sums for one, and nobody waits for
+  // what another computes.
+  constexpr double kPassesOfRing = 0.25;
+  const double of_transfers = device.hidden_transfer_cost +
+                              (call.has_wavefront ? device.sharded_waits : 0);
+  const SequenceBytes bytes = BytesOf(CpMethod::kSharded, call);
+  const double messages = 2 * call.cp_size * call.num_groups;
+  const WavefrontCosts costs = GpuWavefrontCosts(
+      SequenceGroups(SequenceLayout(call.seq_len, call.cp_size), call.batch,
+                     call.num_heads),
+      call.head_dim, DType::kBFloat16);
+  const auto elements =
+      static_cast<double>(call.batch * call.seq_len / call.cp_size *
+                          call.num_heads * call.head_dim);
+  const double passes =
+      (call.has_wavefront ? 1 : kPassesOfRing) *
+      (elements * device.sharded_pass_bytes / device.memory_bandwidth +
+       device.sharded_kernels * device.kernel_s);
+  const auto seconds = [&](const std::vector<Kind>& kinds, double idle,
+                           double sent, double share) {
+    return 1e-3 * ActionMilliseconds(kinds, call, costs) * (1 + idle) +
+           of_transfers * link.Seconds(sent, messages) + share * passes;
+  };
+  std::vector<Kind> forward = {Kind::kAttend};
+  std::vector<Kind> backward = {Kind::kAttendBackward};
+  SequenceCost cost;
+  if (call.has_wavefront) {
+    forward.insert(forward.end(), {Kind::kSolve, Kind::kUpdate});
+    backward.insert(backward.end(), {Kind::kAdjointSolve, Kind::kAdjointUpdate,
+                                     Kind::kScoreGradients});
+    cost.forward_idle = IdleShare(WavefrontPass::kForward, call);
+    cost.backward_idle = IdleShare(WavefrontPass::kBackward, call);
+  }
+  cost.forward_seconds =
+      seconds(forward, cost.forward_idle, bytes.forward, 0.4) -
+      MixerForwardSeconds(call, device);
+  cost.backward_seconds =
+      seconds(backward, cost.backward_idle, bytes.backward, 0.6) -
+      MixerBackwardSeconds(call, device);
+  return cost;
+}
+
+// Of whole sequences of a rank's heads.
+double ScoreBytes(const SequenceCall& call) {
+  return static_cast<double>(call.batch * call.num_heads) / call.cp_size *
+         std::pow(static_cast<double>(call.seq_len), 2) *
+         static_cast<double>(call.element_bytes);
+}
+
 }  // namespace
 
 absl::string_view ShardedFormOf(absl::string_view mixer) {
@@ -117,8 +195,12 @@ double MixerForwardSeconds(const SequenceCall& call,
 
 double MixerBackwardSeconds(const SequenceCall& call,
                             const DeviceModel& device) {
-  return MixerSeconds(call, device.attention.backward, device.solve.backward, 2,
-                      device.gemm_flops);
+  const bool beyond =
+      device.most_score_bytes > 0 && ScoreBytes(call) > device.most_score_bytes;
+  return MixerSeconds(
+      call,
+      beyond ? device.attention_backward_beyond : device.attention.backward,
+      device.solve.backward, 2, device.gemm_flops);
 }
 
 SequenceBytes BytesOf(CpMethod method, const SequenceCall& call) {
@@ -160,6 +242,9 @@ SequenceCost CostOf(CpMethod method, const SequenceCall& call,
     cost.backward_seconds = link.Seconds(bytes.backward, messages) +
                             copies / device.memory_bandwidth;
     return cost;
+  }
+  if (device.sharded_waits > 0 && call.seq_len % (2 * call.cp_size) == 0) {
+    return ShardedOnGpu(call, device, link);
   }
   if (call.has_wavefront) {
     cost.forward_idle = IdleShare(WavefrontPass::kForward, call);

@@ -64,7 +64,8 @@ double MixerForwardSeconds(const SequenceCall& call, const DeviceModel& device);
 double MixerBackwardSeconds(const SequenceCall& call,
                             const DeviceModel& device);
 
-// Seconds beyond those, and the share of them that a wavefront waits for.
+// Seconds beyond those, which may be negative where a wavefront's kernels are
+// faster, and the share of them that a wavefront waits for.
 struct SequenceCost {
   double forward_idle = 0;
   double backward_idle = 0;

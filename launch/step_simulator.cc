@@ -112,7 +112,10 @@ class StepModel {
            machine_.device.hidden_transfer_cost * (transfer - exposed);
   }
   double TpSeconds(const PassCosts& pass) const {
-    return machine_.LinkOf(tp_).Seconds(pass.tp_bytes, pass.tp_messages);
+    const bool wide = tp_ > 2 && tp_ <= machine_.ranks_per_node;
+    return machine_.LinkOf(tp_).Seconds(
+        wide ? pass.tp_bytes / machine_.wide_tp_speed : pass.tp_bytes,
+        pass.tp_messages);
   }
   PassSeconds Forward(const PartCosts& part) const {
     const auto layers = static_cast<double>(part.num_layers);

@@ -9,7 +9,9 @@ namespace {
 
 using Kind = WavefrontActionKind;
 
-// Milliseconds of an op on a GPU: a launch that fills it, and products.
+// Milliseconds of an op on a GPU: products, and `base` for what does not depend
+// on the other side's length, of which a launch is kLaunch and the rest rows
+// that are read and written.
 struct OpTime {
   Kind kind;
   double products;              // of a pair; a diagonal has half of them
@@ -28,12 +30,16 @@ constexpr OpTime kOpTimes[] = {
     {Kind::kAdjointUpdate, 2, 0.034, 373, 0.034, 373},
     {Kind::kScoreGradients, 4, 0.089, 290, 0.109, 196}};
 
+constexpr double kLaunch = 0.008;
+constexpr double kElementsOfBase = 2 * 1024 * 16 * 128;  // of both shapes
+
 // Of a collective of a few ranks beside computation: ms, and bytes in a ms.
 constexpr double kMessageBase = 0.02;
 constexpr double kMessageRate = 200e6;
 
-double Milliseconds(double flops, double base, double rate) {
-  return base + flops / (rate * 1e9);
+double Milliseconds(double flops, double elements, double base, double rate) {
+  return kLaunch + (base - kLaunch) * elements / kElementsOfBase +
+         flops / (rate * 1e9);
 }
 
 }  // namespace
@@ -44,14 +50,14 @@ WavefrontCosts GpuWavefrontCosts(const SequenceGroups& groups, int64_t head_dim,
   const auto pairs = static_cast<double>(groups.sequences() * groups.heads());
   const auto dim = static_cast<double>(head_dim);
   const double product = 2 * pairs * rows * rows * dim;
+  const double elements = pairs * rows * dim;
   WavefrontCosts costs;
   for (const OpTime& op : kOpTimes) {
-    costs[op.kind].pair =
-        Milliseconds(op.products * product, op.pair_base, op.pair_rate);
-    costs[op.kind].diagonal = Milliseconds(op.products / 2 * product,
+    costs[op.kind].pair = Milliseconds(op.products * product, elements,
+                                       op.pair_base, op.pair_rate);
+    costs[op.kind].diagonal = Milliseconds(op.products / 2 * product, elements,
                                            op.diagonal_base, op.diagonal_rate);
   }
-  const double elements = pairs * rows * dim;
   costs.broadcast = kMessageBase + elements *
                                        static_cast<double>(SizeOf(dtype)) /
                                        kMessageRate;

@@ -216,6 +216,7 @@ TEST(SimulateStep, AgreesWithOneGpu) {
         Measured{"cubit_350m", 1024, 32, {0.2244}, 36.53},
         Measured{"cubit_1p3b", 1024, 16, {0.3046}, 54.62},
         Measured{"cubit_1p3b", 8192, 2, {0.5413}, 54.62},
+        Measured{"cubit_1p3b", 32768, 1, {3.1205, 3.1596}, 82.8},
         Measured{"transformer_125m", 1024, 32, {0.0591, 0.0570}, 13.46},
         Measured{"transformer_350m", 1024, 32, {0.1667, 0.1580}, 32.80},
         Measured{"transformer_1p3b", 1024, 16, {0.2479, 0.2372}, 49.71},
@@ -294,6 +295,95 @@ TEST(SimulateStep, TakesThousandsOfRanks) {
   EXPECT_THAT(estimate.ToString(),
               AllOf(HasSubstr("computation"), HasSubstr("tp, waiting"),
                     HasSubstr("largest rank")));
+}
+
+// Measured on four H200s of one host, 2026-11, Cubit 1.3B, T = 1024, 16,384
+// tokens a rank and step.
+TEST(SimulateStep, AgreesWithFourGpus) {
+  struct Measured {
+    const char* name;
+    std::vector<std::string> layout;
+    int micro_batch;
+    double step;
+  };
+  for (const Measured& run :
+       {Measured{"dp4", {}, 16, 0.3157},
+        Measured{"tp4", {"parallel.tp_size=4"}, 64, 0.4337},
+        Measured{"cp4-ulysses",
+                 {"parallel.cp_size=4", "parallel.cp_method=ulysses"},
+                 64,
+                 0.3669},
+        Measured{
+            "pp4-1f1b-m16",
+            {"parallel.pp_size=4", "parallel.pipeline_schedule=one_f_one_b"},
+            4,
+            0.3780}}) {
+    std::vector<std::string> assignments = run.layout;
+    assignments.push_back("precision.compute=bf16");
+    assignments.push_back("batch.global_batch_size=64");
+    assignments.push_back(
+        absl::StrCat("batch.micro_batch_size=", run.micro_batch));
+    const Layout layout = Make("cubit_1p3b", assignments, 4, "cuda");
+    const double step = Simulate(layout, MachineModelOf("h200")).step;
+    EXPECT_NEAR(step / run.step, 1, 0.1) << run.name;
+  }
+}
+
+// Measured on two and four H200s of one host, 2026-11, by the kernels of
+// docs/decisions/0032; the last wavefront before two warpgroups shared tiles.
+TEST(SimulateStep, AgreesWithSequencesOverGpus) {
+  struct Measured {
+    const char* preset;
+    const char* method;
+    int seq_len;
+    int cp_size;
+    int sequences;
+    double step;
+  };
+  for (const Measured& run :
+       {Measured{"cubit_125m", "wavefront", 1024, 2, 32, 0.12183},
+        Measured{"cubit_1p3b", "wavefront", 1024, 2, 32, 0.54572},
+        Measured{"cubit_1p3b", "wavefront", 8192, 2, 4, 0.81866},
+        Measured{"cubit_1p3b", "wavefront", 8192, 4, 8, 1.01895},
+        Measured{"cubit_1p3b", "wavefront", 32768, 2, 2, 3.17787},
+        Measured{"cubit_1p3b", "wavefront", 32768, 4, 4, 3.65989},
+        Measured{"cubit_1p3b", "ulysses", 32768, 2, 2, 3.35482},
+        Measured{"cubit_1p3b", "ulysses", 32768, 4, 4, 3.40121},
+        Measured{"transformer_1p3b", "ulysses", 8192, 2, 4, 0.37843},
+        Measured{"transformer_1p3b", "ring", 1024, 2, 32, 0.33151},
+        Measured{"transformer_1p3b", "ring", 8192, 2, 4, 0.42929}}) {
+    const Layout layout =
+        Make(run.preset,
+             {"precision.compute=bf16",
+              absl::StrCat("parallel.cp_method=", run.method),
+              absl::StrCat("model.seq_len=", run.seq_len),
+              absl::StrCat("parallel.cp_size=", run.cp_size),
+              absl::StrCat("batch.micro_batch_size=", run.sequences),
+              absl::StrCat("batch.global_batch_size=", run.sequences)},
+             run.cp_size, "cuda");
+    const double step = Simulate(layout, MachineModelOf("h200")).step;
+    EXPECT_NEAR(step / run.step, 1, 0.1)
+        << run.preset << " T " << run.seq_len << " cp " << run.cp_size << " "
+        << run.method;
+  }
+}
+
+// cuDNN's backward keeps its scores; beyond a limit another one serves.
+TEST(SimulateStep, ScoresBeyondTheLimitOfAGpuTakeLonger) {
+  const MachineModel machine = MachineModelOf("h200");
+  MachineModel unlimited = machine;
+  unlimited.device.most_score_bytes = 0;
+  const auto ratio = [&](int seq_len) {
+    const Layout layout =
+        Make("cubit_1p3b_figure",
+             {absl::StrCat("model.seq_len=", seq_len),
+              "batch.micro_batch_size=1", "batch.global_batch_size=2"},
+             1, "cuda");
+    return Simulate(layout, machine).compute /
+           Simulate(layout, unlimited).compute;
+  };
+  EXPECT_EQ(ratio(8192), 1);
+  EXPECT_GT(ratio(32768), 1.1);
 }
 
 }  // namespace
