@@ -104,9 +104,9 @@ SequenceCost ShardedOnGpu(const SequenceCall& call, const DeviceModel& device,
       SequenceGroups(SequenceLayout(call.seq_len, call.cp_size), call.batch,
                      call.num_heads),
       call.head_dim, DType::kBFloat16);
+  const int64_t local_rows = call.batch * (call.seq_len / call.cp_size);
   const auto elements =
-      static_cast<double>(call.batch * call.seq_len / call.cp_size *
-                          call.num_heads * call.head_dim);
+      static_cast<double>(local_rows * call.num_heads * call.head_dim);
   const double passes =
       (call.has_wavefront ? 1 : kPassesOfRing) *
       (elements * device.sharded_pass_bytes / device.memory_bandwidth +
