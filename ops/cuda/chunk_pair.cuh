@@ -26,9 +26,9 @@
 namespace cubit {
 namespace cuda {
 
-// Blocks of threads, as measured (docs/decisions/0032): two warpgroups with long
-// rows share what is streamed, which takes 5% to 13% less than two blocks of
-// one; with short rows three blocks of one fit a multiprocessor.
+// Blocks of threads, as measured (docs/decisions/0032): two warpgroups with
+// long rows share what is streamed, which takes 5% to 13% less than two blocks
+// of one; with short rows three blocks of one fit a multiprocessor.
 template <typename Products, int kDim>
 struct ChunkShape {
   static constexpr int kWarpgroups =
