@@ -28,8 +28,8 @@ TEST(WavefrontCosts, OfACpuAreTheUnits) {
   EXPECT_EQ(got.actions[0].pair, units.actions[0].pair);
 }
 
-// Pairs grow with the square of a chunk, messages with its length, once a launch
-// is no longer what a pair costs.
+// Pairs grow with the square of a chunk, messages with its length, once a
+// launch is no longer what a pair costs.
 TEST(WavefrontCosts, OfAGpuLetLongChunksHideMessages) {
   const auto share = [](int64_t seq_len) {
     WavefrontCosts costs =
