@@ -49,9 +49,8 @@ MixerRates HopperSolve() {
 //   - hidden_transfer_cost: with dp 2 products take 1.3 ms longer at 125M and 8
 //     at 1.3B, beside what by the link below are transfers of 1.6 and 14.8 ms;
 //     between the two ratios. Transfers of tp are assumed to cost as much;
-//   - sharded_*: wavefronts and rings of cp 2 and 4 at T 1,024 to 32,768: what
-//   is
-//     neither solve nor attention;
+//   - sharded_*: steps of wavefronts and rings, cp 2 and 4, T 1,024 to 32,768,
+//     and what of them is neither solve nor attention;
 //   - NVLink, between two: 185 to 202 GB/s of tp's gathers and exchanges in
 //     steps, 220 to 280 of the gathers of ZeRO-1. An all-reduce of 1 GiB alone
 //     has 329 to 361 (of 450 each way);

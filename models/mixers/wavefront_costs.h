@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // How long the actions and messages of a wavefront take on this back end, for
-// the order of its schedule (parallel/wavefront_schedule.h) alone: an order
-// made for other times is right, too, but ranks wait in it.
+// the order of its schedule (parallel/wavefront_schedule.h) and for estimates
+// (launch/sequence_cost.h). An order made for other times is right, too, but
+// ranks wait in it.
 
 #ifndef CUBIT_MODELS_MIXERS_WAVEFRONT_COSTS_H_
 #define CUBIT_MODELS_MIXERS_WAVEFRONT_COSTS_H_

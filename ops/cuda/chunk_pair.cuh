@@ -136,13 +136,13 @@ class ChunkPass {
       WaitForProducts<0>();
       HoldAccumulators(weights);
       if (kBoth) HoldAccumulators(products);
-      return;
-    }
-    MultiplyTransposed<Products, OwnTile, StreamedTile>(
-        Elements(m_.scored), own_row_, Elements(stage.scored), weights);
-    if (kBoth) {
+    } else {
       MultiplyTransposed<Products, OwnTile, StreamedTile>(
-          Elements(m_.weighed), own_row_, Elements(stage.weighed), products);
+          Elements(m_.scored), own_row_, Elements(stage.scored), weights);
+      if (kBoth) {
+        MultiplyTransposed<Products, OwnTile, StreamedTile>(
+            Elements(m_.weighed), own_row_, Elements(stage.weighed), products);
+      }
     }
   }
 

@@ -89,15 +89,7 @@ __device__ __forceinline__ void MultiplyTransposed(
     const typename Products::Element* own, int own_row,
     const typename Products::Element* streamed,
     float (&c)[StreamedTile::kRows / 8][4]) {
-  if constexpr (kByWarpgroup<Products>) {
-    HoldAccumulators(c);
-    FenceProducts();
-    StartTransposed<OwnTile, StreamedTile>(own, /*own_row=*/0, streamed, c);
-    CommitProducts();
-    WaitForProducts<0>();
-    HoldAccumulators(c);
-    return;
-  }
+  static_assert(!kByWarpgroup<Products>, "StartTransposed");
   SetZero(c);
 #pragma unroll
   for (int k = 0; k < OwnTile::kDim; k += 16) {
