@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "ops/cuda/adjoint_launch.cuh"
+#include "ops/cuda/solve_engines.h"
 #include "ops/cuda/tensor_map.cuh"
 #include "ops/cuda/warpgroup_gradients.cuh"
 
@@ -83,13 +84,14 @@ bool MakeMaps(const AdjointArguments& in, GradientMaps* maps) {
 
 bool AdjointWarpgroup(const AdjointArguments& in, cudaStream_t stream) {
   GradientMaps maps;
-  if (!IsServed(in) || !MakeMaps(in, &maps)) return false;
-  if (in.head_dim > 32 && in.head_dim <= 64) {
-    Launch<64>(in, maps, stream);
-  } else if (in.head_dim > 80) {
-    Launch<128>(in, maps, stream);
-  } else {
+  if (!IsDimOfWarpgroups(in.head_dim) || !IsServed(in) ||
+      !MakeMaps(in, &maps)) {
     return false;
+  }
+  if (in.head_dim <= 64) {
+    Launch<64>(in, maps, stream);
+  } else {
+    Launch<128>(in, maps, stream);
   }
   return true;
 }

@@ -108,11 +108,6 @@ constexpr int kChunkRows = 64;
 constexpr int kChunkThreads = 128;
 constexpr int kMaxChunkDim = 128;
 
-// Head dims that warpgroups multiply (solve_engines.h).
-constexpr bool IsDimOfWarpgroups(int head_dim) {
-  return (head_dim > 32 && head_dim <= 64) || head_dim > 80;
-}
-
 // How operands are multiplied: a's dtype says it, and for fp32 the op: solves
 // as in krr.h, attention as in attention.h.
 enum class ChunkProducts { kBFloat16, kBFloat16x3, kTFloat32x3 };

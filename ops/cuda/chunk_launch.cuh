@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "ops/cuda/chunk_arguments.h"
+#include "ops/cuda/solve_engines.h"
 #include "ops/cuda/warp_products.cuh"
 #include "runtime/check.h"
 #include "runtime/cuda_check.h"

@@ -5,6 +5,7 @@
 
 #include "ops/cuda/adjoint_launch.cuh"
 #include "ops/cuda/chunk_warpgroup.h"
+#include "ops/cuda/solve_engines.h"
 
 namespace cubit {
 namespace cuda {

@@ -4,6 +4,7 @@
 // (triangular_solve.cuh), which continues from the chunk's sums.
 
 #include "ops/cuda/chunk_warpgroup.h"
+#include "ops/cuda/solve_engines.h"
 #include "ops/cuda/solve_launch.cuh"
 
 namespace cubit {

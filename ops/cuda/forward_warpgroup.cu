@@ -7,15 +7,13 @@ namespace cuda {
 
 template <typename System>
 bool LaunchWarpgroupSolve(const SolveArguments& in, Stream& stream) {
-  if (!in.aligned) return false;
-  if (in.head_dim > 32 && in.head_dim <= 64) {
+  if (!in.aligned || !IsDimOfWarpgroups(in.head_dim)) return false;
+  if (in.head_dim <= 64) {
     LaunchSolver<ForwardSolver<System, BFloat16Products, 64, 4, true>, 3>(
         in, stream);
-  } else if (in.head_dim > 80) {
+  } else {
     LaunchSolver<ForwardSolver<System, BFloat16Products, 128, 4, true>, 2>(
         in, stream);
-  } else {
-    return false;
   }
   return true;
 }

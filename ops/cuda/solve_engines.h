@@ -16,6 +16,11 @@ enum class SolveEngine {
                // 80; other head dims go to kWarp
 };
 
+// Head dims that kWarpgroup serves, padded to 64 and 128.
+constexpr bool IsDimOfWarpgroups(int head_dim) {
+  return (head_dim > 32 && head_dim <= 64) || head_dim > 80;
+}
+
 // Whether this build and this GPU have warpgroup products.
 bool HasWarpgroupSolve();
 
