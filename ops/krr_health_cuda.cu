@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "ops/cuda/head_views.cuh"
+#include "ops/cuda/krr_health.cuh"
 #include "ops/cuda/memory_pass.cuh"
 #include "ops/cuda/row_lanes.cuh"
 #include "ops/krr.h"
@@ -14,7 +15,12 @@
 namespace cubit {
 namespace {
 
+using cuda::kHealthNumbers;
+using cuda::kLargestV;
+using cuda::kLargestX;
+using cuda::kMinusDiagonal;
 using cuda::kRowThreads;
+using cuda::Larger;
 using cuda::RawPack;
 
 struct HealthArguments {
@@ -27,18 +33,6 @@ struct HealthArguments {
 
 // Rows that a thread takes part in: all their loads are in flight at once.
 constexpr int kRowsOfThread = 4;
-
-// Larger of two numbers; NaN is larger than everything.
-__device__ __forceinline__ float Larger(float a, float b) {
-  float larger;
-  asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(a), "f"(b));
-  return larger;
-}
-
-template <int kCount>
-__device__ void MaximaOverBlock(float (&x)[kCount]) {
-  cuda::ReduceOverBlock(x, [](float a, float b) { return Larger(a, b); });
-}
 
 // What a thread learns of its rows.
 struct RowMaxima {
@@ -77,9 +71,8 @@ __device__ __forceinline__ void AddColumns(
   }
 }
 
-// Health of kRowsOfThread rows for each row of the block: -log of the smallest
-// diagonal of P, largest |x|, largest |value_scale v|. Grid: rows of a
-// sequence, batch. Threads beyond the last row take it again.
+// A part of the health from kRowsOfThread rows for each row of the block. Grid:
+// rows of a sequence, batch. Threads beyond the last row take it again.
 template <typename Lanes>
 __global__ void __launch_bounds__(kRowThreads)
     HealthKernel(const __grid_constant__ HealthArguments in, float* parts) {
@@ -110,39 +103,21 @@ __global__ void __launch_bounds__(kRowThreads)
     AddColumns<Lanes>(r, v, x, begin + Lanes::Lane() * Lanes::kWidth, dim,
                       &maxima);
   }
-  float largest[3] = {0, maxima.largest_x, 0};
+  // The diagonal as -log until there is one number of it.
+  float largest[kHealthNumbers] = {0, maxima.largest_x, 0};
 #pragma unroll
   for (int i = 0; i < kRowsOfThread; ++i) {
     const float score = column_scale[i] * Lanes::Sum(maxima.squares[i]);
-    largest[0] = Larger(lse[i] - score, largest[0]);
-    largest[2] =
-        Larger(fabsf(value_scale[i]) * maxima.largest_v[i], largest[2]);
+    largest[kMinusDiagonal] = Larger(lse[i] - score, largest[kMinusDiagonal]);
+    largest[kLargestV] =
+        Larger(fabsf(value_scale[i]) * maxima.largest_v[i], largest[kLargestV]);
   }
-  MaximaOverBlock(largest);
+  cuda::ReduceOverBlock(largest, [](float a, float b) { return Larger(a, b); });
   if (threadIdx.x != 0) return;
-  float* part = parts + (int64_t{blockIdx.y} * gridDim.x + blockIdx.x) * 3;
-  for (int i = 0; i < 3; ++i) part[i] = largest[i];
-}
-
-// By one thread block: the order does not matter to a maximum.
-__global__ void __launch_bounds__(kRowThreads)
-    ReduceHealthKernel(const float* parts, int num_parts,
-                       const float* log_lambda, int num_heads, float* result) {
-  float largest[4] = {0, 0, 0, log_lambda[0]};
-#pragma unroll 4
-  for (int part = threadIdx.x; part < num_parts; part += kRowThreads) {
-    for (int i = 0; i < 3; ++i) {
-      largest[i] = Larger(parts[part * 3 + i], largest[i]);
-    }
-  }
-  for (int h = threadIdx.x; h < num_heads; h += kRowThreads) {
-    largest[3] = Larger(log_lambda[h], largest[3]);
-  }
-  MaximaOverBlock(largest);
-  if (threadIdx.x != 0) return;
-  result[0] = expf(-largest[0]);
-  result[1] = largest[2] == 0 ? 0 : largest[1] / largest[2];
-  result[2] = expf(largest[3]);
+  largest[kMinusDiagonal] = -expf(-largest[kMinusDiagonal]);
+  float* part =
+      parts + (int64_t{blockIdx.y} * gridDim.x + blockIdx.x) * kHealthNumbers;
+  for (int i = 0; i < kHealthNumbers; ++i) part[i] = largest[i];
 }
 
 }  // namespace
@@ -174,15 +149,14 @@ void KrrHealth(ConstHeadTensor r, ConstHeadTensor v, ConstTensor column_scale,
                         in.rows.count(), Lanes::kRowsOfBlock * kRowsOfThread)),
                     static_cast<unsigned>(r.batch));
     const int num_parts = static_cast<int>(grid.x * grid.y);
-    float* parts = static_cast<float*>(
-        CudaWorkspace(int64_t{num_parts} * 3 * int64_t{sizeof(float)}, stream));
+    float* parts = static_cast<float*>(CudaWorkspace(
+        int64_t{num_parts} * kHealthNumbers * int64_t{sizeof(float)}, stream));
     HealthKernel<Lanes>
         <<<grid, kRowThreads, 0, CudaStream(stream)>>>(in, parts);
     CUBIT_CUDA_CHECK_LAUNCH();
-    ReduceHealthKernel<<<1, kRowThreads, 0, CudaStream(stream)>>>(
-        parts, num_parts, log_lambda.data<float>(),
-        static_cast<int>(r.num_heads), result.data<float>());
-    CUBIT_CUDA_CHECK_LAUNCH();
+    cuda::ReduceHealth(parts, num_parts, log_lambda.data<float>(),
+                       static_cast<int>(r.num_heads), result.data<float>(),
+                       CudaStream(stream));
   });
 }
 
