@@ -60,10 +60,10 @@ class Block {
   void RecomputeForward(const LayerContext& context, ConstTensor x,
                         Recompute recompute, BlockSaved* saved) const;
   // `d` [Nl, D] holds the gradient of the block's result on entry and that of x
-  // on return.
+  // on return. `health` as in MixerLayer::Backward.
   void Backward(const LayerContext& context, ConstTensor x,
-                const BlockSaved& saved, const BlockScratch& scratch,
-                Tensor d) const;
+                const BlockSaved& saved, const BlockScratch& scratch, Tensor d,
+                Tensor health) const;
 
   const MixerLayer& mixer() const { return mixer_; }
 

@@ -217,13 +217,11 @@ void LanguageModel::BackwardBlocks(int chunk, const LayerContext& context,
     if (i + 1 < count) {
       block.RecomputeForward(context, x, activations->recompute, &saved);
     }
-    if (!health.empty()) {
-      const ProfileRange range("health", *context.stream);
-      block.mixer().Health(
-          context, saved.mixer,
-          health.Slice(static_cast<int64_t>(layer), 1).Reshape({3}));
-    }
-    block.Backward(context, x, saved, scratch->block, scratch->d);
+    block.Backward(
+        context, x, saved, scratch->block, scratch->d,
+        health.empty()
+            ? Tensor()
+            : health.Slice(static_cast<int64_t>(layer), 1).Reshape({3}));
     ready(block_ranges_[layer].first, block_ranges_[layer].last);
   }
 }

@@ -117,7 +117,7 @@ class LanguageModel {
   // added to the parameters' gradients. scratch->d holds the gradient of
   // ChunkOutput on entry, unless the chunk has the head, which makes the losses
   // too; and the gradient of the chunk's input on return. `health` [layers of
-  // the rank, 3] fp32, if not absent, receives what TokenMixer::Health says of
+  // the rank, 3] fp32, if not absent, receives the MixerHealth of
   // each layer of the chunk; only where has_health(). `ready` is for the last
   // backward of a step.
   void BackwardChunk(int chunk, const ChunkContext& context, float grad_scale,

@@ -19,6 +19,7 @@ constexpr int64_t kColumnMultiple = 8;
 
 // Where the time goes.
 constexpr char kUlysses[] = "ulysses";
+constexpr char kHealth[] = "health";
 
 // Mixers find the number of heads by dividing, so padding is for heads that are
 // wider than it.
@@ -241,44 +242,50 @@ void MixerLayer::ToSequence(const LayerContext& context,
 
 void MixerLayer::Backward(const LayerContext& context, ConstTensor d_y,
                           ConstTensor x, const MixerLayerSaved& saved,
-                          const MixerLayerScratch& scratch, Tensor d_x) const {
+                          const MixerLayerScratch& scratch, Tensor d_x,
+                          Tensor health) const {
+  CUBIT_CHECK(health.empty() || mixer_->has_health());
   out_.Backward(context, d_y, Rows(saved.out), Rows(scratch.d_out));
   if (exchanges_heads()) {
-    BackwardExchanged(context, saved, scratch);
+    BackwardExchanged(context, saved, scratch, health);
   } else if (shard_.shards_sequence()) {
-    mixer_->sharded()->BackwardSharded(
-        ContextFor(context), ShardFor(context, saved.columns.dim(1)),
-        saved.columns, *saved.mixer, saved.out, scratch.d_out,
-        scratch.mixer.get(), scratch.d_columns, ScalarGradients());
+    BackwardSharded(context, saved, scratch, health);
   } else {
     mixer_->Backward(ContextFor(context), saved.columns, *saved.mixer,
                      saved.out, scratch.d_out, scratch.mixer.get(),
-                     scratch.d_columns, ScalarGradients());
+                     scratch.d_columns, ScalarGradients(), health);
   }
   in_.Backward(context, Rows(scratch.d_columns), x, d_x);
 }
 
+void MixerLayer::BackwardSharded(const LayerContext& context,
+                                 const MixerLayerSaved& saved,
+                                 const MixerLayerScratch& scratch,
+                                 Tensor health) const {
+  const SequenceShardedMixer& mixer = *mixer_->sharded();
+  const MixerContext mixer_context = ContextFor(context);
+  if (!health.empty()) {
+    const ProfileRange range(kHealth, *context.stream);
+    mixer.HealthSharded(mixer_context, saved.columns, *saved.mixer, health);
+  }
+  mixer.BackwardSharded(mixer_context, ShardFor(context, saved.columns.dim(1)),
+                        saved.columns, *saved.mixer, saved.out, scratch.d_out,
+                        scratch.mixer.get(), scratch.d_columns,
+                        ScalarGradients());
+}
+
 void MixerLayer::BackwardExchanged(const LayerContext& context,
                                    const MixerLayerSaved& saved,
-                                   const MixerLayerScratch& scratch) const {
+                                   const MixerLayerScratch& scratch,
+                                   Tensor health) const {
   const int64_t seq_len = saved.columns.dim(1);
   ToHeads(context, OutExchange(seq_len), scratch, scratch.d_out,
           scratch.heads_d_out);
   mixer_->Backward(ContextFor(context), saved.columns, *saved.mixer,
                    saved.heads_out, scratch.heads_d_out, scratch.mixer.get(),
-                   scratch.heads_d_columns, ScalarGradients());
+                   scratch.heads_d_columns, ScalarGradients(), health);
   ToSequence(context, ColumnsExchange(seq_len), scratch,
              scratch.heads_d_columns, scratch.d_columns);
-}
-
-void MixerLayer::Health(const LayerContext& context,
-                        const MixerLayerSaved& saved, Tensor result) const {
-  if (shard_.shards_sequence()) {
-    mixer_->sharded()->HealthSharded(ContextFor(context), saved.columns,
-                                     *saved.mixer, result);
-    return;
-  }
-  mixer_->Health(ContextFor(context), saved.columns, *saved.mixer, result);
 }
 
 MixerLayerCache MixerLayer::AllocateCache(int64_t seq_len, Arena& arena) const {

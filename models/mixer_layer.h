@@ -77,16 +77,13 @@ class MixerLayer {
   // ParallelContext::mixer_scratch.
   void Forward(const LayerContext& context, ConstTensor x, ConstTensor residual,
                MixerLayerSaved* saved, Tensor y) const;
-  // d_x [Nl, D] is written.
+  // d_x [Nl, D] is written. `health` [3] fp32, if not absent, receives the
+  // health of the solve (MixerHealth) of this rank's heads and rows; only where
+  // the mixer has_health() (CHECK). The worst of all ranks is that of one rank,
+  // but for the gain, a ratio of two maxima, which it bounds.
   void Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
                 const MixerLayerSaved& saved, const MixerLayerScratch& scratch,
-                Tensor d_x) const;
-
-  // Health of what `saved` holds (TokenMixer::Health), of this rank's heads and
-  // rows: result [3] fp32. The worst of all ranks is that of one rank, but for
-  // the gain, a ratio of two maxima, which it bounds.
-  void Health(const LayerContext& context, const MixerLayerSaved& saved,
-              Tensor result) const;
+                Tensor d_x, Tensor health) const;
 
   // Decoding is for one rank (CHECK).
   MixerLayerCache AllocateCache(int64_t seq_len, Arena& arena) const;
@@ -122,10 +119,13 @@ class MixerLayer {
   void ToSequence(const LayerContext& context, const SequenceExchange& exchange,
                   const MixerLayerScratch& scratch, ConstTensor whole,
                   Tensor local) const;
-  // scratch.d_out to scratch.d_columns under kUlysses.
+  // scratch.d_out to scratch.d_columns, under kSharded and under kUlysses.
+  void BackwardSharded(const LayerContext& context,
+                       const MixerLayerSaved& saved,
+                       const MixerLayerScratch& scratch, Tensor health) const;
   void BackwardExchanged(const LayerContext& context,
                          const MixerLayerSaved& saved,
-                         const MixerLayerScratch& scratch) const;
+                         const MixerLayerScratch& scratch, Tensor health) const;
   // The part of a scalar [H] that is of the heads which the mixer sees.
   Tensor OfMixersHeads(const Tensor& scalar) const;
   std::vector<Tensor> ScalarGradients() const;

@@ -101,6 +101,10 @@ struct KrrBefore {
 //   before.rotary_table: d_r is then that of the r before the rotation. K even.
 //   d_log_lambda [H]: accumulated. y [B, T, H, K]: scratch; may alias d_x,
 //   which is then overwritten.
+//   health [3] fp32: written as KrrHealth does, beside the sweep, which has the
+//   rows at hand; absent: not computed. Of the entries of P that the sweep
+//   itself forms, so [0] is KrrHealth's to the rounding of its products; [1]
+//   and [2] are KrrHealth's to the bit. May alias nothing.
 void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
                       ConstTensor column_scale, ConstTensor value_scale,
                       ConstTensor log_lambda, const AttentionMask& mask,
@@ -108,7 +112,7 @@ void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
                       ConstHeadTensor x, ConstTensor lse, ConstHeadTensor d_x,
                       HeadTensor y, HeadTensor d_r, HeadTensor d_v,
                       Tensor d_column_scale, Tensor d_value_scale,
-                      Tensor d_log_lambda, Stream& stream);
+                      Tensor d_log_lambda, Tensor health, Stream& stream);
 
 // Health of a solve, for the log: result [3] fp32 receives
 //   [0] the smallest diagonal entry of P: min over rows of exp(S_ii - lse_i);

@@ -15,7 +15,7 @@ void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
                       ConstHeadTensor x, ConstTensor lse, ConstHeadTensor d_x,
                       HeadTensor y, HeadTensor d_r, HeadTensor d_v,
                       Tensor d_column_scale, Tensor d_value_scale,
-                      Tensor d_log_lambda, Stream& stream) {
+                      Tensor d_log_lambda, Tensor health, Stream& stream) {
   const Shape per_token = {r.batch, r.num_heads, r.seq_len};
   CUBIT_CHECK(
       column_scale.shape() == per_token && value_scale.shape() == per_token &&
@@ -40,6 +40,10 @@ void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
   in.d_column_scale = d_column_scale.data<float>();
   in.d_value_scale = d_value_scale.data<float>();
   in.d_log_lambda = d_log_lambda.data<float>();
+  if (!health.empty()) {
+    CUBIT_CHECK_SHAPE(health, {3});
+    in.health = health.data<float>();
+  }
   in.normalised = before.normalised;
   in.norm_epsilon = static_cast<float>(kKrrNormEpsilon);
   const bool turns = !before.rotary_table.empty();

@@ -263,11 +263,15 @@ void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
                       ConstHeadTensor x, ConstTensor lse, ConstHeadTensor d_x,
                       HeadTensor /*y*/, HeadTensor d_r, HeadTensor d_v,
                       Tensor d_column_scale, Tensor d_value_scale,
-                      Tensor d_log_lambda, Stream& stream) {
+                      Tensor d_log_lambda, Tensor health, Stream& stream) {
   CheckInputs(r, v, column_scale, value_scale, log_lambda, x, lse);
   CheckInputs(d_r, d_v, d_column_scale, d_value_scale, d_log_lambda, d_x, lse);
   const bool turns = !before.rotary_table.empty();
   if (turns) CheckRotary(before.rotary_table, 0, r);
+  if (!health.empty()) {
+    KrrHealth(r, v, column_scale, value_scale, log_lambda, x, lse, health,
+              stream);
+  }
   std::vector<double> partials(static_cast<size_t>(r.batch * r.num_heads));
   ParallelFor(r.batch * r.num_heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {

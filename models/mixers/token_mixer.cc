@@ -6,11 +6,6 @@
 
 namespace cubit {
 
-void TokenMixer::Health(const MixerContext&, ConstTensor, const MixerSaved&,
-                        Tensor) const {
-  CUBIT_CHECK(false) << "this mixer solves no system";
-}
-
 void SequenceShardedMixer::HealthSharded(const MixerContext&, ConstTensor,
                                          const MixerSaved&, Tensor) const {
   CUBIT_CHECK(false) << "this mixer solves no system";

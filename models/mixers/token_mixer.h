@@ -113,12 +113,14 @@ class TokenMixer {
                        MixerSaved* saved, Tensor out) const = 0;
 
   // d_columns [B, T, C] is written in full but for padding; d_scalars [H] each,
-  // in the order of scalars(), are accumulated.
+  // in the order of scalars(), are accumulated. `health` [3] fp32, if not
+  // absent, receives the health of the solve (MixerHealth); only where
+  // has_health() (CHECK).
   virtual void Backward(const MixerContext& context, ConstTensor columns,
                         const MixerSaved& saved, ConstTensor out,
                         ConstTensor d_out, MixerScratch* scratch,
-                        Tensor d_columns,
-                        const std::vector<Tensor>& d_scalars) const = 0;
+                        Tensor d_columns, const std::vector<Tensor>& d_scalars,
+                        Tensor health) const = 0;
 
   // Model FLOPs of the forward core (products of visible pairs, a multiply-add
   // is two); the backward counts twice that.
@@ -126,10 +128,6 @@ class TokenMixer {
 
   // Whether it solves a system that may be ill-conditioned.
   virtual bool has_health() const { return false; }
-  // Health of the solve, from what Forward kept: result [3] fp32 is written in
-  // stream order. Only where has_health() (CHECK).
-  virtual void Health(const MixerContext& context, ConstTensor columns,
-                      const MixerSaved& saved, Tensor result) const;
 
   // Decoding. `shape.seq_len` is the largest length. Cached bytes per token and
   // head are what the mixer's README says.
@@ -180,7 +178,9 @@ class SequenceShardedMixer {
                                ConstTensor out, ConstTensor d_out,
                                MixerScratch* scratch, Tensor d_columns,
                                const std::vector<Tensor>& d_scalars) const = 0;
-  // As TokenMixer::Health, of this rank's rows.
+  // Health of the solve of this rank's rows, from what ForwardSharded kept:
+  // result [3] fp32 is written in stream order. Only where has_health()
+  // (CHECK).
   virtual void HealthSharded(const MixerContext& context, ConstTensor columns,
                              const MixerSaved& saved, Tensor result) const;
 };

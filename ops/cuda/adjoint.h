@@ -65,6 +65,8 @@ struct AdjointArguments {
   float norm_epsilon = 0;
   // [T, K], head dims of kernels alone; null: no rotation.
   const float* rotary_table = nullptr;
+  // KRR: the health of the solve (KrrHealth in krr.h), [3]; null: not wanted.
+  float* health = nullptr;
 
   // Delta.
   float scale = 0;  // of every score
@@ -74,6 +76,8 @@ struct AdjointArguments {
   float* minus_delta = nullptr;      // [B, H, T]
   float* factors = nullptr;          // Delta: beta, [B, H, T]
   float* lambda_partials = nullptr;  // [B, H, blocks]: sums of Y . X
+  // Of every thread block (krr_health.cuh); null where `health` is.
+  float* health_parts = nullptr;
   SolveQueue* queue = nullptr;
 
   __host__ __device__ bool is_delta() const { return column_scale == nullptr; }

@@ -10,6 +10,7 @@
 
 #include "ops/cuda/adjoint.h"
 #include "ops/cuda/adjoint_solve.cuh"
+#include "ops/cuda/krr_health.cuh"
 #include "ops/cuda/score_gradients.cuh"
 #include "runtime/check.h"
 #include "runtime/cuda_check.h"
@@ -62,6 +63,9 @@ void LaunchAdjointSolve(const AdjointArguments& in, cudaStream_t stream) {
       std::min(num_items, NumMultiprocessors() * blocks_of_multiprocessor);
   kKernel<<<grid, kSolveThreads, kBytes, stream>>>(in, num_items);
   CUBIT_CUDA_CHECK_LAUNCH();
+  if (in.health == nullptr) return;
+  ReduceHealth(in.health_parts, grid, in.log_lambda, in.num_heads, in.health,
+               stream);
 }
 
 template <typename Products, int kDim,

@@ -9,6 +9,9 @@
 // subtracts P^T (f Y), and multiplies by the inverse of its own unit
 // upper-triangular block, which was made before and is kept less the identity.
 //
+// V and X of the rows and the diagonal of P are at hand here: so is the health
+// of KRR's solve, where it is wanted (krr_health.cuh).
+//
 // A block of threads solves blocks of rows, one after the other. A counter
 // gives them out last first, all heads in turn, so that whoever waits, waits
 // for a block that is already being worked on. A solved block is published by a
@@ -24,6 +27,7 @@
 #include "ops/cuda/adjoint.h"
 #include "ops/cuda/diagonal.cuh"
 #include "ops/cuda/head_tile.cuh"
+#include "ops/cuda/krr_health.cuh"
 #include "ops/cuda/mma.cuh"
 #include "ops/cuda/products.cuh"
 #include "ops/cuda/solve_queue.cuh"
@@ -89,6 +93,9 @@ struct AdjointSolveMemory {
   int segments[2][kSolveBlock];
   float g[kSolveBlock];  // g above; KRR: also 1 / D
   float dot_partials[kSolveThreads / 32];
+  // Of what each thread has seen of all its items: here, because registers are
+  // short and nobody else is to be waited for.
+  float health[kHealthNumbers][kSolveThreads];
   int item;
   int ready;
 };
@@ -359,10 +366,7 @@ class AdjointSolver {
         const int key = own_row_ + group_ + 8 * half;
         float g = 0;
         if (item_.first + key < in_.seq_len) {
-          g = in_.is_delta()
-                  ? m_.factors[0][key]
-                  : 1.0f / (DiagonalElement(weights_, own_row_ / 16, half) +
-                            lambda_);
+          g = in_.is_delta() ? m_.factors[0][key] : InverseOfDiagonal(half);
         }
         m_.g[key] = g;
       }
@@ -388,6 +392,19 @@ class AdjointSolver {
       m_.inverse[threadIdx.x * (kUnitUpperStride + 1)] = 0;
     }
     __syncthreads();
+  }
+
+  // 1 / D of the lane's upper or lower row, where HoldsDiagonal().
+  __device__ __forceinline__ float InverseOfDiagonal(int half) {
+    const float p = DiagonalElement(weights_, own_row_ / 16, half);
+    NoteHealth(kMinusDiagonal, -p);
+    return 1.0f / (p + lambda_);
+  }
+
+  __device__ __forceinline__ void NoteHealth(HealthNumber number, float x) {
+    if (kOnlyY || in_.health_parts == nullptr) return;
+    float& largest = m_.health[number][threadIdx.x];
+    largest = Larger(x, largest);
   }
 
   // sums_ += P^T (f Y) over the later blocks, the last first. Blocks from
@@ -772,39 +789,45 @@ AdjointSolver<Products, kDim, kWarpgroup, kOnlyY>::FinishDots() {
   const Element* v = in_.v.Head<const Element>(item_.b, item_.h);
   const Element* x = in_.x.Head<const Element>(item_.b, item_.h);
   float y_dot_x_sum = 0;
+  float largest_x = 0;
+  float largest_v = 0;
 #pragma unroll 4
   for (int i = 0; i < 16; ++i) {
     const int row = item_.first + own_row_ + i;
     if (row >= in_.seq_len) break;
     const float* y = m_.solution + (own_row_ + i) * kStride;
+    const float value_scale =
+        in_.is_delta() ? 1.0f : in_.value_scale[item_.row0 + row];
     float y_dot_v = 0;
     float y_dot_x = 0;
+    float largest_v_of_row = 0;
 #pragma unroll
     for (int k = 0; k < (kDim + 31) / 32; ++k) {
       const int c = k * 32 + lane;
       if (c < in_.head_dim) {
         // Y as the other products see it.
         const float value = Rounded<Element>(y[c]);
-        y_dot_v =
-            fmaf(value, ElementToFloat(v[row * in_.v.seq_stride + c]), y_dot_v);
-        y_dot_x =
-            fmaf(value, ElementToFloat(x[row * in_.x.seq_stride + c]), y_dot_x);
+        const float v_c = ElementToFloat(v[row * in_.v.seq_stride + c]);
+        const float x_c = ElementToFloat(x[row * in_.x.seq_stride + c]);
+        y_dot_v = fmaf(value, v_c, y_dot_v);
+        y_dot_x = fmaf(value, x_c, y_dot_x);
+        largest_v_of_row = Larger(fabsf(v_c), largest_v_of_row);
+        largest_x = Larger(fabsf(x_c), largest_x);
       }
     }
+    largest_v = Larger(fabsf(value_scale) * largest_v_of_row, largest_v);
     y_dot_v = WarpSum(y_dot_v);
     y_dot_x = WarpSum(y_dot_x);
     y_dot_x_sum += y_dot_x;
-    if (lane == 0) {
-      const float value_scale =
-          in_.is_delta() ? 1.0f : in_.value_scale[item_.row0 + row];
-      StoreDots(row, value_scale, y_dot_v, y_dot_x);
-    }
+    if (lane == 0) StoreDots(row, value_scale, y_dot_v, y_dot_x);
     if (lambda_ > 1) {
       const float sum =
           WeightedProducts<Element>(in_, item_.b, item_.h, row, y);
       if (lane == 0) in_.minus_delta[item_.row0 + row] = sum;
     }
   }
+  NoteHealth(kLargestX, largest_x);
+  NoteHealth(kLargestV, largest_v);
   StoreLambdaPartial(y_dot_x_sum);
 }
 
@@ -813,11 +836,14 @@ template <typename Products, int kDim, bool kWarpgroup, bool kOnlyY>
 __device__ __forceinline__ void
 AdjointSolver<Products, kDim, kWarpgroup, kOnlyY>::FinishDotsWarpgroup() {
   float y_dot_x_sum = 0;
+  float largest_x = 0;
+  float largest_v = 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = own_row_ + group_ + 8 * half;
     float y_dot_v = 0;
     float y_dot_x = 0;
+    float largest_v_of_row = 0;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
       const int offset = HeadTile::Offset(row, 8 * n + 2 * quad_);
@@ -828,7 +854,11 @@ AdjointSolver<Products, kDim, kWarpgroup, kOnlyY>::FinishDotsWarpgroup() {
       const float y1 = Rounded<Element>(sums_[n][2 * half + 1]);
       y_dot_v = fmaf(y1, v.y, fmaf(y0, v.x, y_dot_v));
       y_dot_x = fmaf(y1, x.y, fmaf(y0, x.x, y_dot_x));
+      largest_v_of_row =
+          Larger(fabsf(v.y), Larger(fabsf(v.x), largest_v_of_row));
+      largest_x = Larger(fabsf(x.y), Larger(fabsf(x.x), largest_x));
     }
+    largest_v = Larger(fabsf(value_scale_[half]) * largest_v_of_row, largest_v);
     y_dot_v = QuadSum(y_dot_v);
     y_dot_x = QuadSum(y_dot_x);
     // Rows beyond the sequence are zeros.
@@ -838,6 +868,8 @@ AdjointSolver<Products, kDim, kWarpgroup, kOnlyY>::FinishDotsWarpgroup() {
       StoreDots(item_.first + row, value_scale_[half], y_dot_v, y_dot_x);
     }
   }
+  NoteHealth(kLargestX, largest_x);
+  NoteHealth(kLargestV, largest_v);
   StoreLambdaPartial(WarpSum(y_dot_x_sum));
   if (lambda_ > 1) WeighRows();
 }
@@ -858,6 +890,28 @@ AdjointSolver<Products, kDim, kWarpgroup, kOnlyY>::WeighRows() {
   }
 }
 
+// Of a thread block that has no more items: its part of the health.
+template <typename Memory>
+__device__ __forceinline__ void StoreHealthPart(const AdjointArguments& in,
+                                                const Memory& m) {
+  static_assert(kHealthNumbers <= kSolveThreads / 32);
+  __syncthreads();
+  const int number = threadIdx.x / 32;  // each by a warp
+  if (number >= kHealthNumbers) return;
+  const int lane = threadIdx.x % 32;
+  float largest = m.health[number][lane];
+#pragma unroll
+  for (int i = lane + 32; i < kSolveThreads; i += 32) {
+    largest = Larger(m.health[number][i], largest);
+  }
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    largest = Larger(__shfl_xor_sync(0xffffffffu, largest, offset), largest);
+  }
+  if (lane != 0) return;
+  in.health_parts[blockIdx.x * kHealthNumbers + number] = largest;
+}
+
 template <typename Products, int kDim, bool kWarpgroup = false,
           bool kOnlyY = false>
 __global__ void __launch_bounds__(kSolveThreads,
@@ -874,6 +928,12 @@ __global__ void __launch_bounds__(kSolveThreads,
     return static_cast<int>(atomicAdd(&in.queue->next_item, 1u));
   };
   if (threadIdx.x == 0) memory->item = take();
+  const bool wants_health = !kOnlyY && in.health_parts != nullptr;
+  if (wants_health) {
+    for (int i = 0; i < kHealthNumbers; ++i) {
+      memory->health[i][threadIdx.x] = HealthOfNoRow(i);
+    }
+  }
   __syncthreads();
   const int num_pairs = in.batch * in.num_heads;
   const int num_blocks = (in.seq_len + kSolveBlock - 1) / kSolveBlock;
@@ -895,6 +955,7 @@ __global__ void __launch_bounds__(kSolveThreads,
     if (threadIdx.x == 0) memory->item = next;
     __syncthreads();
   }
+  if (wants_health) StoreHealthPart(in, *memory);
   if (threadIdx.x == 0) LeaveQueue(in.queue);
 }
 

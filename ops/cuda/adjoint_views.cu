@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "ops/cuda/adjoint_views.h"
+#include "ops/cuda/krr_health.cuh"
 #include "ops/cuda/solve_engines.h"
 #include "ops/cuda/solve_queue.cuh"
 #include "runtime/check.h"
@@ -53,13 +54,20 @@ void RunAdjoint(AdjointArguments in, const ConstHeadTensor& queries,
   const int64_t pairs = queries.batch * queries.num_heads;
   const int64_t items =
       pairs * ((queries.seq_len + kSolveBlock - 1) / kSolveBlock);
-  if (items == 0) return;
+  if (items == 0) {
+    CUBIT_CHECK(in.health == nullptr) << "health of no rows";
+    return;
+  }
   const int64_t tokens = pairs * queries.seq_len;
-  const int64_t num_floats = (in.is_delta() ? 2 : 1) * tokens + items;
+  const int64_t per_token = (in.is_delta() ? 2 : 1) * tokens;
+  // No more thread blocks than items have a part.
+  const int64_t parts = in.health == nullptr ? 0 : kHealthNumbers * items;
+  const int64_t num_floats = per_token + items + parts;
   in.minus_delta = static_cast<float*>(
       CudaWorkspace(num_floats * static_cast<int64_t>(sizeof(float)), stream));
   if (in.is_delta()) in.factors = in.minus_delta + tokens;
-  in.lambda_partials = in.minus_delta + num_floats - items;
+  in.lambda_partials = in.minus_delta + per_token;
+  if (in.health != nullptr) in.health_parts = in.lambda_partials + items;
   in.queue = GetSolveQueue(items, stream);
   if (queries.dtype == DType::kBFloat16) {
     if (GetSolveEngine() == SolveEngine::kWarpgroup &&

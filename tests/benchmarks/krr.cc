@@ -97,7 +97,7 @@ class Solve {
                      precision_.precision, {}, Heads(x_), lse_.view(),
                      Heads(d_x_), Heads(y_), Heads(d_r_), Heads(d_v_),
                      d_column_scale_.view(), d_value_scale_.view(),
-                     d_log_lambda_.view(), stream_);
+                     d_log_lambda_.view(), /*health=*/Tensor(), stream_);
   }
   // Of one product of the causal half.
   double ProductFlops() const {

@@ -145,7 +145,8 @@ class Harness {
       d_scalars.push_back(gradients[i + 1].view());
     }
     mixer_->Backward(Context(), kept.view(), *saved, out.view(), weights.view(),
-                     scratch.get(), gradients[0].view(), d_scalars);
+                     scratch.get(), gradients[0].view(), d_scalars,
+                     /*health=*/Tensor());
     return gradients;
   }
 

@@ -7,6 +7,7 @@
 // fp32 on the same bf16 values.
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -167,9 +168,33 @@ class Problem {
     return Run(dtype, [&](const Call& call) {
       mixer_->Forward(call.context, call.columns, saved.get(), call.out);
       mixer_->Backward(call.context, call.columns, *saved, call.out, call.d_out,
-                       scratch.get(), call.d_columns, call.d_scalars);
+                       scratch.get(), call.d_columns, call.d_scalars,
+                       /*health=*/Tensor());
     });
   }
+
+  // [3] of the backward, and of the pass for it over what the forward kept.
+  std::array<HostTensor<float>, 2> Health(DType dtype) const {
+    const MixerShape shape = {kBatch, kSeqLen, kHeads, kHeadDim, dtype};
+    std::unique_ptr<MixerSaved> saved;
+    std::unique_ptr<MixerScratch> scratch;
+    const Arena arena = Allocate([&](Arena& a) {
+      saved = mixer_->AllocateSaved(shape, a);
+      scratch = mixer_->AllocateScratch(shape, a);
+    });
+    std::array<HostTensor<float>, 2> health = {HostTensor<float>({3}),
+                                               HostTensor<float>({3})};
+    Run(dtype, [&](const Call& call) {
+      mixer_->Forward(call.context, call.columns, saved.get(), call.out);
+      mixer_->sharded()->HealthSharded(call.context, call.columns, *saved,
+                                       health[1].view());
+      mixer_->Backward(call.context, call.columns, *saved, call.out, call.d_out,
+                       scratch.get(), call.d_columns, call.d_scalars,
+                       health[0].view());
+    });
+    return health;
+  }
+  bool has_health() const { return mixer_->has_health(); }
 
   Results Sharded(DType dtype) const {
     const SequenceShardedMixer& mixer = *mixer_->sharded();
@@ -283,6 +308,19 @@ TEST_P(ShardedMixerBFloat16, TwoRunsAreEqualBitForBit) {
   const Results second = problem.Sharded(DType::kBFloat16);
   EXPECT_EQ(first.out, second.out);
   EXPECT_EQ(first.d_columns, second.d_columns);
+}
+
+TEST_P(ShardedMixerBFloat16, HealthIsThatOfThePassForIt) {
+  const Problem problem(GetParam());
+  if (!problem.has_health()) return;
+  for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+    const auto [got, want] = problem.Health(dtype);
+    // Products are off by less than 2^-16 of a score, of at most 8.
+    EXPECT_NEAR(got[0], want[0], 8 * 0x1p-16 * want[0]);
+    // A solve in fp32 has an X that is not rounded to bf16.
+    EXPECT_NEAR(got[1], want[1], 0x1p-8 * want[1]);
+    EXPECT_EQ(got[2], want[2]);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Variants, ShardedMixerBFloat16,

@@ -214,13 +214,11 @@ Results Problem::Whole() const {
   HostTensor<float> kept = columns_;
   const MixerContext context = Context(&stream, segments_);
   mixer_->Forward(context, kept.view(), saved.get(), results.out.view());
+  if (mixer_->has_health()) results.health.push_back(Poisoned({3}));
   mixer_->Backward(context, kept.view(), *saved, results.out.view(),
                    d_out_.view(), scratch.get(), results.d_columns.view(),
-                   ViewsOf(results.d_scalars));
-  if (mixer_->has_health()) {
-    results.health.push_back(Poisoned({3}));
-    mixer_->Health(context, kept.view(), *saved, results.health[0].view());
-  }
+                   ViewsOf(results.d_scalars),
+                   mixer_->has_health() ? results.health[0].view() : Tensor());
   return results;
 }
 

@@ -300,7 +300,7 @@ TEST_P(ParallelMixer, MixerLayer) {
       const Tensor d_x = rank.PoisonedRows(config.hidden_size);
       layer.Forward(rank.context, x, /*residual=*/y, &saved, y);
       layer.Backward(rank.context, rank.RandomRows("d_y", config.hidden_size),
-                     x, saved, scratch, d_x);
+                     x, saved, scratch, d_x, /*health=*/Tensor());
       rank.AddRows("y", y);
       rank.AddRows("d_x", d_x);
       rank.AddGradients();
@@ -308,7 +308,7 @@ TEST_P(ParallelMixer, MixerLayer) {
   }
 }
 
-// [3] of every rank, after a forward.
+// [3] of every rank.
 std::vector<std::vector<float>> HealthOfRanks(const MixerCase& test,
                                               const TokenMixer& mixer,
                                               const RankLayout& layout) {
@@ -326,11 +326,13 @@ std::vector<std::vector<float>> HealthOfRanks(const MixerCase& test,
       scratch = layer.AllocateScratch(batch.batch, batch.seq_len, arena);
     });
     rank.parallel.mixer_scratch = &scratch;
-    layer.Forward(rank.context, rank.RandomRows("x", test.config.hidden_size),
-                  ConstTensor(), &saved,
-                  rank.PoisonedRows(test.config.hidden_size));
+    const int64_t width = test.config.hidden_size;
+    const Tensor x = rank.RandomRows("x", width);
+    layer.Forward(rank.context, x, ConstTensor(), &saved,
+                  rank.PoisonedRows(width));
     testing::HostTensor<float> result = testing::Poisoned({3});
-    layer.Health(rank.context, saved, result.view());
+    layer.Backward(rank.context, rank.RandomRows("d_y", width), x, saved,
+                   scratch, rank.PoisonedRows(width), result.view());
     const int place = rank.shard.tp_rank + layout.tp * rank.shard.cp_rank;
     of_ranks[static_cast<size_t>(place)] = result.values();
   });
@@ -380,7 +382,7 @@ TEST_P(ParallelMixer, Block) {
       block.Forward(rank.context, x, &saved);
       rank.AddRows("y", saved.out);
       block.RecomputeForward(rank.context, x, recompute, &saved);
-      block.Backward(rank.context, x, saved, scratch, d);
+      block.Backward(rank.context, x, saved, scratch, d, /*health=*/Tensor());
       rank.AddRows("d", d);
       rank.AddGradients();
     });

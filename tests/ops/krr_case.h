@@ -65,24 +65,36 @@ class KrrCase {
           d_v(size),
           d_columns(Poisoned({size.batch, size.num_heads, size.seq_len})),
           d_values(d_columns),
-          d_log_lambda({size.num_heads}, 0.0f) {}
+          d_log_lambda({size.num_heads}, 0.0f),
+          health(Poisoned({3})) {}
 
     HeadArray d_r, d_v;
-    HostTensor<float> d_columns, d_values, d_log_lambda;
+    HostTensor<float> d_columns, d_values, d_log_lambda, health;
   };
   Gradients Backward(const KrrBefore& before, const HeadArray& x,
                      const HostTensor<float>& lse) const {
     Gradients d(size);
     HeadArray y(size);
     Stream stream;
-    KrrSolveBackward(
-        r.view(), v.view(), column_scale.view(), value_scale.view(),
-        log_lambda.view(), mask.ForOp(), SolvePrecision::kBFloat16x3, before,
-        x.view(), lse.view(), d_x.view(), y.view(), d.d_r.view(), d.d_v.view(),
-        d.d_columns.view(), d.d_values.view(), d.d_log_lambda.view(), stream);
+    KrrSolveBackward(r.view(), v.view(), column_scale.view(),
+                     value_scale.view(), log_lambda.view(), mask.ForOp(),
+                     SolvePrecision::kBFloat16x3, before, x.view(), lse.view(),
+                     d_x.view(), y.view(), d.d_r.view(), d.d_v.view(),
+                     d.d_columns.view(), d.d_values.view(),
+                     d.d_log_lambda.view(), d.health.view(), stream);
     EXPECT_TRUE(d.d_r.RestIsPoisoned());
     EXPECT_TRUE(d.d_v.RestIsPoisoned());
     return d;
+  }
+
+  // Of the pass for it alone.
+  HostTensor<float> Health(const HeadArray& x,
+                           const HostTensor<float>& lse) const {
+    HostTensor<float> health = Poisoned({3});
+    Stream stream;
+    KrrHealth(r.view(), v.view(), column_scale.view(), value_scale.view(),
+              log_lambda.view(), x.view(), lse.view(), health.view(), stream);
+    return health;
   }
 
   Named<float> RunOp() const {

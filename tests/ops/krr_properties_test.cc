@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -175,7 +176,7 @@ TEST(KrrSolve, ScratchMayBeTheGradientItself) {
                    SolvePrecision::kBFloat16x3, {}, x.view(), lse.view(),
                    d_x.view(), /*y=*/d_x.view(), d_r.view(), d_v.view(),
                    d_columns.view(), d_values.view(), d_log_lambda.view(),
-                   stream);
+                   /*health=*/Tensor(), stream);
   EXPECT_EQ(d_r.Values(), apart.at("d_r"));
   EXPECT_EQ(d_v.Values(), apart.at("d_v"));
   // Accumulated, not written.
@@ -210,17 +211,12 @@ TEST(KrrSolve, NanInARowReachesItAndNoEarlierOne) {
 }
 
 TEST(KrrHealth, MatchesItsDefinition) {
-  const KrrCase krr({2, 2, 90, 8}, 0.4, 0.2, 1, -4, {});
+  KrrCase krr({2, 2, 90, 8}, 0.4, 0.2, 1, -4, {});
+  krr.log_lambda[1] = -1;
   HeadArray x(krr.size);
   HostTensor<float> lse = Poisoned(krr.column_scale.shape());
   krr.Forward(0, &x, &lse);
-  HostTensor<float> log_lambda = krr.log_lambda;
-  log_lambda[1] = -1;
-  HostTensor<float> result = Poisoned({3});
-  Stream stream;
-  KrrHealth(krr.r.view(), krr.v.view(), krr.column_scale.view(),
-            krr.value_scale.view(), log_lambda.view(), x.view(), lse.view(),
-            result.view(), stream);
+  const HostTensor<float> result = krr.Health(x, lse);
 
   double diagonal = 1, largest_x = 0, largest_v = 0;
   for (int64_t pair = 0; pair < 4; ++pair) {
@@ -253,13 +249,74 @@ TEST(KrrHealth, NanIsNotHidden) {
   krr.Forward(0, &x, &lse);
   x.view().row<float>(0, 3, 0)[1] = std::nanf("");
   lse[4] = std::nanf("");
-  HostTensor<float> result({3}, 0.0f);
-  Stream stream;
-  KrrHealth(krr.r.view(), krr.v.view(), krr.column_scale.view(),
-            krr.value_scale.view(), krr.log_lambda.view(), x.view(), lse.view(),
-            result.view(), stream);
-  EXPECT_TRUE(std::isnan(result[0]));
-  EXPECT_TRUE(std::isnan(result[1]));
+  for (const auto& result :
+       {krr.Health(x, lse), krr.Backward({}, x, lse).health}) {
+    EXPECT_TRUE(std::isnan(result[0]));
+    EXPECT_TRUE(std::isnan(result[1]));
+  }
+}
+
+TEST(KrrHealth, NanOfOneInputReachesTheNumbersThatItIsIn) {
+  for (const char* input : {"x", "v", "r", "value_scale"}) {
+    SCOPED_TRACE(input);
+    KrrCase krr = Plain({1, 2, 130, 8});
+    HeadArray x(krr.size);
+    HostTensor<float> lse = Poisoned(krr.column_scale.shape());
+    krr.Forward(0, &x, &lse);
+    const float nan = std::nanf("");
+    const std::string name = input;
+    if (name == "x") x.view().row<float>(0, 129, 1)[7] = nan;
+    if (name == "v") krr.v.view().row<float>(0, 64, 0)[0] = nan;
+    if (name == "r") krr.r.view().row<float>(0, 70, 1)[3] = nan;
+    if (name == "value_scale") krr.value_scale[63] = nan;
+    const HostTensor<float> result = krr.Backward({}, x, lse).health;
+    EXPECT_EQ(std::isnan(result[0]), name == "r");
+    EXPECT_EQ(std::isnan(result[1]), name != "r");
+    EXPECT_EQ(result[2], krr.Health(x, lse)[2]);
+  }
+}
+
+// The smallest diagonal is of the products that the backward forms; magnitudes
+// are the same numbers.
+void ExpectBackwardsHealth(const KrrCase& krr) {
+  HeadArray x(krr.size);
+  HostTensor<float> lse = Poisoned(krr.column_scale.shape());
+  krr.Forward(0, &x, &lse);
+  const HostTensor<float> want = krr.Health(x, lse);
+  const HostTensor<float> got = krr.Backward({}, x, lse).health;
+  constexpr double kEpsilon = 1.2e-7;
+  EXPECT_NEAR(got[0], want[0],
+              krr.ScoreRoundings() * ProductRoundings() * kEpsilon * want[0]);
+  EXPECT_EQ(got[1], want[1]);
+  EXPECT_EQ(got[2], want[2]);
+}
+
+TEST(KrrHealth, OfTheBackwardIsTheSame) {
+  for (const HeadSize size :
+       {HeadSize{2, 2, 90, 8}, HeadSize{1, 3, 64, 32}, HeadSize{3, 2, 131, 64},
+        HeadSize{1, 2, 200, 80}, HeadSize{2, 1, 129, 128}}) {
+    SCOPED_TRACE(size.head_dim);
+    KrrCase krr(size, 0.4, 0.2, 1, -4, {});
+    krr.log_lambda[0] = -1;
+    ExpectBackwardsHealth(krr);
+    ExpectBackwardsHealth(KrrCase(
+        size, 0.4, 0.2, 1, -23,
+        TestMask(true, Documents(size.batch, size.seq_len, {1, 50, 63, 64}))));
+  }
+}
+
+TEST(KrrHealth, OfTheBackwardIsThatOfALambdaAboveOne) {
+  ExpectBackwardsHealth(KrrCase({2, 2, 90, 16}, 0.4, 0.2, 1, 2, {}));
+}
+
+// Far more blocks of rows than a GPU works on at a time: the largest numbers
+// are of any of them.
+TEST(KrrHealth, OfTheBackwardIsOfAllBlocks) {
+  for (const int64_t pair : {0, 70, 127}) {
+    KrrCase krr = Plain({4, 32, 320, 8});
+    krr.value_scale[pair * 320 + 5 * (pair % 64)] = 30;
+    ExpectBackwardsHealth(krr);
+  }
 }
 
 }  // namespace

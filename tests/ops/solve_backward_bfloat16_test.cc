@@ -321,7 +321,8 @@ class KrrBFloat16Backward : public BFloat16Backward {
         Heads(r), Heads(v), columns.view(), values.view(), log_lambda.view(),
         OpMask(segments), SolvePrecision::kBFloat16x3, passes, Heads(x_device),
         lse_device.view(), Heads(d_x), Heads(d_x), Heads(d_r), Heads(d_v),
-        d_columns.view(), d_values.view(), d_log_lambda.view(), stream);
+        d_columns.view(), d_values.view(), d_log_lambda.view(),
+        /*health=*/Tensor(), stream);
     stream.Synchronize();
     return {{"d_r", ByHead(d_r.values(), c_.head_dim)},
             {"d_v", ByHead(d_v.values(), c_.head_dim)},
@@ -346,6 +347,75 @@ TEST_P(KrrBFloat16Backward, ErrorIsAtMostTwiceThePlainOneAndRunsAreEqual) {
     }
     ExpectWithinTwicePlain(got, plain, exact);
   }
+}
+
+class KrrBFloat16Health : public KrrBFloat16Backward {
+ protected:
+  enum class Spoilt { kNothing, kX, kLse };
+
+  // Of the backward of a solve, and of the pass for it alone, [3] each; after a
+  // NaN has come into the last row.
+  struct Healths {
+    std::vector<float> got, want;
+  };
+  Healths HealthAfter(Spoilt spoilt) const {
+    const DeviceArray r = Rows(q_, c_.head_dim), v = Rows(v_, c_.head_dim),
+                      d_x = Rows(d_x_, c_.head_dim),
+                      d_r = Unwritten(c_.head_dim),
+                      d_v = Unwritten(c_.head_dim),
+                      columns = PerToken(column_scale_),
+                      values = PerToken(value_scale_), d_columns = PerToken(),
+                      d_values = PerToken(), segments(segments_);
+    const DeviceArray log_lambda(DType::kFloat32, {kHeads},
+                                 {kLogLambda, kLogLambda + 1});
+    const DeviceArray d_log_lambda(DType::kFloat32, {kHeads}, {0, 0});
+    const DeviceArray got(DType::kFloat32, {3}), want(DType::kFloat32, {3});
+    DeviceArray x = Unwritten(c_.head_dim), lse = PerToken();
+    Stream stream;
+    KrrSolveForward(Heads(r), Heads(v), columns.view(), values.view(),
+                    log_lambda.view(), OpMask(segments),
+                    SolvePrecision::kBFloat16x3, /*first_row=*/0, Heads(x),
+                    lse.view(), stream);
+    stream.Synchronize();
+    if (spoilt == Spoilt::kX) SpoilLast(&x);
+    if (spoilt == Spoilt::kLse) SpoilLast(&lse);
+    KrrHealth(Heads(r), Heads(v), columns.view(), values.view(),
+              log_lambda.view(), Heads(x), lse.view(), want.view(), stream);
+    KrrSolveBackward(
+        Heads(r), Heads(v), columns.view(), values.view(), log_lambda.view(),
+        OpMask(segments), SolvePrecision::kBFloat16x3, {}, Heads(x), lse.view(),
+        Heads(d_x), Heads(d_x), Heads(d_r), Heads(d_v), d_columns.view(),
+        d_values.view(), d_log_lambda.view(), got.view(), stream);
+    stream.Synchronize();
+    return {got.values(), want.values()};
+  }
+
+  static void SpoilLast(DeviceArray* x) {
+    std::vector<float> values = x->values();
+    values.back() = std::nanf("");
+    x->Fill(values);
+  }
+};
+
+// The same inputs, whose products have no rounding: sums of another order and
+// another exponential.
+TEST_P(KrrBFloat16Health, IsThatOfThePassForIt) {
+  const Healths health = HealthAfter(Spoilt::kNothing);
+  const double roundings = 4 + c_.norm * static_cast<double>(c_.head_dim) +
+                           2 * std::log(static_cast<double>(c_.seq_len));
+  EXPECT_NEAR(health.got[0], health.want[0],
+              roundings * 0x1p-23 * health.want[0]);
+  EXPECT_EQ(health.got[1], health.want[1]);
+  EXPECT_EQ(health.got[2], health.want[2]);
+}
+
+TEST_P(KrrBFloat16Health, NanIsNotHidden) {
+  const Healths of_x = HealthAfter(Spoilt::kX);
+  EXPECT_FALSE(std::isnan(of_x.got[0]));
+  EXPECT_TRUE(std::isnan(of_x.got[1]));
+  const Healths of_lse = HealthAfter(Spoilt::kLse);
+  EXPECT_TRUE(std::isnan(of_lse.got[0]));
+  EXPECT_EQ(of_lse.got[1], of_lse.want[1]);
 }
 
 class DeltaBFloat16Backward : public BFloat16Backward {
@@ -458,6 +528,11 @@ INSTANTIATE_TEST_SUITE_P(Cases, KrrBFloat16Backward,
 INSTANTIATE_TEST_SUITE_P(Flat, KrrBFloat16Backward,
                          ::testing::Values(Case{"Flat", 330, 64, 0.5},
                                            Case{"FlatWide", 300, 128, 0.5}));
+INSTANTIATE_TEST_SUITE_P(Cases, KrrBFloat16Health, ::testing::ValuesIn(kCases));
+// More blocks of rows than a GPU works on at a time.
+INSTANTIATE_TEST_SUITE_P(Long, KrrBFloat16Health,
+                         ::testing::Values(Case{"Long", 14000, 64, 4},
+                                           Case{"LongWide", 14000, 128, 4}));
 INSTANTIATE_TEST_SUITE_P(Cases, DeltaBFloat16Backward,
                          ::testing::ValuesIn(kCases));
 

@@ -195,11 +195,14 @@ void CubitMixer::SolveForward(const MixerContext& context,
   if (converted) ConvertHeads(x, solution, stream);
 }
 
+// The parameters are those of the header.
+// NOLINTNEXTLINE(readability-function-size)
 void CubitMixer::Backward(const MixerContext& context, ConstTensor columns,
                           const MixerSaved& saved, ConstTensor out,
                           ConstTensor d_out, MixerScratch* scratch,
                           Tensor d_columns,
-                          const std::vector<Tensor>& d_scalars) const {
+                          const std::vector<Tensor>& d_scalars,
+                          Tensor health) const {
   const auto& kept = static_cast<const CubitSaved&>(saved);
   auto& work = *static_cast<CubitScratch*>(scratch);
   const auto views = Split<ConstHeadTensor>(columns);
@@ -226,7 +229,7 @@ void CubitMixer::Backward(const MixerContext& context, ConstTensor columns,
   }
   const ProfileRange range(kSolve, stream);
   SolveBackward(context, views, kept, work, d_r, d_views.v,
-                gradients.log_lambda);
+                gradients.log_lambda, health);
   KrrScalarsBackward(views.lrr, Named(context.scalars).upper_scale,
                      work.d_scale_shares, work.d_value_scale, d_views.lrr,
                      gradients.scale, gradients.lower, gradients.upper_scale,
@@ -239,7 +242,7 @@ void CubitMixer::SolveBackward(const MixerContext& context,
                                const Views<ConstHeadTensor>& views,
                                const CubitSaved& kept, const CubitScratch& work,
                                HeadTensor d_r, HeadTensor d_v,
-                               Tensor d_log_lambda) const {
+                               Tensor d_log_lambda, Tensor health) const {
   Stream& stream = *context.stream;
   const int64_t heads = views.q.num_heads;
   const auto whole = [&](const auto& tensor) {
@@ -266,7 +269,7 @@ void CubitMixer::SolveBackward(const MixerContext& context,
                    Named(context.scalars).log_lambda, context.mask,
                    SolveWith(precision_), before, x, kept.lse_kernel, d_x,
                    /*y=*/d_x, solve_d_r, solve_d_v, work.d_scale_shares,
-                   work.d_value_scale, d_log_lambda, stream);
+                   work.d_value_scale, d_log_lambda, health, stream);
   if (converted) {
     ConvertHeads(solve_d_r, d_r, stream);
     ConvertHeads(solve_d_v, d_v, stream);
@@ -276,17 +279,6 @@ void CubitMixer::SolveBackward(const MixerContext& context,
 double CubitMixer::ForwardFlops(const MixerShape& shape) const {
   // The solve costs what the attention does.
   return 2 * CausalAttentionFlops(shape);
-}
-
-void CubitMixer::Health(const MixerContext& context, ConstTensor columns,
-                        const MixerSaved& saved, Tensor result) const {
-  const auto& kept = static_cast<const CubitSaved&>(saved);
-  const auto views = Split<ConstHeadTensor>(columns);
-  KrrHealth(
-      views.r, views.v, kept.column_scale, kept.value_scale,
-      Named(context.scalars).log_lambda,
-      HeadsOf(ConstTensor(kept.solution), 0, views.q.num_heads, head_dim_),
-      kept.lse_kernel, result, *context.stream);
 }
 
 std::unique_ptr<MixerCache> CubitMixer::AllocateCache(const MixerShape& shape,

@@ -76,11 +76,10 @@ class CubitMixer : public TokenMixer, public SequenceShardedMixer {
   void Backward(const MixerContext& context, ConstTensor columns,
                 const MixerSaved& saved, ConstTensor out, ConstTensor d_out,
                 MixerScratch* scratch, Tensor d_columns,
-                const std::vector<Tensor>& d_scalars) const override;
+                const std::vector<Tensor>& d_scalars,
+                Tensor health) const override;
   double ForwardFlops(const MixerShape& shape) const override;
   bool has_health() const override { return true; }
-  void Health(const MixerContext& context, ConstTensor columns,
-              const MixerSaved& saved, Tensor result) const override;
   std::unique_ptr<MixerCache> AllocateCache(const MixerShape& shape,
                                             Arena& arena) const override;
   void FillCache(ConstTensor columns, const MixerSaved& saved,
@@ -106,9 +105,7 @@ class CubitMixer : public TokenMixer, public SequenceShardedMixer {
                        Tensor d_columns,
                        const std::vector<Tensor>& d_scalars) const override;
   void HealthSharded(const MixerContext& context, ConstTensor columns,
-                     const MixerSaved& saved, Tensor result) const override {
-    Health(context, columns, saved, result);
-  }
+                     const MixerSaved& saved, Tensor result) const override;
 
  private:
   class ShardedCall;
@@ -133,11 +130,13 @@ class CubitMixer : public TokenMixer, public SequenceShardedMixer {
   // Rotates r; x from views.r and views.v, into kept.solution.
   void SolveForward(const MixerContext& context, const Views<HeadTensor>& views,
                     CubitSaved* kept) const;
-  // From d_x in work.d_solution to `d_v` and, through norm and rotation, `d_r`.
+  // From d_x in work.d_solution to `d_v` and, through norm and rotation, `d_r`;
+  // `health` as in Backward.
   void SolveBackward(const MixerContext& context,
                      const Views<ConstHeadTensor>& views,
                      const CubitSaved& kept, const CubitScratch& work,
-                     HeadTensor d_r, HeadTensor d_v, Tensor d_log_lambda) const;
+                     HeadTensor d_r, HeadTensor d_v, Tensor d_log_lambda,
+                     Tensor health) const;
 
   // Scalars in the order of scalars(); the last two are absent without LRR.
   template <typename T>

@@ -275,4 +275,15 @@ void CubitMixer::BackwardSharded(const MixerContext& context,
   }
 }
 
+void CubitMixer::HealthSharded(const MixerContext& context, ConstTensor columns,
+                               const MixerSaved& saved, Tensor result) const {
+  const auto& kept = static_cast<const CubitSaved&>(saved);
+  const auto views = Split<ConstHeadTensor>(columns);
+  KrrHealth(
+      views.r, views.v, kept.column_scale, kept.value_scale,
+      Named(context.scalars).log_lambda,
+      HeadsOf(ConstTensor(kept.solution), 0, views.q.num_heads, head_dim_),
+      kept.lse_kernel, result, *context.stream);
+}
+
 }  // namespace cubit

@@ -168,11 +168,14 @@ void DeltaFormerMixer::SolveForward(const MixerContext& context,
   if (converted) ConvertHeads(x, solution, stream);
 }
 
+// The parameters are those of the header.
+// NOLINTNEXTLINE(readability-function-size)
 void DeltaFormerMixer::Backward(const MixerContext& context,
                                 ConstTensor columns, const MixerSaved& saved,
                                 ConstTensor out, ConstTensor d_out,
                                 MixerScratch* scratch, Tensor d_columns,
-                                const std::vector<Tensor>&) const {
+                                const std::vector<Tensor>&,
+                                Tensor /*health*/) const {
   const auto& kept = static_cast<const DeltaFormerSaved&>(saved);
   auto& work = *static_cast<DeltaFormerScratch*>(scratch);
   const auto views = Split<ConstHeadTensor>(columns);

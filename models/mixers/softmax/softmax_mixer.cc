@@ -116,11 +116,14 @@ void SoftmaxMixer::Forward(const MixerContext& context, Tensor columns,
                    HeadsOf(out, 0, q.num_heads, head_dim_), kept.lse, stream);
 }
 
+// The parameters are those of the header.
+// NOLINTNEXTLINE(readability-function-size)
 void SoftmaxMixer::Backward(const MixerContext& context, ConstTensor columns,
                             const MixerSaved& saved, ConstTensor out,
                             ConstTensor d_out, MixerScratch* scratch,
                             Tensor d_columns,
-                            const std::vector<Tensor>& d_scalars) const {
+                            const std::vector<Tensor>& d_scalars,
+                            Tensor /*health*/) const {
   const auto& kept = static_cast<const SoftmaxSaved&>(saved);
   auto& work = *static_cast<SoftmaxScratch*>(scratch);
   const auto q = Projection<ConstHeadTensor>(columns, kQuery);
