@@ -242,7 +242,7 @@ void MixerLayer::ToSequence(const LayerContext& context,
 void MixerLayer::Backward(const LayerContext& context, ConstTensor d_y,
                           ConstTensor x, const MixerLayerSaved& saved,
                           const MixerLayerScratch& scratch, Tensor d_x) const {
-  out_.Backward(context, d_y, Rows(saved.out), Rows(scratch.d_out));
+  out_.BackwardWithoutBias(context, d_y, Rows(saved.out), Rows(scratch.d_out));
   if (exchanges_heads()) {
     BackwardExchanged(context, saved, scratch);
   } else if (shard_.shards_sequence()) {

@@ -77,10 +77,12 @@ class MixerLayer {
   // ParallelContext::mixer_scratch.
   void Forward(const LayerContext& context, ConstTensor x, ConstTensor residual,
                MixerLayerSaved* saved, Tensor y) const;
-  // d_x [Nl, D] is written.
+  // d_x [Nl, D] is written. The sums of d_y's columns are left to whoever makes
+  // it (Linear::BiasGradient): to OutBiasGradient, [D] or absent.
   void Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
                 const MixerLayerSaved& saved, const MixerLayerScratch& scratch,
                 Tensor d_x) const;
+  Tensor OutBiasGradient() const { return out_.BiasGradient(); }
 
   // Health of what `saved` holds (TokenMixer::Health), of this rank's heads and
   // rows: result [3] fp32. The worst of all ranks is that of one rank, but for
