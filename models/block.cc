@@ -81,14 +81,15 @@ void Block::RecomputeForward(const LayerContext& context, ConstTensor x,
 
 void Block::Backward(const LayerContext& context, ConstTensor x,
                      const BlockSaved& saved, const BlockScratch& scratch,
-                     Tensor d, Tensor health) const {
+                     Tensor d, Tensor d_x_sums, Tensor health) const {
   mlp_.Backward(context, d, saved.mlp_norm.y, saved.mlp, scratch.mlp,
                 scratch.d_branch);
   mlp_norm_.Backward(context, scratch.d_branch, saved.residual, saved.mlp_norm,
-                     d);
+                     d, mixer_.OutBiasGradient());
   mixer_.Backward(context, d, saved.mixer_norm.y, saved.mixer, scratch.mixer,
                   scratch.d_branch, health);
-  mixer_norm_.Backward(context, scratch.d_branch, x, saved.mixer_norm, d);
+  mixer_norm_.Backward(context, scratch.d_branch, x, saved.mixer_norm, d,
+                       d_x_sums);
 }
 
 void Block::Decode(const LayerContext& context,

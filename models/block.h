@@ -60,10 +60,14 @@ class Block {
   void RecomputeForward(const LayerContext& context, ConstTensor x,
                         Recompute recompute, BlockSaved* saved) const;
   // `d` [Nl, D] holds the gradient of the block's result on entry and that of x
-  // on return. `health` as in MixerLayer::Backward.
+  // on return. The sums of its columns are gradients of biases, and are taken
+  // by the pass that makes it: those on entry are already in OutBiasGradient,
+  // [D] fp32 or absent; those on return are added to d_x_sums, the same of the
+  // block before, or absent. `health` as in MixerLayer::Backward.
   void Backward(const LayerContext& context, ConstTensor x,
                 const BlockSaved& saved, const BlockScratch& scratch, Tensor d,
-                Tensor health) const;
+                Tensor d_x_sums, Tensor health) const;
+  Tensor OutBiasGradient() const { return mlp_.OutBiasGradient(); }
 
   const MixerLayer& mixer() const { return mixer_; }
 

@@ -9,6 +9,7 @@
 
 #include "models/initialization.h"
 #include "models/mixers/registry.h"
+#include "ops/matmul.h"
 #include "ops/rotary.h"
 #include "runtime/profile_range.h"
 #include "runtime/status_macros.h"
@@ -188,8 +189,24 @@ void LanguageModel::Losses(const ChunkContext& context,
               scratch->head, activations->losses);
 }
 
-void LanguageModel::BackwardHead(const LayerContext& context, float grad_scale,
-                                 Activations* activations,
+Tensor LanguageModel::BiasGradientBefore(int chunk, size_t index) const {
+  if (index == 0) return Tensor();
+  const auto first =
+      static_cast<size_t>(chunks_[static_cast<size_t>(chunk)].begin);
+  return blocks_[first + index - 1].OutBiasGradient();
+}
+
+void LanguageModel::SumReceivedGradient(int chunk, const LayerContext& context,
+                                        const ModelScratch& scratch) const {
+  const ProfileRange range("linear", *context.stream);
+  const auto count =
+      static_cast<size_t>(chunks_[static_cast<size_t>(chunk)].count);
+  LinearBackwardBias(scratch.d, BiasGradientBefore(chunk, count),
+                     *context.stream);
+}
+
+void LanguageModel::BackwardHead(int chunk, const LayerContext& context,
+                                 float grad_scale, Activations* activations,
                                  ModelScratch* scratch) const {
   head_->LossAndGradient(context, activations->final_norm.y,
                          Flat(activations->targets), grad_scale, scratch->head,
@@ -197,7 +214,8 @@ void LanguageModel::BackwardHead(const LayerContext& context, float grad_scale,
   const Tensor& d = scratch->d;
   SetZero(d.raw(), d.size_bytes(), *context.stream);
   final_norm_->Backward(context, scratch->d_final, ChunkOutput(*activations),
-                        activations->final_norm, d);
+                        activations->final_norm, d,
+                        BiasGradientBefore(chunk, activations->blocks.size()));
 }
 
 void LanguageModel::BackwardBlocks(int chunk, const LayerContext& context,
@@ -219,6 +237,7 @@ void LanguageModel::BackwardBlocks(int chunk, const LayerContext& context,
     }
     block.Backward(
         context, x, saved, scratch->block, scratch->d,
+        BiasGradientBefore(chunk, i),
         health.empty()
             ? Tensor()
             : health.Slice(static_cast<int64_t>(layer), 1).Reshape({3}));
@@ -233,12 +252,14 @@ void LanguageModel::BackwardChunk(int chunk, const ChunkContext& context,
   const LayerContext layer_context =
       ContextFor(*activations, *scratch, context);
   if (has_head(chunk)) {
-    BackwardHead(layer_context, grad_scale, activations, scratch);
+    BackwardHead(chunk, layer_context, grad_scale, activations, scratch);
     ready(head_range_.first, head_range_.last);
     // Here only the head adds to tied weights.
     if (embedding_ != nullptr && !shard_.embedding) {
       ready(embedding_range_.first, embedding_range_.last);
     }
+  } else {
+    SumReceivedGradient(chunk, layer_context, *scratch);
   }
   BackwardBlocks(chunk, layer_context, activations, scratch, health, ready);
   if (!has_embedding(chunk)) return;

@@ -164,8 +164,15 @@ class LanguageModel {
   static Tensor BlockInput(const Activations& activations, size_t index);
   // What was declared since `first`.
   Range DeclaredSince(size_t first) const;
-  void BackwardHead(const LayerContext& context, float grad_scale,
+  // The bias gradient to which the columns of BlockInput's gradient are summed:
+  // that of the block before, if the chunk has it.
+  Tensor BiasGradientBefore(int chunk, size_t index) const;
+  // Both add the sums of the columns of scratch->d to BiasGradientBefore: of
+  // what the final norm makes, and of what another chunk made.
+  void BackwardHead(int chunk, const LayerContext& context, float grad_scale,
                     Activations* activations, ModelScratch* scratch) const;
+  void SumReceivedGradient(int chunk, const LayerContext& context,
+                           const ModelScratch& scratch) const;
   void BackwardBlocks(int chunk, const LayerContext& context,
                       Activations* activations, ModelScratch* scratch,
                       Tensor health, GradientsReady ready) const;

@@ -17,10 +17,7 @@ Linear::Linear(ParameterStore* store, const std::vector<LinearPart>& parts,
                int64_t in_features, bool bias, double stddev,
                const ModelShard& shard, LinearSplit split,
                int64_t column_multiple)
-    : split_(split),
-      tp_rank_(shard.tp_rank),
-      tp_size_(shard.tp_size),
-      in_features_(in_features) {
+    : split_(split), tp_size_(shard.tp_size), in_features_(in_features) {
   for (const LinearPart& part : parts) {
     out_features_ += split == LinearSplit::kColumns
                          ? shard.Local(part.out_features)
@@ -101,9 +98,6 @@ void Linear::ForwardGelu(const LayerContext& context, ConstTensor x, Tensor pre,
 }
 
 Tensor Linear::BiasGradient() const {
-  // Under kRows every rank has all rows of d_y at hand; the sum over tp takes a
-  // whole bias's gradient from one of them.
-  if (split_ == LinearSplit::kRows && tp_rank_ != 0) return Tensor();
   return WithPadding(FusedGradient(biases_));
 }
 
@@ -117,6 +111,7 @@ void Linear::AccumulateGradients(const LayerContext& context, ConstTensor d_y,
 
 void Linear::Backward(const LayerContext& context, ConstTensor d_y,
                       ConstTensor x, Tensor d_x) const {
+  CUBIT_CHECK(split_ == LinearSplit::kColumns);
   Backward(context, d_y, x, BiasGradient(), d_x);
 }
 
@@ -148,7 +143,7 @@ void Linear::BackwardGelu(const LayerContext& context, ConstTensor d_y,
   CUBIT_CHECK(split_ == LinearSplit::kRows);
   CUBIT_CHECK(before.split_ == LinearSplit::kColumns);
   const ConstTensor d_rows = GatherRows(context, tp_size_, d_y);
-  AccumulateGradients(context, d_rows, x, BiasGradient());
+  AccumulateGradients(context, d_rows, x, /*d_bias=*/Tensor());
   const ProfileRange range(kLinear, *context.stream);
   LinearGeluBackwardInput(d_rows, Weight(), pre, d_pre, before.BiasGradient(),
                           *context.stream);

@@ -60,19 +60,25 @@ class Linear {
   void ForwardGelu(const LayerContext& context, ConstTensor x, Tensor pre,
                    Tensor y) const;
   // d_x [., in] is written; parameter gradients are accumulated, but the
-  // weights' written by the first backward (LayerContext). Under kRows d_x may
-  // not be d_y.
+  // weights' written by the first backward (LayerContext). kColumns only
+  // (CHECK).
   void Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
                 Tensor d_x) const;
-  // Likewise, but the gradient of the biases is left to the layer behind, whose
-  // BackwardGelu has accumulated it.
+  // Likewise, but the gradient of the biases is left to whoever makes d_y, who
+  // can sum its columns in the same pass: to BiasGradient. Under kRows d_x may
+  // not be d_y.
   void BackwardWithoutBias(const LayerContext& context, ConstTensor d_y,
                            ConstTensor x, Tensor d_x) const;
-  // Of a layer whose input x was GELU(pre), pre the result of `before`: d_pre
-  // [N, in] is written, and the gradient of `before`'s biases is accumulated by
-  // the pass that makes d_pre. kRows behind kColumns only (CHECK).
+  // BackwardWithoutBias of a layer whose input x was GELU(pre), pre the result
+  // of `before`: d_pre [N, in] is written, and the gradient of `before`'s
+  // biases is accumulated by the pass that makes d_pre. kRows behind kColumns
+  // only (CHECK).
   void BackwardGelu(const LayerContext& context, ConstTensor d_y, ConstTensor x,
                     ConstTensor pre, const Linear& before, Tensor d_pre) const;
+  // [out] fp32, with padding; absent without biases. The column sums of d_y are
+  // added to it: under kRows those of this rank's rows, which the sum over tp
+  // (Parameter) makes those of all.
+  Tensor BiasGradient() const;
 
  private:
   void DeclareWeights(ParameterStore* store,
@@ -85,8 +91,6 @@ class Linear {
   Tensor WithPadding(const Tensor& fused) const;
   Tensor Weight() const { return WithPadding(FusedCompute(weights_)); }
   Tensor Bias() const { return WithPadding(FusedCompute(biases_)); }
-  // Of the biases, with padding, or absent where this rank accumulates none.
-  Tensor BiasGradient() const;
   // Of the weights, and of the biases into `d_bias` unless that is absent.
   void AccumulateGradients(const LayerContext& context, ConstTensor d_y,
                            ConstTensor x, Tensor d_bias) const;
@@ -94,7 +98,6 @@ class Linear {
                 Tensor d_bias, Tensor d_x) const;
 
   LinearSplit split_;
-  int tp_rank_;
   int tp_size_;
   std::vector<Parameter*> weights_;
   std::vector<Parameter*> biases_;

@@ -245,7 +245,7 @@ void MixerLayer::Backward(const LayerContext& context, ConstTensor d_y,
                           const MixerLayerScratch& scratch, Tensor d_x,
                           Tensor health) const {
   CUBIT_CHECK(health.empty() || mixer_->has_health());
-  out_.Backward(context, d_y, Rows(saved.out), Rows(scratch.d_out));
+  out_.BackwardWithoutBias(context, d_y, Rows(saved.out), Rows(scratch.d_out));
   if (exchanges_heads()) {
     BackwardExchanged(context, saved, scratch, health);
   } else if (shard_.shards_sequence()) {

@@ -77,13 +77,16 @@ class MixerLayer {
   // ParallelContext::mixer_scratch.
   void Forward(const LayerContext& context, ConstTensor x, ConstTensor residual,
                MixerLayerSaved* saved, Tensor y) const;
-  // d_x [Nl, D] is written. `health` [3] fp32, if not absent, receives the
-  // health of the solve (MixerHealth) of this rank's heads and rows; only where
-  // the mixer has_health() (CHECK). The worst of all ranks is that of one rank,
-  // but for the gain, a ratio of two maxima, which it bounds.
+  // d_x [Nl, D] is written. The sums of d_y's columns are left to whoever makes
+  // it (Linear::BiasGradient): to OutBiasGradient, [D] or absent. `health` [3]
+  // fp32, if not absent, receives the health of the solve (MixerHealth) of this
+  // rank's heads and rows; only where the mixer has_health() (CHECK). The worst
+  // of all ranks is that of one rank, but for the gain, a ratio of two maxima,
+  // which it bounds.
   void Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
                 const MixerLayerSaved& saved, const MixerLayerScratch& scratch,
                 Tensor d_x, Tensor health) const;
+  Tensor OutBiasGradient() const { return out_.BiasGradient(); }
 
   // Decoding is for one rank (CHECK).
   MixerLayerCache AllocateCache(int64_t seq_len, Arena& arena) const;

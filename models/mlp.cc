@@ -84,7 +84,8 @@ void Mlp::Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
     up_.BackwardWithoutBias(context, scratch.d_pre, x, d_x);
     return;
   }
-  down_.Backward(context, d_y, saved.activation, scratch.d_activation);
+  down_.BackwardWithoutBias(context, d_y, saved.activation,
+                            scratch.d_activation);
   {
     const ProfileRange range(kActivation, *context.stream);
     SwiGluBackward(scratch.d_activation, saved.pre, scratch.d_pre,

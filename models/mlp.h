@@ -42,10 +42,12 @@ class Mlp {
   void RecomputeActivation(const LayerContext& context, MlpSaved* saved) const;
   void Recompute(const LayerContext& context, ConstTensor x,
                  MlpSaved* saved) const;
-  // d_x [Nl, D] is written.
+  // d_x [Nl, D] is written. The sums of d_y's columns are left to whoever makes
+  // it (Linear::BiasGradient): to OutBiasGradient, [D] or absent.
   void Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
                 const MlpSaved& saved, const MlpScratch& scratch,
                 Tensor d_x) const;
+  Tensor OutBiasGradient() const { return down_.BiasGradient(); }
 
  private:
   MlpKind kind_;

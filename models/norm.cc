@@ -51,16 +51,16 @@ void Norm::Forward(const LayerContext& context, ConstTensor x,
 }
 
 void Norm::Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
-                    const NormSaved& saved, Tensor d_x) const {
+                    const NormSaved& saved, Tensor d_x, Tensor d_x_sums) const {
   const ProfileRange range("norm", *context.stream);
   if (kind_ == NormKind::kRmsNorm) {
     RmsNormBackward(d_y, x, weight_->value, saved.rstd, d_x, weight_->gradient,
-                    *context.stream);
+                    d_x_sums, *context.stream);
     return;
   }
   LayerNormBackward(
       d_y, x, weight_->value, saved.mean, saved.rstd, d_x, weight_->gradient,
-      bias_ == nullptr ? Tensor() : bias_->gradient, *context.stream);
+      bias_ == nullptr ? Tensor() : bias_->gradient, d_x_sums, *context.stream);
 }
 
 }  // namespace cubit

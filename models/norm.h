@@ -33,9 +33,10 @@ class Norm {
   // x [N, D] to saved->y.
   void Forward(const LayerContext& context, ConstTensor x,
                NormSaved* saved) const;
-  // Adds the gradient to d_x.
+  // Adds the gradient to d_x, and the column sums of d_x as it then is to
+  // d_x_sums, [D] fp32 or absent.
   void Backward(const LayerContext& context, ConstTensor d_y, ConstTensor x,
-                const NormSaved& saved, Tensor d_x) const;
+                const NormSaved& saved, Tensor d_x, Tensor d_x_sums) const;
 
  private:
   NormKind kind_;

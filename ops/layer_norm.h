@@ -22,12 +22,15 @@ void LayerNormForward(ConstTensor x, ConstTensor weight, ConstTensor bias,
 
 // Adds the gradient of y to d_x, d_weight and d_bias (absent if bias was):
 // d_x is accumulated because the residual stream already carries a gradient.
-//   d_y, x, d_x [N, D] of one dtype; d_weight, d_bias [D] fp32, summed in a
-//   fixed order.
-//   d_x may not alias d_y.
+// d_x_sums, if not absent, += column sums of d_x as it then is, rounded to its
+// dtype: the gradient of a bias that was added where x came from.
+//   d_y, x, d_x [N, D] of one dtype; d_weight, d_bias, d_x_sums [D] fp32,
+//   summed in a fixed order.
+//   d_x may not alias d_y, nor one gradient another.
 void LayerNormBackward(ConstTensor d_y, ConstTensor x, ConstTensor weight,
                        ConstTensor mean, ConstTensor rstd, Tensor d_x,
-                       Tensor d_weight, Tensor d_bias, Stream& stream);
+                       Tensor d_weight, Tensor d_bias, Tensor d_x_sums,
+                       Stream& stream);
 
 }  // namespace cubit
 

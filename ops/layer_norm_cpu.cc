@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "ops/column_sums.h"
 #include "ops/layer_norm.h"
 #include "ops/pieces.h"
 #include "ops/reduction.h"
@@ -140,7 +141,8 @@ void LayerNormForward(ConstTensor x, ConstTensor weight, ConstTensor bias,
 // NOLINTNEXTLINE(readability-function-size)
 void LayerNormBackward(ConstTensor d_y, ConstTensor x, ConstTensor weight,
                        ConstTensor mean, ConstTensor rstd, Tensor d_x,
-                       Tensor d_weight, Tensor d_bias, Stream&) {
+                       Tensor d_weight, Tensor d_bias, Tensor d_x_sums,
+                       Stream&) {
   const int64_t num_rows = x.dim(0);
   const int64_t dim = x.dim(1);
   CUBIT_CHECK_SHAPE(d_y, {num_rows, dim});
@@ -150,6 +152,7 @@ void LayerNormBackward(ConstTensor d_y, ConstTensor x, ConstTensor weight,
   CUBIT_CHECK_SHAPE(d_x, {num_rows, dim});
   CUBIT_CHECK_SHAPE(d_weight, {dim});
   if (!d_bias.empty()) CUBIT_CHECK_SHAPE(d_bias, {dim});
+  if (!d_x_sums.empty()) CUBIT_CHECK_SHAPE(d_x_sums, {dim});
   const BackwardInputs in = {d_y.data<float>(),  x.data<float>(),
                              mean.data<float>(), rstd.data<float>(),
                              num_rows,           dim};
@@ -166,6 +169,8 @@ void LayerNormBackward(ConstTensor d_y, ConstTensor x, ConstTensor weight,
   ParallelFor(dim, kPieceColumns, [=](int64_t begin, int64_t end) {
     AddParameterGradients(in, begin, end - begin, d_weight_data, d_bias_data);
   });
+  if (d_x_sums.empty()) return;
+  AddColumnSums(d_x_data, num_rows, dim, d_x_sums.data<float>());
 }
 
 }  // namespace cubit

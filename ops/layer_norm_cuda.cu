@@ -35,7 +35,8 @@ void LayerNormForward(ConstTensor x, ConstTensor weight, ConstTensor bias,
 
 void LayerNormBackward(ConstTensor d_y, ConstTensor x, ConstTensor weight,
                        ConstTensor mean, ConstTensor rstd, Tensor d_x,
-                       Tensor d_weight, Tensor d_bias, Stream& stream) {
+                       Tensor d_weight, Tensor d_bias, Tensor d_x_sums,
+                       Stream& stream) {
   const int64_t num_rows = x.dim(0);
   const int64_t dim = x.dim(1);
   CUBIT_CHECK_SHAPE(d_y, {num_rows, dim});
@@ -45,21 +46,18 @@ void LayerNormBackward(ConstTensor d_y, ConstTensor x, ConstTensor weight,
   CUBIT_CHECK_SHAPE(d_x, {num_rows, dim});
   CUBIT_CHECK_SHAPE(d_weight, {dim});
   if (!d_bias.empty()) CUBIT_CHECK_SHAPE(d_bias, {dim});
+  if (!d_x_sums.empty()) CUBIT_CHECK_SHAPE(d_x_sums, {dim});
   CUBIT_CHECK(d_y.dtype() == x.dtype() && d_x.dtype() == x.dtype())
       << Name(d_y.dtype()) << ", " << Name(d_x.dtype());
-  const cuda::NormBackwardArguments arguments = {d_y.raw(),
-                                                 x.raw(),
-                                                 weight.data<float>(),
-                                                 mean.data<float>(),
-                                                 rstd.data<float>(),
-                                                 num_rows,
-                                                 static_cast<int>(dim),
-                                                 d_x.raw(),
-                                                 nullptr};
-  float* d_bias_data = d_bias.empty() ? nullptr : d_bias.data<float>();
+  const cuda::NormBackwardArguments arguments = {
+      d_y.raw(),          x.raw(),  weight.data<float>(),  mean.data<float>(),
+      rstd.data<float>(), num_rows, static_cast<int>(dim), d_x.raw()};
+  const cuda::SumTargets<cuda::kNormSums<true>> targets = {
+      {d_weight.data<float>(),
+       d_x_sums.empty() ? nullptr : d_x_sums.data<float>(),
+       d_bias.empty() ? nullptr : d_bias.data<float>()}};
   cuda::Dispatch(x.dtype(), [&](auto zero) {
-    cuda::LaunchNormBackward<decltype(zero), true>(
-        arguments, d_weight.data<float>(), d_bias_data, stream);
+    cuda::LaunchNormBackward<decltype(zero), true>(arguments, targets, stream);
   });
 }
 

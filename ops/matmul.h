@@ -49,12 +49,16 @@ void LinearGeluBackwardInput(ConstTensor d_y, ConstTensor weight,
                              ConstTensor pre, Tensor d_pre, Tensor d_bias,
                              Stream& stream);
 
-// d_weight = d_y^T x, added to d_weight if `accumulate`; d_bias += column sums
-// of d_y (skipped if absent).
+// d_weight = d_y^T x, added to d_weight if `accumulate`; d_bias as in
+// LinearBackwardBias.
 //   d_y [N, out], x [N, in]; d_weight [out, in], d_bias [out] in fp32.
 //   Summed in a fixed order.
 void LinearBackwardWeight(ConstTensor d_y, ConstTensor x, bool accumulate,
                           Tensor d_weight, Tensor d_bias, Stream& stream);
+
+// d_bias += column sums of d_y (skipped if absent), in a fixed order.
+//   d_y [N, out]; d_bias [out] in fp32.
+void LinearBackwardBias(ConstTensor d_y, Tensor d_bias, Stream& stream);
 
 }  // namespace cubit
 

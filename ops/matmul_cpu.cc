@@ -7,8 +7,8 @@
 
 #include "ops/activations.h"
 #include "ops/blas.h"
+#include "ops/column_sums.h"
 #include "ops/matmul.h"
-#include "ops/pieces.h"
 #include "runtime/thread_pool.h"
 
 namespace cubit {
@@ -77,26 +77,6 @@ bool StartBlock(const Block& block, int64_t out, const float* bias,
   return true;
 }
 
-// d_bias[o] += sum over n of d_y[n, o], each column in the order of n.
-void AddColumnSums(const float* d_y, int64_t num_rows, int64_t out,
-                   float* d_bias) {
-  ParallelFor(out, kPieceColumns, [=](int64_t begin, int64_t end) {
-    double sums[kPieceColumns] = {};
-    const int64_t count = end - begin;
-    for (int64_t n = 0; n < num_rows; ++n) {
-      const float* row = d_y + n * out + begin;
-#pragma omp simd
-      for (int64_t i = 0; i < count; ++i) {
-        sums[i] += static_cast<double>(row[i]);
-      }
-    }
-    for (int64_t i = 0; i < count; ++i) {
-      d_bias[begin + i] =
-          static_cast<float>(static_cast<double>(d_bias[begin + i]) + sums[i]);
-    }
-  });
-}
-
 }  // namespace
 
 void LinearForward(ConstTensor x, ConstTensor weight, ConstTensor bias,
@@ -150,24 +130,19 @@ void LinearBackwardInput(ConstTensor d_y, ConstTensor weight, bool accumulate,
 void LinearGeluBackwardInput(ConstTensor d_y, ConstTensor weight,
                              ConstTensor pre, Tensor d_pre, Tensor d_bias,
                              Stream& stream) {
-  const int64_t num_rows = pre.dim(0);
-  const int64_t in = pre.dim(1);
   CUBIT_CHECK_EQ(pre.shape(), d_pre.shape());
-  if (!d_bias.empty()) CUBIT_CHECK_SHAPE(d_bias, {in});
   LinearBackwardInput(d_y, weight, /*accumulate=*/false, d_pre, stream);
   GeluBackward(d_pre, pre, d_pre, stream);
-  if (d_bias.empty()) return;
-  AddColumnSums(d_pre.data<float>(), num_rows, in, d_bias.data<float>());
+  LinearBackwardBias(d_pre, d_bias, stream);
 }
 
 void LinearBackwardWeight(ConstTensor d_y, ConstTensor x, bool accumulate,
-                          Tensor d_weight, Tensor d_bias, Stream&) {
+                          Tensor d_weight, Tensor d_bias, Stream& stream) {
   const int64_t num_rows = d_y.dim(0);
   const int64_t out = d_y.dim(1);
   const int64_t in = x.dim(1);
   CUBIT_CHECK_SHAPE(x, {num_rows, in});
   CUBIT_CHECK_SHAPE(d_weight, {out, in});
-  if (!d_bias.empty()) CUBIT_CHECK_SHAPE(d_bias, {out});
   const float* d_y_data = d_y.data<float>();
   const float* x_data = x.data<float>();
   float* d_weight_data = d_weight.data<float>();
@@ -178,9 +153,14 @@ void LinearBackwardWeight(ConstTensor d_y, ConstTensor x, bool accumulate,
           accumulate ? 1.0f : 0.0f,
           d_weight_data + block.row * in + block.column, in);
   });
-  if (!d_bias.empty()) {
-    AddColumnSums(d_y_data, num_rows, out, d_bias.data<float>());
-  }
+  LinearBackwardBias(d_y, d_bias, stream);
+}
+
+void LinearBackwardBias(ConstTensor d_y, Tensor d_bias, Stream&) {
+  if (d_bias.empty()) return;
+  CUBIT_CHECK_SHAPE(d_bias, {d_y.dim(1)});
+  AddColumnSums(d_y.data<float>(), d_y.dim(0), d_y.dim(1),
+                d_bias.data<float>());
 }
 
 }  // namespace cubit

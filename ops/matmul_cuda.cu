@@ -128,15 +128,6 @@ void GeluBackwardWithSums(const ConstTensor& pre, const Tensor& d, float* sum,
   }
 }
 
-void AddBiasGradient(const ConstTensor& d_y, const Tensor& d_bias,
-                     Stream& stream) {
-  cuda::Dispatch(d_y.dtype(), [&](auto zero) {
-    using T = decltype(zero);
-    cuda::AddColumnSums(cuda::Elements<T>(d_y), d_y.dim(0), d_y.dim(1),
-                        d_bias.data<float>(), stream);
-  });
-}
-
 // Times both ways with sums, whether or not the call wants them: one way for a
 // shape. Turns alternate, so that what else the device does meets both.
 cuda::GeluGradientWay FasterGeluGradientWay(const ConstTensor& d_y,
@@ -219,7 +210,7 @@ void LinearGeluBackwardInputBy(GeluGradientWay way, ConstTensor d_y,
   if (d_pre.num_elements() == 0) return;
   LtMatmul(product, stream);
   if (way == GeluGradientWay::kEpilogue) {
-    if (!d_bias.empty()) AddBiasGradient(d_pre, d_bias, stream);
+    LinearBackwardBias(d_pre, d_bias, stream);
   } else if (d_bias.empty()) {
     GeluBackward(d_pre, pre, d_pre, stream);
   } else {
@@ -300,9 +291,18 @@ void LinearBackwardWeight(ConstTensor d_y, ConstTensor x, bool accumulate,
     return;
   }
   cuda::LtMatmul(product, stream);
+  LinearBackwardBias(d_y, d_bias, stream);
+}
+
+void LinearBackwardBias(ConstTensor d_y, Tensor d_bias, Stream& stream) {
   if (d_bias.empty()) return;
-  CUBIT_CHECK_SHAPE(d_bias, {out});
-  AddBiasGradient(d_y, d_bias, stream);
+  CUBIT_CHECK_SHAPE(d_bias, {d_y.dim(1)});
+  if (d_y.dim(0) == 0) return;
+  cuda::Dispatch(d_y.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    cuda::AddColumnSums(cuda::Elements<T>(d_y), d_y.dim(0), d_y.dim(1),
+                        d_bias.data<float>(), stream);
+  });
 }
 
 }  // namespace cubit

@@ -16,10 +16,11 @@ namespace cubit {
 void RmsNormForward(ConstTensor x, ConstTensor weight, float eps, Tensor y,
                     Tensor rstd, Stream& stream);
 
-// Adds to d_x [N, D] (see LayerNormBackward) and d_weight [D] fp32.
+// Adds to d_x [N, D], d_weight [D] fp32 and d_x_sums [D] fp32 or absent, all as
+// LayerNormBackward does.
 void RmsNormBackward(ConstTensor d_y, ConstTensor x, ConstTensor weight,
                      ConstTensor rstd, Tensor d_x, Tensor d_weight,
-                     Stream& stream);
+                     Tensor d_x_sums, Stream& stream);
 
 }  // namespace cubit
 

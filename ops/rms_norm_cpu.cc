@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "ops/column_sums.h"
 #include "ops/pieces.h"
 #include "ops/reduction.h"
 #include "ops/rms_norm.h"
@@ -89,7 +90,8 @@ void RmsNormForward(ConstTensor x, ConstTensor weight, float eps, Tensor y,
 }
 
 void RmsNormBackward(ConstTensor d_y, ConstTensor x, ConstTensor weight,
-                     ConstTensor rstd, Tensor d_x, Tensor d_weight, Stream&) {
+                     ConstTensor rstd, Tensor d_x, Tensor d_weight,
+                     Tensor d_x_sums, Stream&) {
   const int64_t num_rows = x.dim(0);
   const int64_t dim = x.dim(1);
   CUBIT_CHECK_SHAPE(d_y, {num_rows, dim});
@@ -97,6 +99,7 @@ void RmsNormBackward(ConstTensor d_y, ConstTensor x, ConstTensor weight,
   CUBIT_CHECK_SHAPE(rstd, {num_rows});
   CUBIT_CHECK_SHAPE(d_x, {num_rows, dim});
   CUBIT_CHECK_SHAPE(d_weight, {dim});
+  if (!d_x_sums.empty()) CUBIT_CHECK_SHAPE(d_x_sums, {dim});
   const BackwardInputs in = {d_y.data<float>(), x.data<float>(),
                              rstd.data<float>(), num_rows, dim};
   const float* weight_data = weight.data<float>();
@@ -111,6 +114,8 @@ void RmsNormBackward(ConstTensor d_y, ConstTensor x, ConstTensor weight,
   ParallelFor(dim, kPieceColumns, [=](int64_t begin, int64_t end) {
     AddWeightGradient(in, begin, end - begin, d_weight_data);
   });
+  if (d_x_sums.empty()) return;
+  AddColumnSums(d_x_data, num_rows, dim, d_x_sums.data<float>());
 }
 
 }  // namespace cubit

@@ -17,16 +17,23 @@ namespace cuda {
 constexpr int kSumColumns = 32;
 constexpr int kSumRows = 32;
 
-// The second step: sum[j] += partial[0, j] + partial[1, j] + ..., rows `stride`
-// apart; for blockIdx.y = 1 the `num_columns` behind them, and `second`. A
-// block of kSumColumns x kSumRows threads.
-static __global__ void AddPartialSumsKernel(const float* partial, int num_rows,
-                                            int64_t stride, int num_columns,
-                                            float* sum, float* second) {
-  if (blockIdx.y == 1) {
-    partial += num_columns;
-    sum = second;
-  }
+// What the sums of kSums matrices are added to; null: that one is skipped.
+template <int kSums>
+struct SumTargets {
+  float* sums[kSums];
+};
+
+// The second step: of partial [num_rows, kSums, num_columns], sums[k][j] +=
+// partial[0, k, j] + partial[1, k, j] + ..., k = blockIdx.y. A block of
+// kSumColumns x kSumRows threads.
+template <int kSums>
+__global__ void AddPartialSumsKernel(
+    const float* partial, int num_rows, int num_columns,
+    const __grid_constant__ SumTargets<kSums> targets) {
+  float* sum = targets.sums[blockIdx.y];
+  if (sum == nullptr) return;
+  partial += static_cast<int64_t>(blockIdx.y) * num_columns;
+  const int64_t stride = int64_t{kSums} * num_columns;
   __shared__ float shared[kSumRows][kSumColumns + 1];
   const int first = static_cast<int>(blockIdx.x) * kSumColumns;
   const int column = first + static_cast<int>(threadIdx.x);
@@ -45,14 +52,13 @@ static __global__ void AddPartialSumsKernel(const float* partial, int num_rows,
   if (threadIdx.x == 0 && result < num_columns) sum[result] += total;
 }
 
-// `second`: null, or what the columns behind the first ones are added to.
-inline void AddPartialSums(const float* partial, int num_rows, int64_t stride,
-                           int num_columns, float* sum, float* second,
-                           Stream& stream) {
-  const dim3 grid(CeilDivide(num_columns, kSumColumns), second ? 2 : 1);
+template <int kSums>
+void AddPartialSums(const float* partial, int num_rows, int num_columns,
+                    const SumTargets<kSums>& targets, Stream& stream) {
+  const dim3 grid(CeilDivide(num_columns, kSumColumns), kSums);
   AddPartialSumsKernel<<<grid, dim3(kSumColumns, kSumRows), 0,
-                         CudaStream(stream)>>>(partial, num_rows, stride,
-                                               num_columns, sum, second);
+                         CudaStream(stream)>>>(partial, num_rows, num_columns,
+                                               targets);
   CUBIT_CUDA_CHECK_LAUNCH();
 }
 
@@ -145,8 +151,8 @@ void AddSumsOfRows(const Rows& rows, int64_t num_rows, int64_t num_columns,
   PartialColumnSumsKernel<<<grid, kColumnSumThreads, 0, CudaStream(stream)>>>(
       rows, num_rows, static_cast<int>(num_columns), rows_per_block, partial);
   CUBIT_CUDA_CHECK_LAUNCH();
-  AddPartialSums(partial, parts, num_columns, static_cast<int>(num_columns),
-                 sum, /*second=*/nullptr, stream);
+  AddPartialSums(partial, parts, static_cast<int>(num_columns),
+                 SumTargets<1>{{sum}}, stream);
 }
 
 // sum[j] += the sum of x[n, j] over n, x [num_rows, num_columns] by rows.

@@ -3,7 +3,7 @@
 // Layer normalisation, and RMS normalisation as the case without a mean: one
 // pass over memory each way, rows in registers. The forward writes y and the
 // statistics; the backward adds to d_x and leaves sums over the rows of each
-// block, which a second kernel adds up in the order of blocks.
+// block, of d_x too, which a second kernel adds up in the order of blocks.
 
 #ifndef CUBIT_OPS_CUDA_NORM_CUH_
 #define CUBIT_OPS_CUDA_NORM_CUH_
@@ -13,6 +13,7 @@
 
 #include "ops/cuda/column_sums.cuh"
 #include "ops/cuda/memory_pass.cuh"
+#include "ops/cuda/pairs.cuh"
 #include "ops/cuda/row_group.cuh"
 
 namespace cubit {
@@ -39,24 +40,58 @@ struct NormBackwardArguments {
   int64_t num_rows;
   int dim;
   void* d_x;
-  float* partial;  // [blocks, 2, dim]: sums for d_weight and d_bias
+  float one_over_dim;  // set by the launch, as is what follows
+  float* partial;      // [blocks, kNormSums, dim]
 };
 
-// Threads of a block. Elements by the pack are held in registers, which more
-// threads would not leave enough of; rows too long for these go one by one.
-constexpr int kMostWideThreads = 256;
+// What the backward sums over rows: d_y xhat, which is the gradient of the
+// weight; d_x as it is stored; and, where there is a mean, d_y, the gradient of
+// the bias.
+constexpr int kWeightSum = 0;
+constexpr int kInputSum = 1;
+constexpr int kBiasSum = 2;
+template <bool kCentered>
+constexpr int kNormSums = kCentered ? 3 : 2;
+
+// Elements of a row that a thread holds at most. The backward holds two rows of
+// d_y, x and d_x, and the sums, in 128 registers; but what comes one by one,
+// odd rows and very long ones, spills.
+constexpr int kForwardElements = 32;
+template <typename T, int kWidth>
+constexpr int kBackwardElements = kWidth == 1
+                                      ? 32
+                                      : 32 / static_cast<int>(sizeof(T));
+
+// Threads of a block that registers are left for.
 template <int kWidth>
-constexpr int kMostThreads = kWidth == 1 ? kMaxRowThreads : kMostWideThreads;
+constexpr int kMostForwardThreads = kWidth == 1 ? kMaxRowThreads : 256;
+constexpr int kMostWideBackwardThreads = 512;
 
 // Calls body(pack, column) for the packs of a row that this thread holds.
-template <int kWidth, typename Body>
+template <int kPacks, int kWidth, typename Body>
 __device__ __forceinline__ void ForEachPack(const RowGroup& row, int dim,
                                             Body body) {
 #pragma unroll
-  for (int p = 0; p < kRowElements / kWidth; ++p) {
+  for (int p = 0; p < kPacks; ++p) {
     const int column = (p * row.threads() + row.thread()) * kWidth;
     if (column < dim) body(p, column);
   }
+}
+
+// `values` as elements of T: two at a time, which takes one instruction.
+template <typename T, int kWidth>
+__device__ __forceinline__ Pack<T, kWidth> Rounded(
+    const float (&values)[kWidth]) {
+  Pack<T, kWidth> result;
+  if constexpr (kWidth == 1) {
+    result.values[0] = FromFloat<T>(values[0]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kWidth; i += 2) {
+      StorePair(result.values + i, values[i], values[i + 1]);
+    }
+  }
+  return result;
 }
 
 // Mean and 1 / sqrt(variance + eps) of the row in `values`. The mean is taken
@@ -69,26 +104,28 @@ struct RowStatistics {
   float rstd;
 };
 
-template <typename T, int kWidth>
+template <typename T, int kWidth, int kPacks>
 __device__ __forceinline__ RowStatistics
 CenteredStatistics(const RowGroup& row, int dim, float eps,
-                   const Pack<T, kWidth> (&values)[kRowElements / kWidth]) {
+                   RawPack<T, kWidth> (&values)[kPacks]) {
   float sum = 0;
-  ForEachPack<kWidth>(row, dim, [&](int p, int) {
+  ForEachPack<kPacks, kWidth>(row, dim, [&](int p, int) {
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) sum += ToFloat(values[p].values[i]);
+    for (int i = 0; i < kWidth; ++i) sum += values[p].Get(i);
+    values[p].Forget();
   });
   const float count = static_cast<float>(dim);
   RowStatistics statistics;
   statistics.first_mean = row.Sum(make_float2(sum, 0)).x / count;
   float2 rest = make_float2(0, 0);
-  ForEachPack<kWidth>(row, dim, [&](int p, int) {
+  ForEachPack<kPacks, kWidth>(row, dim, [&](int p, int) {
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      const float value = ToFloat(values[p].values[i]) - statistics.first_mean;
+      const float value = values[p].Get(i) - statistics.first_mean;
       rest.x += value;
       rest.y += value * value;
     }
+    values[p].Forget();
   });
   rest = row.Sum(rest);
   statistics.shift = rest.x / count;
@@ -100,17 +137,18 @@ CenteredStatistics(const RowGroup& row, int dim, float eps,
 }
 
 // The case without a mean; squares that leave fp32's range are taken in fp64.
-template <typename T, int kWidth>
+template <typename T, int kWidth, int kPacks>
 __device__ __forceinline__ float RootMeanSquareRstd(
     const RowGroup& row, int dim, float eps,
-    const Pack<T, kWidth> (&values)[kRowElements / kWidth]) {
+    RawPack<T, kWidth> (&values)[kPacks]) {
   float sum = 0;
-  ForEachPack<kWidth>(row, dim, [&](int p, int) {
+  ForEachPack<kPacks, kWidth>(row, dim, [&](int p, int) {
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      const float value = ToFloat(values[p].values[i]);
+      const float value = values[p].Get(i);
       sum += value * value;
     }
+    values[p].Forget();
   });
   sum = row.Sum(make_float2(sum, 0)).x;
   const float count = static_cast<float>(dim);
@@ -118,10 +156,10 @@ __device__ __forceinline__ float RootMeanSquareRstd(
   // Scaled by a power of two, exactly; eps is nothing beside such squares.
   constexpr float kScale = 0x1p-90f;
   float scaled = 0;
-  ForEachPack<kWidth>(row, dim, [&](int p, int) {
+  ForEachPack<kPacks, kWidth>(row, dim, [&](int p, int) {
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      const float value = kScale * ToFloat(values[p].values[i]);
+      const float value = kScale * values[p].Get(i);
       scaled += value * value;
     }
   });
@@ -130,8 +168,9 @@ __device__ __forceinline__ float RootMeanSquareRstd(
 }
 
 template <typename T, int kWidth, bool kCentered>
-__global__ void __launch_bounds__(kMostThreads<kWidth>)
+__global__ void __launch_bounds__(kMostForwardThreads<kWidth>)
     NormForwardKernel(NormForwardArguments a, RowLayout layout) {
+  constexpr int kPacks = kForwardElements / kWidth;
   __shared__ float2 shared[kMaxRowThreads / kWarpSize];
   const RowGroup row(layout.threads_per_row, shared);
   const int64_t n =
@@ -139,146 +178,185 @@ __global__ void __launch_bounds__(kMostThreads<kWidth>)
   if (n >= a.num_rows) return;
   const T* x = static_cast<const T*>(a.x) + n * a.dim;
   T* y = static_cast<T*>(a.y) + n * a.dim;
-  Pack<T, kWidth> values[kRowElements / kWidth];
-  ForEachPack<kWidth>(row, a.dim, [&](int p, int column) {
-    values[p] = LoadPack<T, kWidth>(x + column);
-  });
+  RawPack<T, kWidth> values[kPacks];
+  ForEachPack<kPacks, kWidth>(
+      row, a.dim, [&](int p, int column) { values[p].Load(x + column); });
   RowStatistics statistics = {0, 0, 0};
   if (kCentered) {
-    statistics = CenteredStatistics<T, kWidth>(row, a.dim, a.eps, values);
+    statistics = CenteredStatistics(row, a.dim, a.eps, values);
   } else {
-    statistics.rstd = RootMeanSquareRstd<T, kWidth>(row, a.dim, a.eps, values);
+    statistics.rstd = RootMeanSquareRstd(row, a.dim, a.eps, values);
   }
   if (row.thread() == 0) {
     if (kCentered) a.mean[n] = statistics.first_mean + statistics.shift;
     a.rstd[n] = statistics.rstd;
   }
-  ForEachPack<kWidth>(row, a.dim, [&](int p, int column) {
+  ForEachPack<kPacks, kWidth>(row, a.dim, [&](int p, int column) {
     const Pack<float, kWidth> weight =
         LoadPack<float, kWidth>(a.weight + column);
     Pack<float, kWidth> bias = {};
     if (a.bias != nullptr) bias = LoadPack<float, kWidth>(a.bias + column);
-    Pack<T, kWidth> result;
+    float results[kWidth];
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      float value = ToFloat(values[p].values[i]);
+      float value = values[p].Get(i);
       if (kCentered) value = value - statistics.first_mean - statistics.shift;
-      result.values[i] = FromFloat<T>(
-          value * statistics.rstd * weight.values[i] + bias.values[i]);
+      results[i] = value * statistics.rstd * weight.values[i] + bias.values[i];
     }
-    StorePack(result, y + column);
+    StorePack(Rounded<T>(results), y + column);
   });
 }
 
-// Sums over rows of d_y xhat and d_y, in this thread's columns.
-template <int kWidth>
+// What a thread holds of one row of the backward.
+template <typename T, int kWidth, int kPacks>
+struct BackwardRow {
+  RawPack<T, kWidth> d_y[kPacks];
+  RawPack<T, kWidth> x[kPacks];
+  RawPack<T, kWidth> d_x[kPacks];
+  float mean;
+  float rstd;
+};
+
+template <bool kCentered, typename T, int kWidth, int kPacks>
+__device__ __forceinline__ void LoadRow(
+    const NormBackwardArguments& a, const RowGroup& row, int64_t n,
+    BackwardRow<T, kWidth, kPacks>* values) {
+  const int64_t begin = n * a.dim;
+  ForEachPack<kPacks, kWidth>(row, a.dim, [&](int p, int column) {
+    values->d_y[p].Load(static_cast<const T*>(a.d_y) + begin + column);
+    values->x[p].Load(static_cast<const T*>(a.x) + begin + column);
+    values->d_x[p].Load(static_cast<const T*>(a.d_x) + begin + column);
+  });
+  values->mean = kCentered ? a.mean[n] : 0.0f;
+  values->rstd = a.rstd[n];
+}
+
+// Sums over rows (kNormSums), in this thread's columns.
+template <bool kCentered, int kWidth, int kPacks>
 struct ColumnSums {
-  Pack<float, kWidth> d_weight[kRowElements / kWidth];
-  Pack<float, kWidth> d_bias[kRowElements / kWidth];
+  Pack<float, kWidth> packs[kNormSums<kCentered>][kPacks];
 };
 
 // One row of the backward: adds to d_x and to `sums`.
-template <typename T, int kWidth, bool kCentered>
-__device__ __forceinline__ void BackwardRow(const NormBackwardArguments& a,
-                                            const RowGroup& row, int64_t n,
-                                            ColumnSums<kWidth>* sums) {
-  constexpr int kPacks = kRowElements / kWidth;
-  const int64_t begin = n * a.dim;
-  T* d_x = static_cast<T*>(a.d_x) + begin;
-  const float mean = kCentered ? a.mean[n] : 0.0f;
-  const float rstd = a.rstd[n];
-  RawPack<T, kWidth> d_ys[kPacks];
-  RawPack<T, kWidth> xs[kPacks];
-  RawPack<T, kWidth> d_xs[kPacks];
-  ForEachPack<kWidth>(row, a.dim, [&](int p, int column) {
-    d_ys[p].Load(static_cast<const T*>(a.d_y) + begin + column);
-    xs[p].Load(static_cast<const T*>(a.x) + begin + column);
-    d_xs[p].Load(d_x + column);
-  });
+template <bool kCentered, typename T, int kWidth, int kPacks>
+__device__ __forceinline__ void AddRow(
+    const NormBackwardArguments& a, const RowGroup& row, int64_t n,
+    BackwardRow<T, kWidth, kPacks> values,
+    ColumnSums<kCentered, kWidth, kPacks>* sums) {
   float2 dots = make_float2(0, 0);  // of w d_y with 1 and with xhat
-  ForEachPack<kWidth>(row, a.dim, [&](int p, int column) {
+  ForEachPack<kPacks, kWidth>(row, a.dim, [&](int p, int column) {
     const Pack<float, kWidth> weight =
         LoadPack<float, kWidth>(a.weight + column);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      const float d = d_ys[p].Get(i);
-      const float xhat = (xs[p].Get(i) - mean) * rstd;
+      const float d = values.d_y[p].Get(i);
+      const float xhat = (values.x[p].Get(i) - values.mean) * values.rstd;
       const float scaled = d * weight.values[i];
-      if (kCentered) {
-        dots.x += scaled;
-        sums->d_bias[p].values[i] += d;
-      }
       dots.y += scaled * xhat;
-      sums->d_weight[p].values[i] += d * xhat;
+      sums->packs[kWeightSum][p].values[i] += d * xhat;
+      if constexpr (kCentered) {
+        dots.x += scaled;
+        sums->packs[kBiasSum][p].values[i] += d;
+      }
     }
-    d_ys[p].Forget();
-    xs[p].Forget();
+    values.d_y[p].Forget();
+    values.x[p].Forget();
   });
   dots = row.Sum(dots);
-  const float count = static_cast<float>(a.dim);
-  const float mean_scaled = dots.x / count;
-  const float mean_product = dots.y / count;
-  ForEachPack<kWidth>(row, a.dim, [&](int p, int column) {
+  const float mean_scaled = dots.x * a.one_over_dim;
+  const float slope = dots.y * a.one_over_dim * values.rstd;
+  T* d_x = static_cast<T*>(a.d_x) + n * a.dim;
+  ForEachPack<kPacks, kWidth>(row, a.dim, [&](int p, int column) {
     const Pack<float, kWidth> weight =
         LoadPack<float, kWidth>(a.weight + column);
-    Pack<T, kWidth> result;
+    float results[kWidth];
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      const float xhat = (xs[p].Get(i) - mean) * rstd;
-      const float scaled = d_ys[p].Get(i) * weight.values[i];
-      const float d = rstd * (scaled - mean_scaled - xhat * mean_product);
-      result.values[i] = FromFloat<T>(d_xs[p].Get(i) + d);
+      const float scaled = values.d_y[p].Get(i) * weight.values[i];
+      const float d =
+          scaled - mean_scaled - (values.x[p].Get(i) - values.mean) * slope;
+      results[i] = values.d_x[p].Get(i) + values.rstd * d;
     }
-    StorePack(result, d_x + column);
+    const Pack<T, kWidth> stored = Rounded<T>(results);
+    StorePack(stored, d_x + column);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      sums->packs[kInputSum][p].values[i] += ToFloat(stored.values[i]);
+    }
   });
 }
 
-// Rows n, n + stride, ... of each group; then the groups' sums, one after the
-// other, in shared memory [2, dim] (where a block has more than one group).
-template <typename T, int kWidth, bool kCentered>
-__global__ void __maxnreg__(kWidth == 1 ? 64 : 168)
-    NormBackwardKernel(NormBackwardArguments a, RowLayout layout) {
-  extern __shared__ float combined[];
-  __shared__ float2 shared[kMaxRowThreads / kWarpSize];
-  const RowGroup row(layout.threads_per_row, shared);
-  ColumnSums<kWidth> sums = {};
-  const int64_t stride =
-      static_cast<int64_t>(gridDim.x) * layout.rows_per_block;
-  for (int64_t n = static_cast<int64_t>(blockIdx.x) * layout.rows_per_block +
-                   row.index();
-       n < a.num_rows; n += stride) {
-    BackwardRow<T, kWidth, kCentered>(a, row, n, &sums);
-  }
-  float* target = a.partial + static_cast<int64_t>(blockIdx.x) * 2 * a.dim;
-  for (int group = 0; group < layout.rows_per_block; ++group) {
-    const bool last = group + 1 == layout.rows_per_block;
-    if (row.index() == group) {
-      ForEachPack<kWidth>(row, a.dim, [&](int p, int column) {
+// The block's sums to `target` [kNormSums, dim]: those of the first group, to
+// which it adds the others' in their order. They leave them in `others` [groups
+// - 1, kNormSums, dim], shared memory.
+template <bool kCentered, int kWidth, int kPacks>
+__device__ __forceinline__ void StoreSumsOfBlock(
+    const RowGroup& row, int num_groups, int dim,
+    const ColumnSums<kCentered, kWidth, kPacks>& sums, float* others,
+    float* target) {
+  constexpr int kSums = kNormSums<kCentered>;
+  const auto for_each_sum = [&](auto body) {
+#pragma unroll
+    for (int k = 0; k < kSums; ++k) {
+      ForEachPack<kPacks, kWidth>(row, dim, [&](int p, int column) {
 #pragma unroll
         for (int i = 0; i < kWidth; ++i) {
-          float d_weight = sums.d_weight[p].values[i];
-          float d_bias = sums.d_bias[p].values[i];
-          if (group > 0) {
-            d_weight += combined[column + i];
-            d_bias += combined[a.dim + column + i];
-          }
-          float* to = last ? target : combined;
-          to[column + i] = d_weight;
-          to[a.dim + column + i] = d_bias;
+          body(k * dim + column + i, sums.packs[k][p].values[i]);
         }
       });
     }
-    __syncthreads();
+  };
+  if (row.index() > 0) {
+    float* slot = others + (row.index() - 1) * kSums * dim;
+    for_each_sum([&](int place, float sum) { slot[place] = sum; });
   }
+  __syncthreads();
+  if (row.index() > 0) return;
+  for_each_sum([&](int place, float sum) {
+    for (int group = 1; group < num_groups; ++group) {
+      sum += others[(group - 1) * kSums * dim + place];
+    }
+    target[place] = sum;
+  });
+}
+
+// Rows n, n + stride, ... of each group, each loaded while the one before is
+// computed; then their sums.
+template <typename T, int kWidth, bool kCentered>
+__global__ void __maxnreg__(kWidth == 1 ? 64 : 128)
+    NormBackwardKernel(NormBackwardArguments a, RowLayout layout) {
+  constexpr int kPacks = kBackwardElements<T, kWidth> / kWidth;
+  extern __shared__ float others[];
+  __shared__ float2 shared[kMaxRowThreads / kWarpSize];
+  const RowGroup row(layout.threads_per_row, shared);
+  ColumnSums<kCentered, kWidth, kPacks> sums = {};
+  const int num_rows = static_cast<int>(a.num_rows);
+  const int stride = static_cast<int>(gridDim.x) * layout.rows_per_block;
+  int n = static_cast<int>(blockIdx.x) * layout.rows_per_block + row.index();
+  BackwardRow<T, kWidth, kPacks> values;
+  if (n < num_rows) LoadRow<kCentered>(a, row, n, &values);
+  while (n < num_rows) {
+    const int next_n = n + stride;
+    BackwardRow<T, kWidth, kPacks> next;
+    // Whether or not there is one, so that no registers are merged: the last
+    // row is loaded twice.
+    LoadRow<kCentered>(a, row, next_n < num_rows ? next_n : n, &next);
+    AddRow(a, row, n, values, &sums);
+    values = next;
+    n = next_n;
+  }
+  StoreSumsOfBlock(row, layout.rows_per_block, a.dim, sums, others,
+                   a.partial + static_cast<int64_t>(blockIdx.x) *
+                                   kNormSums<kCentered> * a.dim);
 }
 
 template <typename T, bool kCentered>
 void LaunchNormForward(const NormForwardArguments& a, Stream& stream) {
   if (a.num_rows == 0) return;
   constexpr int kWidth = kVectorWidth<T>;
-  const RowLayout layout = MakeRowLayout(a.dim);
+  const RowLayout layout = MakeRowLayout(a.dim, kForwardElements);
   const bool wide = a.dim % kWidth == 0 &&
-                    layout.threads_per_block <= kMostWideThreads &&
+                    layout.threads_per_block <= kMostForwardThreads<kWidth> &&
                     IsAligned16(a.x) && IsAligned16(a.y) &&
                     IsAligned16(a.weight) && IsAligned16(a.bias);
   const auto kernel = wide ? &NormForwardKernel<T, kWidth, kCentered>
@@ -288,22 +366,15 @@ void LaunchNormForward(const NormForwardArguments& a, Stream& stream) {
   CUBIT_CUDA_CHECK_LAUNCH();
 }
 
-// d_bias may be null.
-template <typename T, bool kCentered>
-void LaunchNormBackward(NormBackwardArguments a, float* d_weight, float* d_bias,
-                        Stream& stream) {
-  if (a.num_rows == 0) return;
-  constexpr int kWidth = kVectorWidth<T>;
-  const RowLayout layout = MakeRowLayout(a.dim);
-  const bool wide = a.dim % kWidth == 0 &&
-                    layout.threads_per_block <= kMostWideThreads &&
-                    IsAligned16(a.x) && IsAligned16(a.d_y) &&
-                    IsAligned16(a.d_x) && IsAligned16(a.weight);
-  const auto kernel = wide ? &NormBackwardKernel<T, kWidth, kCentered>
-                           : &NormBackwardKernel<T, 1, kCentered>;
-  const int shared_bytes = layout.rows_per_block > 1
-                               ? 2 * a.dim * static_cast<int>(sizeof(float))
-                               : 0;
+template <typename T, int kWidth, bool kCentered>
+void LaunchNormBackwardOfWidth(NormBackwardArguments a,
+                               const SumTargets<kNormSums<kCentered>>& targets,
+                               Stream& stream) {
+  constexpr int kSums = kNormSums<kCentered>;
+  const auto kernel = &NormBackwardKernel<T, kWidth, kCentered>;
+  const RowLayout layout = MakeRowLayout(a.dim, kBackwardElements<T, kWidth>);
+  const int shared_bytes = (layout.rows_per_block - 1) * kSums * a.dim *
+                           static_cast<int>(sizeof(float));
   int blocks_per_multiprocessor = 0;
   CUBIT_CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
       &blocks_per_multiprocessor, kernel, layout.threads_per_block,
@@ -311,13 +382,34 @@ void LaunchNormBackward(NormBackwardArguments a, float* d_weight, float* d_bias,
   const int blocks =
       std::min(CeilDivide(a.num_rows, layout.rows_per_block),
                NumMultiprocessors() * std::max(1, blocks_per_multiprocessor));
+  a.one_over_dim = 1.0f / static_cast<float>(a.dim);
   a.partial = static_cast<float*>(CudaWorkspace(
-      int64_t{blocks} * 2 * a.dim * int64_t{sizeof(float)}, stream));
+      int64_t{blocks} * kSums * a.dim * int64_t{sizeof(float)}, stream));
   kernel<<<blocks, layout.threads_per_block, shared_bytes,
            CudaStream(stream)>>>(a, layout);
   CUBIT_CUDA_CHECK_LAUNCH();
-  AddPartialSums(a.partial, blocks, 2 * int64_t{a.dim}, a.dim, d_weight, d_bias,
-                 stream);
+  AddPartialSums(a.partial, blocks, a.dim, targets, stream);
+}
+
+// Targets in the order of kWeightSum, kInputSum, kBiasSum; null: not wanted.
+template <typename T, bool kCentered>
+void LaunchNormBackward(const NormBackwardArguments& a,
+                        const SumTargets<kNormSums<kCentered>>& targets,
+                        Stream& stream) {
+  if (a.num_rows == 0) return;
+  // The kernel counts rows in 32 bits, and a block's step beyond the last.
+  CUBIT_CHECK(a.num_rows < int64_t{1} << 30) << a.num_rows;
+  constexpr int kWidth = kVectorWidth<T>;
+  constexpr int kMostElements =
+      kMostWideBackwardThreads * kBackwardElements<T, kWidth>;
+  const bool wide = a.dim % kWidth == 0 && a.dim <= kMostElements &&
+                    IsAligned16(a.x) && IsAligned16(a.d_y) &&
+                    IsAligned16(a.d_x) && IsAligned16(a.weight);
+  if (wide) {
+    LaunchNormBackwardOfWidth<T, kWidth, kCentered>(a, targets, stream);
+  } else {
+    LaunchNormBackwardOfWidth<T, 1, kCentered>(a, targets, stream);
+  }
 }
 
 }  // namespace cuda

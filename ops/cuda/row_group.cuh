@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Rows of a norm: 2^k threads, at least a warp, hold one row in registers, at
-// most kRowElements of it each.
+// Rows of a norm: 2^k threads, at least a warp, hold one row in registers.
 
 #ifndef CUBIT_OPS_CUDA_ROW_GROUP_CUH_
 #define CUBIT_OPS_CUDA_ROW_GROUP_CUH_
@@ -14,7 +13,6 @@
 namespace cubit {
 namespace cuda {
 
-constexpr int kRowElements = 32;
 constexpr int kMaxRowThreads = 1024;
 
 // How a block is cut into rows.
@@ -24,13 +22,14 @@ struct RowLayout {
   int rows_per_block;
 };
 
-// CHECK: 1 <= dim <= 32,768.
-inline RowLayout MakeRowLayout(int64_t dim) {
+// Rows of `dim` elements, at most `elements` a thread, which is a multiple of
+// the elements of a pack. CHECK: 1 <= dim <= elements * kMaxRowThreads.
+inline RowLayout MakeRowLayout(int64_t dim, int elements) {
   constexpr int kSmallestBlock = 128;
-  CUBIT_CHECK(dim >= 1 && dim <= int64_t{kRowElements} * kMaxRowThreads) << dim;
+  CUBIT_CHECK(dim >= 1 && dim <= int64_t{elements} * kMaxRowThreads) << dim;
   RowLayout layout;
   layout.threads_per_row = kWarpSize;
-  while (int64_t{layout.threads_per_row} * kRowElements < dim) {
+  while (int64_t{layout.threads_per_row} * elements < dim) {
     layout.threads_per_row *= 2;
   }
   layout.threads_per_block = std::max(kSmallestBlock, layout.threads_per_row);
@@ -65,6 +64,7 @@ class RowGroup {
     const int num_warps = threads_ / kWarpSize;
     const float2* of_row = shared_ + index_ * num_warps;
     float2 total = of_row[0];
+#pragma unroll 1
     for (int i = 1; i < num_warps; ++i) {
       total.x += of_row[i].x;
       total.y += of_row[i].y;

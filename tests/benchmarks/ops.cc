@@ -224,6 +224,7 @@ void MeasureNorms(const Model& model, Report& report) {
   const DeviceTensor bias(kFloat, {model.dim}, 1.0, 5);
   const DeviceTensor d_weight(kFloat, {model.dim}, 1.0, 6);
   const DeviceTensor d_bias(kFloat, {model.dim}, 1.0, 7);
+  const DeviceTensor d_x_sums(kFloat, {model.dim}, 1.0, 10);
   const DeviceTensor mean(kFloat, {model.rows}, 0, 8);
   const DeviceTensor rstd(kFloat, {model.rows}, 0, 9);
   Stream& stream = report.stream();
@@ -235,7 +236,7 @@ void MeasureNorms(const Model& model, Report& report) {
   report.Add("layer_norm_backward", 0, 4 * bytes, [&] {
     LayerNormBackward(d_y.view(), x.view(), weight.view(), mean.view(),
                       rstd.view(), y.view(), d_weight.view(), d_bias.view(),
-                      stream);
+                      d_x_sums.view(), stream);
   });
   report.Add("rms_norm_forward", 0, 2 * bytes, [&] {
     RmsNormForward(x.view(), weight.view(), 1e-5f, y.view(), rstd.view(),
@@ -243,7 +244,7 @@ void MeasureNorms(const Model& model, Report& report) {
   });
   report.Add("rms_norm_backward", 0, 4 * bytes, [&] {
     RmsNormBackward(d_y.view(), x.view(), weight.view(), rstd.view(), y.view(),
-                    d_weight.view(), stream);
+                    d_weight.view(), d_x_sums.view(), stream);
   });
   report.Add("add", 0, 3 * bytes,
              [&] { Add(x.view(), d_y.view(), y.view(), stream); });

@@ -125,6 +125,7 @@ void MeasureNorms(int64_t dim, Report& report) {
   HostTensor<float> d_x({kRows, dim});
   HostTensor<float> d_weight({dim});
   HostTensor<float> d_bias({dim});
+  HostTensor<float> d_x_sums({dim});
   Stream stream;
   const int64_t bytes = x.view().size_bytes();
   const std::string size = std::to_string(dim);
@@ -135,7 +136,7 @@ void MeasureNorms(int64_t dim, Report& report) {
   report.Pass("layer_norm_backward " + size, 4 * bytes, [&] {
     LayerNormBackward(d_y.view(), x.view(), weight.view(), mean.view(),
                       rstd.view(), d_x.view(), d_weight.view(), d_bias.view(),
-                      stream);
+                      d_x_sums.view(), stream);
   });
   report.Pass("rms_norm_forward " + size, 2 * bytes, [&] {
     RmsNormForward(x.view(), weight.view(), 1e-5f, y.view(), rstd.view(),
@@ -143,7 +144,7 @@ void MeasureNorms(int64_t dim, Report& report) {
   });
   report.Pass("rms_norm_backward " + size, 4 * bytes, [&] {
     RmsNormBackward(d_y.view(), x.view(), weight.view(), rstd.view(),
-                    d_x.view(), d_weight.view(), stream);
+                    d_x.view(), d_weight.view(), d_x_sums.view(), stream);
   });
 }
 

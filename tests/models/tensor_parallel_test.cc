@@ -21,6 +21,7 @@
 #include "models/norm.h"
 #include "models/token_embedding.h"
 #include "ops/cross_entropy.h"
+#include "ops/matmul.h"
 #include "runtime/philox.h"
 #include "tests/models/parallel_ranks.h"
 
@@ -104,7 +105,7 @@ TEST_P(TensorParallel, Norm) {
       const Tensor d_x = rank.RandomRows("d_x", config.hidden_size);
       norm.Forward(rank.context, x, &saved);
       norm.Backward(rank.context, rank.RandomRows("d_y", config.hidden_size), x,
-                    saved, d_x);
+                    saved, d_x, /*d_x_sums=*/Tensor());
       rank.AddRows("y", saved.y);
       rank.AddRows("d_x", d_x);
       rank.AddGradients();
@@ -207,8 +208,9 @@ TEST_P(TensorParallel, Mlp) {
       const Tensor y = rank.RandomRows("residual", config.hidden_size);
       const Tensor d_x = rank.PoisonedRows(config.hidden_size);
       mlp.Forward(rank.context, x, /*residual=*/y, &saved, y);
-      mlp.Backward(rank.context, rank.RandomRows("d_y", config.hidden_size), x,
-                   saved, scratch, d_x);
+      const Tensor d_y = rank.RandomRows("d_y", config.hidden_size);
+      LinearBackwardBias(d_y, mlp.OutBiasGradient(), *rank.context.stream);
+      mlp.Backward(rank.context, d_y, x, saved, scratch, d_x);
       rank.AddRows("y", y);
       rank.AddRows("d_x", d_x);
       rank.AddGradients();
@@ -299,8 +301,10 @@ TEST_P(ParallelMixer, MixerLayer) {
       const Tensor y = rank.RandomRows("residual", config.hidden_size);
       const Tensor d_x = rank.PoisonedRows(config.hidden_size);
       layer.Forward(rank.context, x, /*residual=*/y, &saved, y);
-      layer.Backward(rank.context, rank.RandomRows("d_y", config.hidden_size),
-                     x, saved, scratch, d_x, /*health=*/Tensor());
+      const Tensor d_y = rank.RandomRows("d_y", config.hidden_size);
+      LinearBackwardBias(d_y, layer.OutBiasGradient(), *rank.context.stream);
+      layer.Backward(rank.context, d_y, x, saved, scratch, d_x,
+                     /*health=*/Tensor());
       rank.AddRows("y", y);
       rank.AddRows("d_x", d_x);
       rank.AddGradients();
@@ -359,8 +363,9 @@ TEST_P(ParallelMixer, TheWorstHealthOfTheRanksIsThatOfOneRankOrWorse) {
   }
 }
 
+// Two, the first of which has the second sum the columns of its gradient.
 // Recomputed, so that the backward finds what the second forward left.
-TEST_P(ParallelMixer, Block) {
+TEST_P(ParallelMixer, Blocks) {
   for (const Recompute recompute : {Recompute::kSelective, Recompute::kFull}) {
     const RankBatch batch = {1, 40, /*documents=*/false};
     const std::vector<RankLayout> layouts =
@@ -368,21 +373,32 @@ TEST_P(ParallelMixer, Block) {
             ? std::vector<RankLayout>{{2, 2, kUlysses}, {2, 2, kSharded}}
             : std::vector<RankLayout>{{4, 1}};
     ExpectSameAsOneRank(config, layouts, batch, [&](ParallelRank& rank) {
-      const Block block(&rank.store, "block", config, rank.shard, mixer.get());
+      const Block first(&rank.store, "first", config, rank.shard, mixer.get());
+      const Block second(&rank.store, "second", config, rank.shard,
+                         mixer.get());
       rank.InitializeParameters();
-      BlockSaved saved;
+      BlockSaved of_first;
+      BlockSaved of_second;
       BlockScratch scratch;
       rank.Allocate([&](Arena& arena) {
-        saved = block.AllocateSaved(batch.batch, batch.seq_len, arena);
-        scratch = block.AllocateScratch(batch.batch, batch.seq_len, arena);
+        of_first = first.AllocateSaved(batch.batch, batch.seq_len, arena);
+        of_second = second.AllocateSaved(batch.batch, batch.seq_len, arena);
+        scratch = first.AllocateScratch(batch.batch, batch.seq_len, arena);
       });
       rank.parallel.mixer_scratch = &scratch.mixer;
       const Tensor x = rank.RandomRows("x", config.hidden_size);
       const Tensor d = rank.RandomRows("d", config.hidden_size);
-      block.Forward(rank.context, x, &saved);
-      rank.AddRows("y", saved.out);
-      block.RecomputeForward(rank.context, x, recompute, &saved);
-      block.Backward(rank.context, x, saved, scratch, d, /*health=*/Tensor());
+      first.Forward(rank.context, x, &of_first);
+      second.Forward(rank.context, of_first.out, &of_second);
+      rank.AddRows("y", of_second.out);
+      LinearBackwardBias(d, second.OutBiasGradient(), *rank.context.stream);
+      second.RecomputeForward(rank.context, of_first.out, recompute,
+                              &of_second);
+      second.Backward(rank.context, of_first.out, of_second, scratch, d,
+                      first.OutBiasGradient(), /*health=*/Tensor());
+      first.RecomputeForward(rank.context, x, recompute, &of_first);
+      first.Backward(rank.context, x, of_first, scratch, d,
+                     /*d_x_sums=*/Tensor(), /*health=*/Tensor());
       rank.AddRows("d", d);
       rank.AddGradients();
     });

@@ -10,6 +10,7 @@
 #include "gtest/gtest.h"
 
 #include "ops/layer_norm_reference.h"
+#include "ops/matmul_reference.h"
 #include "tests/ops/backend_budget.h"
 #include "tests/testing/numerics.h"
 
@@ -145,12 +146,14 @@ TEST_P(LayerNorm, BackwardAddsToEveryGradient) {
   HostTensor<float> d_x = RandomNormal(2, "d_x", {num_rows, dim});
   HostTensor<float> d_weight = RandomNormal(2, "d_weight", {dim});
   HostTensor<float> d_bias = RandomNormal(2, "d_bias", {dim});
+  HostTensor<float> d_x_sums = RandomNormal(2, "d_x_sums", {dim});
   const std::vector<float> d_x_before = d_x.values();
   const std::vector<float> d_weight_before = d_weight.values();
   const std::vector<float> d_bias_before = d_bias.values();
+  const std::vector<float> d_x_sums_before = d_x_sums.values();
   LayerNormBackward(p.d_y.view(), p.x.view(), p.weight.view(), mean.view(),
                     rstd.view(), d_x.view(), d_weight.view(), d_bias.view(),
-                    stream);
+                    d_x_sums.view(), stream);
   EXPECT_TRUE(IsWithinBudget(d_x.values(), Sum(d_x_before, plain.d_x),
                              Sum(ToDouble(d_x_before), exact.d_x)));
   EXPECT_TRUE(IsWithinBudget(d_weight.values(),
@@ -158,10 +161,18 @@ TEST_P(LayerNorm, BackwardAddsToEveryGradient) {
                              Sum(ToDouble(d_weight_before), exact.d_weight)));
   EXPECT_TRUE(IsWithinBudget(d_bias.values(), Sum(d_bias_before, plain.d_bias),
                              Sum(ToDouble(d_bias_before), exact.d_bias)));
+  EXPECT_TRUE(IsWithinBudget(
+      d_x_sums.values(),
+      Sum(d_x_sums_before, reference::ColumnSums(d_x.values(), dim)),
+      Sum(ToDouble(d_x_sums_before),
+          reference::ColumnSums(ToDouble(d_x.values()), dim))));
+  const std::vector<float> d_x_with_sums = d_x.values();
   const std::vector<float> d_weight_with_bias = d_weight.values();
+  d_x.values() = d_x_before;
   d_weight.values() = d_weight_before;
   LayerNormBackward(p.d_y.view(), p.x.view(), p.weight.view(), mean.view(),
-                    rstd.view(), d_x.view(), d_weight.view(), {}, stream);
+                    rstd.view(), d_x.view(), d_weight.view(), {}, {}, stream);
+  EXPECT_EQ(d_x.values(), d_x_with_sums);
   EXPECT_EQ(d_weight.values(), d_weight_with_bias);
 }
 
@@ -185,7 +196,7 @@ TEST(LayerNormBackward, TinyRowsPassAlmostNoGradient) {
     HostTensor<float> d_weight({dim});
     Stream stream;
     LayerNormBackward(p.d_y.view(), p.x.view(), p.weight.view(), mean.view(),
-                      rstd.view(), d_x.view(), d_weight.view(), {}, stream);
+                      rstd.view(), d_x.view(), d_weight.view(), {}, {}, stream);
     const auto exact = reference::LayerNormBackward(
         ToDouble(p.d_y.values()), ToDouble(p.x.values()),
         ToDouble(p.weight.values()), ToDouble(mean.values()),
@@ -262,11 +273,11 @@ TEST(LayerNormBackward, IsLinearInTheGradient) {
   HostTensor<float> d_bias({33});
   Stream stream;
   LayerNormBackward(p.d_y.view(), p.x.view(), p.weight.view(), mean.view(),
-                    rstd.view(), d_x.view(), d_weight.view(), d_bias.view(),
+                    rstd.view(), d_x.view(), d_weight.view(), d_bias.view(), {},
                     stream);
   LayerNormBackward(doubled.view(), p.x.view(), p.weight.view(), mean.view(),
                     rstd.view(), d_x_doubled.view(), d_weight.view(),
-                    d_bias.view(), stream);
+                    d_bias.view(), {}, stream);
   // A power of two scales every intermediate value exactly.
   for (int64_t i = 0; i < 4 * 33; ++i) {
     EXPECT_EQ(d_x_doubled[i], 2.0f * d_x[i]);

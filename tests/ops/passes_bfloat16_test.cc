@@ -17,6 +17,7 @@
 #include "ops/embedding.h"
 #include "ops/layer_norm.h"
 #include "ops/layer_norm_reference.h"
+#include "ops/matmul_reference.h"
 #include "ops/rms_norm.h"
 #include "ops/rms_norm_reference.h"
 #include "ops/sum_parts.h"
@@ -72,7 +73,16 @@ class BFloat16Norm : public ::testing::TestWithParam<Size> {
   DeviceArray rstd{kFloat, {s.num_rows}};
   DeviceArray d_weight{kFloat, {s.dim}, weight};
   DeviceArray d_bias{kFloat, {s.dim}, bias};
+  DeviceArray d_x_sums{kFloat, {s.dim}, bias};
   Stream stream;
+
+  // Of d_x as it is stored.
+  void ExpectSumsOfInputGradient() const {
+    const std::vector<float> stored = d_x_device.values();
+    EXPECT_TRUE(IsWithinBFloat16Budget(
+        d_x_sums, Sum(bias, reference::ColumnSums(stored, s.dim)),
+        Sum(ToDouble(bias), reference::ColumnSums(ToDouble(stored), s.dim))));
+  }
 };
 
 TEST_P(BFloat16Norm, LayerNorm) {
@@ -83,8 +93,9 @@ TEST_P(BFloat16Norm, LayerNorm) {
                    kEps, y.view(), mean.view(), rstd.view(), stream);
   LayerNormBackward(d_y_device.view(), x_device.view(), weight_device.view(),
                     mean.view(), rstd.view(), d_x_device.view(),
-                    d_weight.view(), d_bias.view(), stream);
+                    d_weight.view(), d_bias.view(), d_x_sums.view(), stream);
   stream.Synchronize();
+  ExpectSumsOfInputGradient();
   EXPECT_TRUE(IsWithinBFloat16Budget(y, plain.y, exact.y));
   // Sums of bf16 values are nearly exact in fp32, so `plain` errs by almost
   // nothing. The kernel takes a second mean, of x - mean, where values of one
@@ -116,8 +127,10 @@ TEST_P(BFloat16Norm, RmsNorm) {
   RmsNormForward(x_device.view(), weight_device.view(), kEps, y.view(),
                  rstd.view(), stream);
   RmsNormBackward(d_y_device.view(), x_device.view(), weight_device.view(),
-                  rstd.view(), d_x_device.view(), d_weight.view(), stream);
+                  rstd.view(), d_x_device.view(), d_weight.view(),
+                  d_x_sums.view(), stream);
   stream.Synchronize();
+  ExpectSumsOfInputGradient();
   EXPECT_TRUE(IsWithinBFloat16Budget(y, plain.y, exact.y));
   EXPECT_TRUE(IsWithinBFloat16Budget(rstd, plain.rstd, exact.rstd));
   const auto plain_gradient =
@@ -139,22 +152,26 @@ TEST_P(BFloat16Norm, BackwardGivesTheSameBitsTwice) {
     const DeviceArray d(kHalf, shape, d_x, s.lead);
     const DeviceArray sums(kFloat, {s.dim}, weight);
     const DeviceArray bias_sums(kFloat, {s.dim}, bias);
+    const DeviceArray input_sums(kFloat, {s.dim}, bias);
     LayerNormBackward(d_y_device.view(), x_device.view(), weight_device.view(),
                       mean.view(), rstd.view(), d.view(), sums.view(),
-                      bias_sums.view(), stream);
+                      bias_sums.view(), input_sums.view(), stream);
     stream.Synchronize();
-    for (const DeviceArray* array : {&d, &sums, &bias_sums}) {
+    for (const DeviceArray* array : {&d, &sums, &bias_sums, &input_sums}) {
       results.push_back(array->values());
     }
   }
-  for (size_t i = 0; i < 3; ++i) EXPECT_EQ(results[i], results[i + 3]);
+  for (size_t i = 0; i < 4; ++i) EXPECT_EQ(results[i], results[i + 4]);
 }
 
-// Odd rows; addresses aligned to an element; a warp, two and four warps, and a
-// whole block a row; more rows than groups; rows too long for wide packs.
+// Odd rows, and more of them than a block has groups; addresses aligned to an
+// element; a warp, two and four warps, and a whole block a row; groups with
+// several rows each, one of them more or less; rows too long for wide packs.
 INSTANTIATE_TEST_SUITE_P(Sizes, BFloat16Norm,
-                         ::testing::Values(Size{5, 37, 0}, Size{7, 64, 3},
-                                           Size{3000, 48, 0}, Size{33, 768, 0},
+                         ::testing::Values(Size{5, 37, 0}, Size{301, 1999, 0},
+                                           Size{7, 64, 3}, Size{9000, 48, 0},
+                                           Size{33, 768, 0},
+                                           Size{4999, 1024, 0},
                                            Size{9, 2048, 0}, Size{5, 2560, 0},
                                            Size{3, 8192, 0}, Size{2, 9000, 0}));
 

@@ -8,6 +8,7 @@
 
 #include "gtest/gtest.h"
 
+#include "ops/matmul_reference.h"
 #include "ops/rms_norm_reference.h"
 #include "tests/ops/backend_budget.h"
 #include "tests/testing/numerics.h"
@@ -110,15 +111,22 @@ TEST_P(RmsNorm, BackwardAddsToEveryGradient) {
                  stream);
   HostTensor<float> d_x = RandomNormal(2, "d_x", {num_rows, dim});
   HostTensor<float> d_weight = RandomNormal(2, "d_weight", {dim});
+  HostTensor<float> d_x_sums = RandomNormal(2, "d_x_sums", {dim});
   const std::vector<float> d_x_before = d_x.values();
   const std::vector<float> d_weight_before = d_weight.values();
+  const std::vector<float> d_x_sums_before = d_x_sums.values();
   RmsNormBackward(p.d_y.view(), p.x.view(), p.weight.view(), rstd.view(),
-                  d_x.view(), d_weight.view(), stream);
+                  d_x.view(), d_weight.view(), d_x_sums.view(), stream);
   EXPECT_TRUE(IsWithinBudget(d_x.values(), Sum(d_x_before, plain.d_x),
                              Sum(ToDouble(d_x_before), exact.d_x)));
   EXPECT_TRUE(IsWithinBudget(d_weight.values(),
                              Sum(d_weight_before, plain.d_weight),
                              Sum(ToDouble(d_weight_before), exact.d_weight)));
+  EXPECT_TRUE(IsWithinBudget(
+      d_x_sums.values(),
+      Sum(d_x_sums_before, reference::ColumnSums(d_x.values(), dim)),
+      Sum(ToDouble(d_x_sums_before),
+          reference::ColumnSums(ToDouble(d_x.values()), dim))));
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, RmsNorm,
@@ -139,7 +147,7 @@ TEST(RmsNorm, OneElementBecomesItsSign) {
   Stream stream;
   RmsNormForward(x.view(), weight.view(), kEps, y.view(), rstd.view(), stream);
   RmsNormBackward(d_y.view(), x.view(), weight.view(), rstd.view(), d_x.view(),
-                  d_weight.view(), stream);
+                  d_weight.view(), {}, stream);
   EXPECT_TRUE(IsClose(ToDouble(y.values()), {-1.5, 1.5}, 3e-7));
   EXPECT_TRUE(IsClose(ToDouble(d_x.values()), {0.25, 0.25}, 1e-6));
   EXPECT_TRUE(IsClose(ToDouble(d_weight.values()), {1.0 - 0.7 + 0.3}, 1e-6));

@@ -77,17 +77,18 @@ void RunNorms(Results& results) {
   HostTensor<float> d_x({kRows, kDim});
   HostTensor<float> d_weight({kDim});
   HostTensor<float> d_bias({kDim});
+  HostTensor<float> d_x_sums({kDim});
   Stream stream;
   LayerNormForward(x.view(), weight.view(), weight.view(), 1e-5f, y.view(),
                    mean.view(), rstd.view(), stream);
   LayerNormBackward(d_y.view(), x.view(), weight.view(), mean.view(),
                     rstd.view(), d_x.view(), d_weight.view(), d_bias.view(),
-                    stream);
+                    d_x_sums.view(), stream);
   results.Append(y);
   RmsNormForward(x.view(), weight.view(), 1e-5f, y.view(), rstd.view(), stream);
   RmsNormBackward(d_y.view(), x.view(), weight.view(), rstd.view(), d_x.view(),
-                  d_weight.view(), stream);
-  for (const auto* tensor : {&y, &d_x, &d_weight, &d_bias}) {
+                  d_weight.view(), d_x_sums.view(), stream);
+  for (const auto* tensor : {&y, &d_x, &d_weight, &d_bias, &d_x_sums}) {
     results.Append(*tensor);
   }
 }
