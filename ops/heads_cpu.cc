@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
+#include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "ops/heads.h"
 #include "runtime/thread_pool.h"
@@ -47,6 +49,28 @@ void AddHeads(ConstHeadTensor x, HeadTensor y, Stream&) {
     const float* from = x.row<float>(b, t, h);
     float* to = y.row<float>(b, t, h);
     for (int64_t i = 0; i < x.head_dim; ++i) to[i] += from[i];
+  });
+}
+
+void AddHeadSums(ConstHeadTensor x, Tensor sums, Stream&) {
+  if (sums.empty()) return;
+  CUBIT_CHECK_SHAPE(sums, {x.num_heads * x.head_dim});
+  float* const sums_data = sums.data<float>();
+  ParallelFor(x.num_heads, 1, [&](int64_t begin, int64_t end) {
+    std::vector<double> of_head(static_cast<size_t>(x.head_dim));
+    for (int64_t h = begin; h < end; ++h) {
+      std::fill(of_head.begin(), of_head.end(), 0.0);
+      for (int64_t n = 0; n < x.batch * x.seq_len; ++n) {
+        const float* row = x.row<float>(n / x.seq_len, n % x.seq_len, h);
+        for (size_t i = 0; i < of_head.size(); ++i) {
+          of_head[i] += static_cast<double>(row[i]);
+        }
+      }
+      float* const to = sums_data + h * x.head_dim;
+      for (size_t i = 0; i < of_head.size(); ++i) {
+        to[i] = static_cast<float>(static_cast<double>(to[i]) + of_head[i]);
+      }
+    }
   });
 }
 

@@ -201,8 +201,8 @@ void CubitMixer::Backward(const MixerContext& context, ConstTensor columns,
                           const MixerSaved& saved, ConstTensor out,
                           ConstTensor d_out, MixerScratch* scratch,
                           Tensor d_columns,
-                          const std::vector<Tensor>& d_scalars,
-                          Tensor health) const {
+                          const std::vector<Tensor>& d_scalars, Tensor health,
+                          Tensor d_column_sums) const {
   const auto& kept = static_cast<const CubitSaved&>(saved);
   auto& work = *static_cast<CubitScratch*>(scratch);
   const auto views = Split<ConstHeadTensor>(columns);
@@ -210,8 +210,17 @@ void CubitMixer::Backward(const MixerContext& context, ConstTensor columns,
   const auto gradients = Named(d_scalars);
   Stream& stream = *context.stream;
   const int64_t heads = views.q.num_heads;
-  const HeadTensor d_r =
-      options_.share ? HeadsOf(work.d_r, 0, heads, head_dim_) : d_views.r;
+  SolveGradients of_solve;
+  of_solve.d_v = d_views.v;
+  of_solve.d_v_sums = SumsOf(d_column_sums, 2, 3, heads);
+  if (options_.share) {
+    of_solve.d_r = HeadsOf(work.d_r, 0, heads, head_dim_);
+  } else {
+    of_solve.d_r = d_views.r;
+    of_solve.d_r_sums = SumsOf(d_column_sums, 3, 4, heads);
+  }
+  of_solve.d_log_lambda = gradients.log_lambda;
+  of_solve.health = health;
 
   {
     const ProfileRange range(kAttention, stream);
@@ -228,21 +237,36 @@ void CubitMixer::Backward(const MixerContext& context, ConstTensor columns,
     RotaryBackward(context.rotary_table, 0, {d_views.q, d_views.k}, stream);
   }
   const ProfileRange range(kSolve, stream);
-  SolveBackward(context, views, kept, work, d_r, d_views.v,
-                gradients.log_lambda, health);
+  SolveBackward(context, views, kept, work, of_solve);
   KrrScalarsBackward(views.lrr, Named(context.scalars).upper_scale,
                      work.d_scale_shares, work.d_value_scale, d_views.lrr,
                      gradients.scale, gradients.lower, gradients.upper_scale,
                      stream);
   // Both are those of the rows before the rotation.
-  if (options_.share) AddHeads(d_r, d_views.k, stream);
+  if (options_.share) AddHeads(of_solve.d_r, d_views.k, stream);
+  // The others are summed by the solve.
+  AddHeadSums(HeadsOf(d_columns, 0, 2 * heads, head_dim_),
+              SumsOf(d_column_sums, 0, 2, heads), stream);
+  if (options_.lrr) {
+    const size_t end = projections().size();
+    AddHeadSums(d_views.lrr, SumsOf(d_column_sums, end - 1, end, heads),
+                stream);
+  }
+}
+
+Tensor CubitMixer::SumsOf(const Tensor& d_column_sums, size_t first,
+                          size_t last, int64_t num_heads) const {
+  if (d_column_sums.empty()) return d_column_sums;
+  const std::vector<MixerProjection> list = projections();
+  const int64_t begin = ProjectionColumn(list, first, num_heads);
+  return d_column_sums.Slice(begin,
+                             ProjectionColumn(list, last, num_heads) - begin);
 }
 
 void CubitMixer::SolveBackward(const MixerContext& context,
                                const Views<ConstHeadTensor>& views,
                                const CubitSaved& kept, const CubitScratch& work,
-                               HeadTensor d_r, HeadTensor d_v,
-                               Tensor d_log_lambda, Tensor health) const {
+                               const SolveGradients& gradients) const {
   Stream& stream = *context.stream;
   const int64_t heads = views.q.num_heads;
   const auto whole = [&](const auto& tensor) {
@@ -253,26 +277,27 @@ void CubitMixer::SolveBackward(const MixerContext& context,
   ConstHeadTensor v = views.v;
   ConstHeadTensor x = whole(ConstTensor(kept.solution));
   HeadTensor d_x = whole(work.d_solution);
-  HeadTensor solve_d_r = d_r;
-  HeadTensor solve_d_v = d_v;
+  HeadTensor d_r = gradients.d_r;
+  HeadTensor d_v = gradients.d_v;
   if (converted) {
     r = whole(ConstTensor(kept.r32));
     v = whole(ConstTensor(kept.v32));
     x = whole(ConstTensor(kept.solution32));
     d_x = whole(work.d_solution32);
-    solve_d_r = whole(work.d_r32);
-    solve_d_v = whole(work.d_v32);
+    d_r = whole(work.d_r32);
+    d_v = whole(work.d_v32);
     ConvertHeads(whole(work.d_solution), d_x, stream);
   }
   const KrrBefore before = {/*normalised=*/true, context.rotary_table};
   KrrSolveBackward(r, v, kept.column_scale, kept.value_scale,
                    Named(context.scalars).log_lambda, context.mask,
                    SolveWith(precision_), before, x, kept.lse_kernel, d_x,
-                   /*y=*/d_x, solve_d_r, solve_d_v, work.d_scale_shares,
-                   work.d_value_scale, d_log_lambda, health, stream);
+                   /*y=*/d_x, d_r, d_v, work.d_scale_shares, work.d_value_scale,
+                   gradients.d_log_lambda, gradients.health, gradients.d_r_sums,
+                   gradients.d_v_sums, stream);
   if (converted) {
-    ConvertHeads(solve_d_r, d_r, stream);
-    ConvertHeads(solve_d_v, d_v, stream);
+    ConvertHeads(d_r, gradients.d_r, stream);
+    ConvertHeads(d_v, gradients.d_v, stream);
   }
 }
 
