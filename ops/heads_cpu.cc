@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -32,6 +31,18 @@ void ForEachRow(ConstHeadTensor x, const Body& body) {
   });
 }
 
+// Of head h over B and T, [K].
+std::vector<double> SumsOfHead(ConstHeadTensor x, int64_t h) {
+  std::vector<double> sums(static_cast<size_t>(x.head_dim));
+  for (int64_t n = 0; n < x.batch * x.seq_len; ++n) {
+    const float* row = x.row<float>(n / x.seq_len, n % x.seq_len, h);
+    for (size_t i = 0; i < sums.size(); ++i) {
+      sums[i] += static_cast<double>(row[i]);
+    }
+  }
+  return sums;
+}
+
 }  // namespace
 
 void CopyHeads(ConstHeadTensor x, HeadTensor y, Stream&) {
@@ -57,18 +68,11 @@ void AddHeadSums(ConstHeadTensor x, Tensor sums, Stream&) {
   CUBIT_CHECK_SHAPE(sums, {x.num_heads * x.head_dim});
   float* const sums_data = sums.data<float>();
   ParallelFor(x.num_heads, 1, [&](int64_t begin, int64_t end) {
-    std::vector<double> of_head(static_cast<size_t>(x.head_dim));
     for (int64_t h = begin; h < end; ++h) {
-      std::fill(of_head.begin(), of_head.end(), 0.0);
-      for (int64_t n = 0; n < x.batch * x.seq_len; ++n) {
-        const float* row = x.row<float>(n / x.seq_len, n % x.seq_len, h);
-        for (size_t i = 0; i < of_head.size(); ++i) {
-          of_head[i] += static_cast<double>(row[i]);
-        }
-      }
-      float* const to = sums_data + h * x.head_dim;
-      for (size_t i = 0; i < of_head.size(); ++i) {
-        to[i] = static_cast<float>(static_cast<double>(to[i]) + of_head[i]);
+      float* to = sums_data + h * x.head_dim;
+      for (const double sum : SumsOfHead(x, h)) {
+        *to = static_cast<float>(static_cast<double>(*to) + sum);
+        ++to;
       }
     }
   });

@@ -187,19 +187,7 @@ TEST(KrrSolve, ScratchMayBeTheGradientItself) {
 
 // `sums` began as ones.
 void ExpectSumsOf(const HeadArray& rows, const HostTensor<float>& sums) {
-  const HeadSize& size = rows.size();
-  std::vector<double> want(static_cast<size_t>(size.num_heads * size.head_dim),
-                           1.0);
-  for (int64_t pair = 0; pair < size.num_pairs(); ++pair) {
-    const auto head = rows.Head<double>(pair);
-    for (int64_t t = 0; t < size.seq_len; ++t) {
-      for (int64_t c = 0; c < size.head_dim; ++c) {
-        want[static_cast<size_t>(pair % size.num_heads * size.head_dim + c)] +=
-            head(t, c);
-      }
-    }
-  }
-  EXPECT_TRUE(IsClose(ToDouble(sums.values()), want, 1e-6));
+  EXPECT_TRUE(IsClose(ToDouble(sums.values()), rows.SumsOverTokens(1.0), 1e-6));
 }
 
 TEST(KrrSolve, BackwardAddsTheSumsOfItsGradients) {

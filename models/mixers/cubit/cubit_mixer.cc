@@ -74,6 +74,23 @@ CubitMixer::Views<View> CubitMixer::Split(const Columns& columns) const {
   return views;
 }
 
+CubitMixer::Views<Tensor> CubitMixer::SplitSums(const Tensor& d_column_sums,
+                                                int64_t num_heads) const {
+  Views<Tensor> sums;
+  if (d_column_sums.empty()) return sums;
+  const std::vector<MixerProjection> list = projections();
+  const auto part = [&](size_t index) {
+    return d_column_sums.Slice(ProjectionColumn(list, index, num_heads),
+                               num_heads * list[index].width);
+  };
+  sums.q = part(0);
+  sums.k = part(1);
+  sums.v = part(2);
+  sums.r = options_.share ? sums.k : part(3);
+  if (options_.lrr) sums.lrr = part(list.size() - 1);
+  return sums;
+}
+
 void CubitMixer::Rotate(const MixerContext& context, int64_t position,
                         const Views<HeadTensor>& views) const {
   const ConstTensor& table = context.rotary_table;
@@ -210,15 +227,14 @@ void CubitMixer::Backward(const MixerContext& context, ConstTensor columns,
   const auto gradients = Named(d_scalars);
   Stream& stream = *context.stream;
   const int64_t heads = views.q.num_heads;
+  const Views<Tensor> sums = SplitSums(d_column_sums, heads);
   SolveGradients of_solve;
+  of_solve.d_r =
+      options_.share ? HeadsOf(work.d_r, 0, heads, head_dim_) : d_views.r;
   of_solve.d_v = d_views.v;
-  of_solve.d_v_sums = SumsOf(d_column_sums, 2, 3, heads);
-  if (options_.share) {
-    of_solve.d_r = HeadsOf(work.d_r, 0, heads, head_dim_);
-  } else {
-    of_solve.d_r = d_views.r;
-    of_solve.d_r_sums = SumsOf(d_column_sums, 3, 4, heads);
-  }
+  // Where r is k, the sums of both gradients' rows go to one place too.
+  of_solve.d_r_sums = sums.r;
+  of_solve.d_v_sums = sums.v;
   of_solve.d_log_lambda = gradients.log_lambda;
   of_solve.health = health;
 
@@ -232,9 +248,15 @@ void CubitMixer::Backward(const MixerContext& context, ConstTensor columns,
                       HeadsOf(work.d_solution, 0, heads, head_dim_), work.delta,
                       stream);
   }
-  if (!context.rotary_table.empty()) {
+  {
     const ProfileRange range(kRotary, stream);
-    RotaryBackward(context.rotary_table, 0, {d_views.q, d_views.k}, stream);
+    if (context.rotary_table.empty()) {
+      AddHeadSums(d_views.q, sums.q, stream);
+      AddHeadSums(d_views.k, sums.k, stream);
+    } else {
+      RotaryBackward(context.rotary_table, 0, {d_views.q, d_views.k},
+                     {sums.q, sums.k}, stream);
+    }
   }
   const ProfileRange range(kSolve, stream);
   SolveBackward(context, views, kept, work, of_solve);
@@ -244,23 +266,7 @@ void CubitMixer::Backward(const MixerContext& context, ConstTensor columns,
                      stream);
   // Both are those of the rows before the rotation.
   if (options_.share) AddHeads(of_solve.d_r, d_views.k, stream);
-  // The others are summed by the solve.
-  AddHeadSums(HeadsOf(d_columns, 0, 2 * heads, head_dim_),
-              SumsOf(d_column_sums, 0, 2, heads), stream);
-  if (options_.lrr) {
-    const size_t end = projections().size();
-    AddHeadSums(d_views.lrr, SumsOf(d_column_sums, end - 1, end, heads),
-                stream);
-  }
-}
-
-Tensor CubitMixer::SumsOf(const Tensor& d_column_sums, size_t first,
-                          size_t last, int64_t num_heads) const {
-  if (d_column_sums.empty()) return d_column_sums;
-  const std::vector<MixerProjection> list = projections();
-  const int64_t begin = ProjectionColumn(list, first, num_heads);
-  return d_column_sums.Slice(begin,
-                             ProjectionColumn(list, last, num_heads) - begin);
+  AddHeadSums(d_views.lrr, sums.lrr, stream);
 }
 
 void CubitMixer::SolveBackward(const MixerContext& context,

@@ -122,6 +122,8 @@ class CubitMixer : public TokenMixer, public SequenceShardedMixer {
   };
   template <typename View, typename Columns>
   Views<View> Split(const Columns& columns) const;
+  // Likewise the parts of d_column_sums [C], all absent if it is.
+  Views<Tensor> SplitSums(const Tensor& d_column_sums, int64_t num_heads) const;
   // Rotates q and k, which begin at `position`; r, and k where it is r, is
   // rotated in the pass over its factors.
   void Rotate(const MixerContext& context, int64_t position,
@@ -143,10 +145,6 @@ class CubitMixer : public TokenMixer, public SequenceShardedMixer {
                      const Views<ConstHeadTensor>& views,
                      const CubitSaved& kept, const CubitScratch& work,
                      const SolveGradients& gradients) const;
-  // The part of d_column_sums [C] or absent that is of projections [first,
-  // last).
-  Tensor SumsOf(const Tensor& d_column_sums, size_t first, size_t last,
-                int64_t num_heads) const;
 
   // Scalars in the order of scalars(); the last two are absent without LRR.
   template <typename T>
