@@ -253,7 +253,10 @@ void MixerLayer::Backward(const LayerContext& context, ConstTensor d_y,
   } else {
     mixer_->Backward(ContextFor(context), saved.columns, *saved.mixer,
                      saved.out, scratch.d_out, scratch.mixer.get(),
-                     scratch.d_columns, ScalarGradients(), health);
+                     scratch.d_columns, ScalarGradients(), health,
+                     in_.BiasGradient());
+    in_.BackwardWithoutBias(context, Rows(scratch.d_columns), x, d_x);
+    return;
   }
   in_.Backward(context, Rows(scratch.d_columns), x, d_x);
 }
@@ -283,7 +286,8 @@ void MixerLayer::BackwardExchanged(const LayerContext& context,
           scratch.heads_d_out);
   mixer_->Backward(ContextFor(context), saved.columns, *saved.mixer,
                    saved.heads_out, scratch.heads_d_out, scratch.mixer.get(),
-                   scratch.heads_d_columns, ScalarGradients(), health);
+                   scratch.heads_d_columns, ScalarGradients(), health,
+                   /*d_column_sums=*/Tensor());
   ToSequence(context, ColumnsExchange(seq_len), scratch,
              scratch.heads_d_columns, scratch.d_columns);
 }

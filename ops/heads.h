@@ -17,7 +17,11 @@ void CopyHeads(ConstHeadTensor x, HeadTensor y, Stream& stream);
 // y += x, likewise.
 void AddHeads(ConstHeadTensor x, HeadTensor y, Stream& stream);
 
-// y = sigmoid(x), likewise; y may be x.
+// sums += the sums of x over B and T; skipped if `sums` is absent. x likewise;
+// sums [H * K] fp32. In a fixed order.
+void AddHeadSums(ConstHeadTensor x, Tensor sums, Stream& stream);
+
+// y = sigmoid(x), element by element again; y may be x.
 void SigmoidHeads(ConstHeadTensor x, HeadTensor y, Stream& stream);
 
 // d_x = d_y y (1 - y) for y = sigmoid(x); d_x may be d_y.

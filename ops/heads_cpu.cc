@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 #include <cmath>
+#include <vector>
 
 #include "ops/heads.h"
 #include "runtime/thread_pool.h"
@@ -30,6 +31,18 @@ void ForEachRow(ConstHeadTensor x, const Body& body) {
   });
 }
 
+// Of head h over B and T, [K].
+std::vector<double> SumsOfHead(ConstHeadTensor x, int64_t h) {
+  std::vector<double> sums(static_cast<size_t>(x.head_dim));
+  for (int64_t n = 0; n < x.batch * x.seq_len; ++n) {
+    const float* row = x.row<float>(n / x.seq_len, n % x.seq_len, h);
+    for (size_t i = 0; i < sums.size(); ++i) {
+      sums[i] += static_cast<double>(row[i]);
+    }
+  }
+  return sums;
+}
+
 }  // namespace
 
 void CopyHeads(ConstHeadTensor x, HeadTensor y, Stream&) {
@@ -47,6 +60,21 @@ void AddHeads(ConstHeadTensor x, HeadTensor y, Stream&) {
     const float* from = x.row<float>(b, t, h);
     float* to = y.row<float>(b, t, h);
     for (int64_t i = 0; i < x.head_dim; ++i) to[i] += from[i];
+  });
+}
+
+void AddHeadSums(ConstHeadTensor x, Tensor sums, Stream&) {
+  if (sums.empty()) return;
+  CUBIT_CHECK_SHAPE(sums, {x.num_heads * x.head_dim});
+  float* const sums_data = sums.data<float>();
+  ParallelFor(x.num_heads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t h = begin; h < end; ++h) {
+      float* to = sums_data + h * x.head_dim;
+      for (const double sum : SumsOfHead(x, h)) {
+        *to = static_cast<float>(static_cast<double>(*to) + sum);
+        ++to;
+      }
+    }
   });
 }
 

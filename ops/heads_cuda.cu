@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "ops/cuda/column_sums.cuh"
 #include "ops/cuda/head_views.cuh"
 #include "ops/cuda/memory_pass.cuh"
 #include "ops/heads.h"
@@ -128,6 +129,28 @@ void AddHeads(ConstHeadTensor x, HeadTensor y, Stream& stream) {
       using Y = decltype(y_zero);
       Pointwise<decltype(x_zero), Y, Y>(x, y, y, Sum(), stream);
     });
+  });
+}
+
+void AddHeadSums(ConstHeadTensor x, Tensor sums, Stream& stream) {
+  if (sums.empty()) return;
+  CUBIT_CHECK_SHAPE(sums, {x.num_heads * x.head_dim});
+  if (x.batch * x.seq_len * x.num_heads * x.head_dim == 0) return;
+  if (IsSideBySide(x)) x = Joined(x);
+  // Mostly all rows are equally far from each other: one matrix.
+  if (x.batch_stride == x.seq_len * x.seq_stride) {
+    x.seq_len *= x.batch;
+    x.batch = 1;
+  }
+  cuda::Dispatch(x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    for (int64_t b = 0; b < x.batch; ++b) {
+      for (int64_t h = 0; h < x.num_heads; ++h) {
+        cuda::AddColumnSums(cuda::RowsOf<const T>(x).Row(b, 0, h), x.seq_len,
+                            x.head_dim, x.seq_stride,
+                            sums.data<float>() + h * x.head_dim, stream);
+      }
+    }
   });
 }
 

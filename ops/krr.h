@@ -105,6 +105,9 @@ struct KrrBefore {
 //   rows at hand; absent: not computed. Of the entries of P that the sweep
 //   itself forms, so [0] is KrrHealth's to the rounding of its products; [1]
 //   and [2] are KrrHealth's to the bit. May alias nothing.
+//   d_r_sums, d_v_sums [H * K] fp32: the sums over B and T of what is written
+//   to d_r and d_v are added, in a fixed order (AddHeadSums in heads.h); on
+//   GPUs by the kernels that write it, where they can. Absent: not computed.
 void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
                       ConstTensor column_scale, ConstTensor value_scale,
                       ConstTensor log_lambda, const AttentionMask& mask,
@@ -112,7 +115,8 @@ void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
                       ConstHeadTensor x, ConstTensor lse, ConstHeadTensor d_x,
                       HeadTensor y, HeadTensor d_r, HeadTensor d_v,
                       Tensor d_column_scale, Tensor d_value_scale,
-                      Tensor d_log_lambda, Tensor health, Stream& stream);
+                      Tensor d_log_lambda, Tensor health, Tensor d_r_sums,
+                      Tensor d_v_sums, Stream& stream);
 
 // Health of a solve, for the log: result [3] fp32 receives
 //   [0] the smallest diagonal entry of P: min over rows of exp(S_ii - lse_i);

@@ -2,11 +2,21 @@
 
 #include "ops/cuda/adjoint_views.h"
 #include "ops/cuda/memory_pass.cuh"
+#include "ops/heads.h"
 #include "ops/krr.h"
 #include "ops/rotary.h"
 #include "runtime/check.h"
 
 namespace cubit {
+namespace {
+
+float* SumsOrNull(const Tensor& sums, const ConstHeadTensor& like) {
+  if (sums.empty()) return nullptr;
+  CUBIT_CHECK_SHAPE(sums, {like.num_heads * like.head_dim});
+  return sums.data<float>();
+}
+
+}  // namespace
 
 void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
                       ConstTensor column_scale, ConstTensor value_scale,
@@ -15,7 +25,8 @@ void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
                       ConstHeadTensor x, ConstTensor lse, ConstHeadTensor d_x,
                       HeadTensor y, HeadTensor d_r, HeadTensor d_v,
                       Tensor d_column_scale, Tensor d_value_scale,
-                      Tensor d_log_lambda, Tensor health, Stream& stream) {
+                      Tensor d_log_lambda, Tensor health, Tensor d_r_sums,
+                      Tensor d_v_sums, Stream& stream) {
   const Shape per_token = {r.batch, r.num_heads, r.seq_len};
   CUBIT_CHECK(
       column_scale.shape() == per_token && value_scale.shape() == per_token &&
@@ -51,10 +62,13 @@ void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
                             cuda::IsAligned16(before.rotary_table.raw());
   if (turns) CheckRotary(before.rotary_table, 0, r);
   if (turns_inside) in.rotary_table = before.rotary_table.data<float>();
-  cuda::RunAdjoint(in, r, mask, precision, lse, stream);
-  if (turns && !turns_inside) {
-    RotaryBackward(before.rotary_table, 0, d_r, stream);
-  }
+  const bool turns_after = turns && !turns_inside;
+  if (!turns_after) in.d_queries_sums = SumsOrNull(d_r_sums, r);
+  in.d_v_sums = SumsOrNull(d_v_sums, r);
+  const bool summed = cuda::RunAdjoint(in, r, mask, precision, lse, stream);
+  if (turns_after) RotaryBackward(before.rotary_table, 0, d_r, stream);
+  if (!summed || turns_after) AddHeadSums(d_r, d_r_sums, stream);
+  if (!summed) AddHeadSums(d_v, d_v_sums, stream);
 }
 
 }  // namespace cubit

@@ -6,6 +6,7 @@
 
 #include "ops/blas.h"
 #include "ops/block_solve.h"
+#include "ops/heads.h"
 #include "ops/krr.h"
 #include "ops/krr_dense.h"
 #include "ops/reduction.h"
@@ -263,7 +264,8 @@ void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
                       ConstHeadTensor x, ConstTensor lse, ConstHeadTensor d_x,
                       HeadTensor /*y*/, HeadTensor d_r, HeadTensor d_v,
                       Tensor d_column_scale, Tensor d_value_scale,
-                      Tensor d_log_lambda, Tensor health, Stream& stream) {
+                      Tensor d_log_lambda, Tensor health, Tensor d_r_sums,
+                      Tensor d_v_sums, Stream& stream) {
   CheckInputs(r, v, column_scale, value_scale, log_lambda, x, lse);
   CheckInputs(d_r, d_v, d_column_scale, d_value_scale, d_log_lambda, d_x, lse);
   const bool turns = !before.rotary_table.empty();
@@ -306,6 +308,8 @@ void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
     d_lambda[h] += static_cast<float>(sum);
   }
   if (turns) RotaryBackward(before.rotary_table, 0, d_r, stream);
+  AddHeadSums(d_r, d_r_sums, stream);
+  AddHeadSums(d_v, d_v_sums, stream);
 }
 
 }  // namespace cubit

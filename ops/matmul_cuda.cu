@@ -121,10 +121,10 @@ void GeluBackwardWithSums(const ConstTensor& pre, const Tensor& d, float* sum,
   const T* from = cuda::Elements<T>(pre);
   if (width % kWide == 0 && cuda::IsAligned16(to) && cuda::IsAligned16(from)) {
     cuda::AddSumsOfRows(GeluGradientRows<T, kWide>{to, from}, num_rows, width,
-                        sum, stream);
+                        width, sum, stream);
   } else {
-    cuda::AddSumsOfRows(GeluGradientRows<T, 1>{to, from}, num_rows, width, sum,
-                        stream);
+    cuda::AddSumsOfRows(GeluGradientRows<T, 1>{to, from}, num_rows, width,
+                        width, sum, stream);
   }
 }
 
@@ -301,7 +301,7 @@ void LinearBackwardBias(ConstTensor d_y, Tensor d_bias, Stream& stream) {
   cuda::Dispatch(d_y.dtype(), [&](auto zero) {
     using T = decltype(zero);
     cuda::AddColumnSums(cuda::Elements<T>(d_y), d_y.dim(0), d_y.dim(1),
-                        d_bias.data<float>(), stream);
+                        d_y.dim(1), d_bias.data<float>(), stream);
   });
 }
 

@@ -48,6 +48,13 @@ void RotaryForward(ConstTensor table, int64_t first_position,
 void RotaryBackward(ConstTensor table, int64_t first_position,
                     absl::Span<const HeadTensor> d_views, Stream& stream);
 
+// The same; the sums over B and T of what is written to each view are added to
+// its d_sums [H * K] fp32, in a fixed order (AddHeadSums in heads.h), on GPUs
+// in the same pass. Absent: not computed. CHECK: as many as views.
+void RotaryBackward(ConstTensor table, int64_t first_position,
+                    absl::Span<const HeadTensor> d_views,
+                    absl::Span<const Tensor> d_sums, Stream& stream);
+
 // Of one view.
 inline void RotaryForward(ConstTensor table, int64_t first_position,
                           const HeadTensor& x, Stream& stream) {

@@ -4,6 +4,7 @@
 
 #include "absl/types/span.h"
 
+#include "ops/heads.h"
 #include "ops/rotary.h"
 #include "runtime/check.h"
 #include "runtime/thread_pool.h"
@@ -86,6 +87,16 @@ void RotaryForward(ConstTensor table, int64_t first_position,
 void RotaryBackward(ConstTensor table, int64_t first_position,
                     absl::Span<const HeadTensor> d_views, Stream& /*stream*/) {
   RotateAll(table, first_position, -1.0f, d_views);
+}
+
+void RotaryBackward(ConstTensor table, int64_t first_position,
+                    absl::Span<const HeadTensor> d_views,
+                    absl::Span<const Tensor> d_sums, Stream& stream) {
+  CUBIT_CHECK_EQ(d_views.size(), d_sums.size());
+  RotaryBackward(table, first_position, d_views, stream);
+  for (size_t i = 0; i < d_views.size(); ++i) {
+    AddHeadSums(d_views[i], d_sums[i], stream);
+  }
 }
 
 }  // namespace cubit

@@ -115,12 +115,14 @@ class TokenMixer {
   // d_columns [B, T, C] is written in full but for padding; d_scalars [H] each,
   // in the order of scalars(), are accumulated. `health` [3] fp32, if not
   // absent, receives the health of the solve (MixerHealth); only where
-  // has_health() (CHECK).
+  // has_health() (CHECK). To `d_column_sums` [C] fp32, if not absent, the sums
+  // of d_columns over B and T are added: the gradient of the projections'
+  // biases, which whoever writes a column can sum on the way.
   virtual void Backward(const MixerContext& context, ConstTensor columns,
                         const MixerSaved& saved, ConstTensor out,
                         ConstTensor d_out, MixerScratch* scratch,
                         Tensor d_columns, const std::vector<Tensor>& d_scalars,
-                        Tensor health) const = 0;
+                        Tensor health, Tensor d_column_sums) const = 0;
 
   // Model FLOPs of the forward core (products of visible pairs, a multiply-add
   // is two); the backward counts twice that.

@@ -26,6 +26,9 @@ namespace cuda {
 
 struct SolveQueue;
 
+// Rows of Y that are solved at once.
+constexpr int kSolveBlock = 64;
+
 // [B, T, H, K] in device memory.
 struct DeviceHeads {
   void* data = nullptr;
@@ -68,6 +71,11 @@ struct AdjointArguments {
   // KRR: the health of the solve (KrrHealth in krr.h), [3]; null: not wanted.
   float* health = nullptr;
 
+  // The sums of d_queries and d_v over B and T are added, [H, K]; null: not
+  // wanted.
+  float* d_queries_sums = nullptr;
+  float* d_v_sums = nullptr;
+
   // Delta.
   float scale = 0;  // of every score
   DeviceHeads beta, d_beta;
@@ -78,8 +86,20 @@ struct AdjointArguments {
   float* lambda_partials = nullptr;  // [B, H, blocks]: sums of Y . X
   // Of every thread block (krr_health.cuh); null where `health` is.
   float* health_parts = nullptr;
+  // [B, blocks, 2, H, K]: sums of d_v and d_queries over the rows of a block;
+  // null where neither is wanted.
+  float* sum_parts = nullptr;
   SolveQueue* queue = nullptr;
 
+  __device__ __forceinline__ float* VSumPart(int b, int h, int block) const {
+    const int num_blocks = (seq_len + kSolveBlock - 1) / kSolveBlock;
+    const int64_t part = int64_t{2} * (b * num_blocks + block);
+    return sum_parts + (part * num_heads + h) * head_dim;
+  }
+  __device__ __forceinline__ float* QueriesSumPart(int b, int h,
+                                                   int block) const {
+    return VSumPart(b, h, block) + static_cast<int64_t>(num_heads) * head_dim;
+  }
   __host__ __device__ bool is_delta() const { return column_scale == nullptr; }
 };
 
@@ -89,14 +109,12 @@ constexpr bool IsHeadDimOfKernels(int64_t head_dim) {
   return head_dim == 32 || head_dim == 64 || head_dim == 80 || head_dim == 128;
 }
 
-// Rows of Y that are solved at once.
-constexpr int kSolveBlock = 64;
-
 // fp32 tensors by BF16x3 or TF32 products, bf16 tensors; head_dim <= 128.
 void AdjointBFloat16(const AdjointArguments& in, cudaStream_t stream);
 void AdjointBFloat16x3(const AdjointArguments& in, cudaStream_t stream);
 void AdjointTFloat32(const AdjointArguments& in, cudaStream_t stream);
-// bf16 tensors by warpgroups (solve_engines.h). False, and nothing is done, for
+// bf16 tensors by warpgroups (solve_engines.h), with the parts of sums that are
+// wanted, which the others do not make. False, and nothing is done, for
 // what they do not serve: other head dims than 33 to 64 and 81 to 128, sequence
 // lengths that are no multiple of 4, tensors off 16-byte boundaries.
 bool AdjointWarpgroup(const AdjointArguments& in, cudaStream_t stream);

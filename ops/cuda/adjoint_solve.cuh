@@ -619,6 +619,7 @@ class AdjointSolver {
     WaitForCopies<0>();
     __syncthreads();
     FinishDotsWarpgroup();
+    if (in_.d_v_sums != nullptr) StoreColumnSums();
   }
 
   // Y = U / D.
@@ -690,6 +691,7 @@ class AdjointSolver {
                                             float y_dot_v, float y_dot_x);
   __device__ __forceinline__ void StoreLambdaPartial(float y_dot_x_of_warp);
   __device__ __forceinline__ void WeighRows();
+  __device__ __forceinline__ void StoreColumnSums();
 
   const AdjointArguments& in_;
   const SolveItem item_;
@@ -715,6 +717,28 @@ __device__ __forceinline__ float WarpSum(float x) {
     x += __shfl_xor_sync(0xffffffffu, x, offset);
   }
   return x;
+}
+
+// Adds up kCount values over the lanes that differ in the bits kMask, kMask / 2
+// to kLastMask of their number: with each bit a lane gives away one half of its
+// values and keeps the other. Those that are left are as many from the
+// beginning; what these bits of the lane are, times their count, is the number
+// of the first.
+template <int kMask, int kLastMask, int kCount>
+__device__ __forceinline__ void SumOverLanes(float* values) {
+  static_assert(kCount % 2 == 0 && kMask >= kLastMask);
+  constexpr int kHalf = kCount / 2;
+  const bool upper = (threadIdx.x & kMask) != 0;
+#pragma unroll
+  for (int i = 0; i < kHalf; ++i) {
+    const float low = values[i];
+    const float high = values[i + kHalf];
+    values[i] = (upper ? high : low) +
+                __shfl_xor_sync(0xffffffffu, upper ? low : high, kMask);
+  }
+  if constexpr (kMask > kLastMask) {
+    SumOverLanes<kMask / 2, kLastMask, kHalf>(values);
+  }
 }
 
 // sum_j P_ij Y_i . X_j over the keys that row i sees; one warp. For lambda > 1,
@@ -888,6 +912,40 @@ AdjointSolver<Products, kDim, kWarpgroup, kOnlyY>::WeighRows() {
         in_, item_.b, item_.h, row, m_.solution + (own_row_ + i) * kStride);
     if (threadIdx.x % 32 == 0) in_.minus_delta[item_.row0 + row] = sum;
   }
+}
+
+// The block's part of the sums of d_v, which is in the keys' tile as it was
+// stored, behind a barrier. Lanes that follow each other have rows of one chunk
+// that follow each other.
+template <typename Products, int kDim, bool kWarpgroup, bool kOnlyY>
+__device__ __forceinline__ void
+AdjointSolver<Products, kDim, kWarpgroup, kOnlyY>::StoreColumnSums() {
+  constexpr int kChunk = HeadTile::kChunk;
+  constexpr int kLanes = kSolveThreads * kChunk / kDim;  // of one chunk
+  constexpr int kLanesOfSum = kLanes / kChunk;
+  static_assert(kLanesOfSum == 1 || kLanesOfSum == 2);
+  const int column = static_cast<int>(threadIdx.x) / kLanes * kChunk;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
+  float sums[kChunk] = {};
+#pragma unroll
+  for (int row = lane; row < kSolveBlock; row += kLanes) {
+    if (item_.first + row >= in_.seq_len) break;
+    const uint4 chunk =
+        *reinterpret_cast<const uint4*>(Keys() + HeadTile::Offset(row, column));
+    const auto* pairs = reinterpret_cast<const __nv_bfloat162*>(&chunk);
+#pragma unroll
+    for (int i = 0; i < kChunk / 2; ++i) {
+      const float2 pair = __bfloat1622float2(pairs[i]);
+      sums[2 * i] += pair.x;
+      sums[2 * i + 1] += pair.y;
+    }
+  }
+  __syncwarp();
+  SumOverLanes<kLanes / 2, kLanesOfSum, kChunk>(sums);
+  if (kLanesOfSum == 2) sums[0] += __shfl_xor_sync(0xffffffffu, sums[0], 1);
+  const int own = column + lane / kLanesOfSum;
+  if (lane % kLanesOfSum != 0 || own >= in_.head_dim) return;
+  in_.VSumPart(item_.b, item_.h, item_.block)[own] = sums[0];
 }
 
 // Of a thread block that has no more items: its part of the health.

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "ops/cuda/adjoint_views.h"
+#include "ops/cuda/column_sums.cuh"
 #include "ops/cuda/krr_health.cuh"
 #include "ops/cuda/solve_engines.h"
 #include "ops/cuda/solve_queue.cuh"
@@ -11,6 +12,16 @@
 
 namespace cubit {
 namespace cuda {
+namespace {
+
+void AddSumParts(const AdjointArguments& in, Stream& stream) {
+  const int num_blocks = (in.seq_len + kSolveBlock - 1) / kSolveBlock;
+  AddPartialSums(in.sum_parts, in.batch * num_blocks,
+                 in.num_heads * in.head_dim,
+                 SumTargets<2>{{in.d_v_sums, in.d_queries_sums}}, stream);
+}
+
+}  // namespace
 
 DeviceHeads HeadsOnDevice(const ConstHeadTensor& x, const char* name,
                           const ConstHeadTensor& like, int64_t head_dim) {
@@ -35,7 +46,7 @@ DeviceHeads HeadsOnDevice(const ConstHeadTensor& x, const char* name,
   return heads;
 }
 
-void RunAdjoint(AdjointArguments in, const ConstHeadTensor& queries,
+bool RunAdjoint(AdjointArguments in, const ConstHeadTensor& queries,
                 const AttentionMask& mask, SolvePrecision precision,
                 const ConstTensor& lse, Stream& stream) {
   CUBIT_CHECK(mask.causal)
@@ -56,32 +67,40 @@ void RunAdjoint(AdjointArguments in, const ConstHeadTensor& queries,
       pairs * ((queries.seq_len + kSolveBlock - 1) / kSolveBlock);
   if (items == 0) {
     CUBIT_CHECK(in.health == nullptr) << "health of no rows";
-    return;
+    return true;
   }
   const int64_t tokens = pairs * queries.seq_len;
   const int64_t per_token = (in.is_delta() ? 2 : 1) * tokens;
   // No more thread blocks than items have a part.
   const int64_t parts = in.health == nullptr ? 0 : kHealthNumbers * items;
-  const int64_t num_floats = per_token + items + parts;
+  const bool wants_sums =
+      in.d_v_sums != nullptr || in.d_queries_sums != nullptr;
+  const int64_t sums = wants_sums ? 2 * items * queries.head_dim : 0;
+  const int64_t num_floats = per_token + items + parts + sums;
   in.minus_delta = static_cast<float*>(
       CudaWorkspace(num_floats * static_cast<int64_t>(sizeof(float)), stream));
   if (in.is_delta()) in.factors = in.minus_delta + tokens;
   in.lambda_partials = in.minus_delta + per_token;
   if (in.health != nullptr) in.health_parts = in.lambda_partials + items;
+  if (wants_sums) in.sum_parts = in.lambda_partials + items + parts;
   in.queue = GetSolveQueue(items, stream);
   if (queries.dtype == DType::kBFloat16) {
     if (GetSolveEngine() == SolveEngine::kWarpgroup &&
         AdjointWarpgroup(in, CudaStream(stream))) {
-      return;
+      if (wants_sums) AddSumParts(in, stream);
+      return true;
     }
-    return AdjointBFloat16(in, CudaStream(stream));
+    AdjointBFloat16(in, CudaStream(stream));
+    return false;
   }
   CUBIT_CHECK(queries.dtype == DType::kFloat32)
       << "dtype " << Name(queries.dtype);
   if (precision == SolvePrecision::kTFloat32) {
-    return AdjointTFloat32(in, CudaStream(stream));
+    AdjointTFloat32(in, CudaStream(stream));
+  } else {
+    AdjointBFloat16x3(in, CudaStream(stream));
   }
-  AdjointBFloat16x3(in, CudaStream(stream));
+  return false;
 }
 
 }  // namespace cuda

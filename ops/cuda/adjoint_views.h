@@ -19,8 +19,9 @@ namespace cuda {
 DeviceHeads HeadsOnDevice(const ConstHeadTensor& x, const char* name,
                           const ConstHeadTensor& like, int64_t head_dim);
 
-// Fills in what both systems have in common and launches.
-void RunAdjoint(AdjointArguments in, const ConstHeadTensor& queries,
+// Fills in what both systems have in common and launches. False if the sums of
+// gradients are left to the caller.
+bool RunAdjoint(AdjointArguments in, const ConstHeadTensor& queries,
                 const AttentionMask& mask, SolvePrecision precision,
                 const ConstTensor& lse, Stream& stream);
 

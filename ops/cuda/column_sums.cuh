@@ -91,7 +91,8 @@ struct StoredRows {
 template <typename Rows>
 __global__ void __launch_bounds__(kColumnSumThreads)
     PartialColumnSumsKernel(Rows rows, int64_t num_rows, int num_columns,
-                            int64_t rows_per_block, float* partial) {
+                            int64_t row_stride, int64_t rows_per_block,
+                            float* partial) {
   constexpr int kWidth = Rows::kWidth;
   constexpr int kInFlight = Rows::kInFlight;
   __shared__ float shared[kColumnSumWarps][kWarpSize * kWidth];
@@ -104,8 +105,8 @@ __global__ void __launch_bounds__(kColumnSumThreads)
       begin + rows_per_block < num_rows ? begin + rows_per_block : num_rows;
   float sums[kWidth] = {};
   if (column < num_columns) {
-    const int64_t step = int64_t{kColumnSumWarps} * num_columns;
-    int64_t offset = (begin + warp) * num_columns + column;
+    const int64_t step = int64_t{kColumnSumWarps} * row_stride;
+    int64_t offset = (begin + warp) * row_stride + column;
     int left = static_cast<int>((end - begin - warp + kColumnSumWarps - 1) /
                                 kColumnSumWarps);
     for (; left > 0; left -= kInFlight, offset += kInFlight * step) {
@@ -134,10 +135,10 @@ __global__ void __launch_bounds__(kColumnSumThreads)
 }
 
 // sum[j] += the sum of column j of `rows`, [num_rows, num_columns], at least
-// one of each.
+// one of each; a row begins row_stride elements behind the one before.
 template <typename Rows>
 void AddSumsOfRows(const Rows& rows, int64_t num_rows, int64_t num_columns,
-                   float* sum, Stream& stream) {
+                   int64_t row_stride, float* sum, Stream& stream) {
   constexpr int kBlocksPerMultiprocessor = 8;
   const int slices = CeilDivide(num_columns, int64_t{kWarpSize} * Rows::kWidth);
   const int64_t wanted = std::max<int64_t>(
@@ -149,21 +150,25 @@ void AddSumsOfRows(const Rows& rows, int64_t num_rows, int64_t num_columns,
       CudaWorkspace(parts * num_columns * int64_t{sizeof(float)}, stream));
   const dim3 grid(static_cast<unsigned>(slices), static_cast<unsigned>(parts));
   PartialColumnSumsKernel<<<grid, kColumnSumThreads, 0, CudaStream(stream)>>>(
-      rows, num_rows, static_cast<int>(num_columns), rows_per_block, partial);
+      rows, num_rows, static_cast<int>(num_columns), row_stride, rows_per_block,
+      partial);
   CUBIT_CUDA_CHECK_LAUNCH();
   AddPartialSums(partial, parts, static_cast<int>(num_columns),
                  SumTargets<1>{{sum}}, stream);
 }
 
-// sum[j] += the sum of x[n, j] over n, x [num_rows, num_columns] by rows.
+// sum[j] += the sum of x[n * row_stride + j] over n < num_rows, for j <
+// num_columns.
 template <typename T>
 void AddColumnSums(const T* x, int64_t num_rows, int64_t num_columns,
-                   float* sum, Stream& stream) {
+                   int64_t row_stride, float* sum, Stream& stream) {
   constexpr int kWide = kVectorWidth<T>;
-  if (num_columns % kWide == 0 && IsAligned16(x)) {
-    AddSumsOfRows(StoredRows<T, kWide>{x}, num_rows, num_columns, sum, stream);
+  if (num_columns % kWide == 0 && row_stride % kWide == 0 && IsAligned16(x)) {
+    AddSumsOfRows(StoredRows<T, kWide>{x}, num_rows, num_columns, row_stride,
+                  sum, stream);
   } else {
-    AddSumsOfRows(StoredRows<T, 1>{x}, num_rows, num_columns, sum, stream);
+    AddSumsOfRows(StoredRows<T, 1>{x}, num_rows, num_columns, row_stride, sum,
+                  stream);
   }
 }
 

@@ -97,7 +97,8 @@ class Solve {
                      precision_.precision, {}, Heads(x_), lse_.view(),
                      Heads(d_x_), Heads(y_), Heads(d_r_), Heads(d_v_),
                      d_column_scale_.view(), d_value_scale_.view(),
-                     d_log_lambda_.view(), /*health=*/Tensor(), stream_);
+                     d_log_lambda_.view(), /*health=*/Tensor(),
+                     /*d_r_sums=*/Tensor(), /*d_v_sums=*/Tensor(), stream_);
   }
   // Of one product of the causal half.
   double ProductFlops() const {

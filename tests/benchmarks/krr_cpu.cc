@@ -88,7 +88,8 @@ class Core {
                      log_lambda_.view(), {}, SolvePrecision::kBFloat16x3, {},
                      Rows(6), scalars_[3].view(), Rows(4), Rows(7), Rows(8),
                      Rows(10), scalars_[4].view(), scalars_[5].view(),
-                     d_log_lambda_.view(), /*health=*/Tensor(), stream_);
+                     d_log_lambda_.view(), /*health=*/Tensor(),
+                     /*d_r_sums=*/Tensor(), /*d_v_sums=*/Tensor(), stream_);
   }
   void DeltaForward() {
     DeltaSolveForward(Rows(3), Rows(1), Rows(2), Scalars(beta_), kScale, {},

@@ -131,7 +131,8 @@ class Rank {
     }
     mixer_->Backward(Context(), columns.view(), *saved_, out_.view(),
                      d_out_.view(), scratch_.get(), d_columns_.view(),
-                     d_scalars(), /*health=*/Tensor());
+                     d_scalars(), /*health=*/Tensor(),
+                     /*d_column_sums=*/Tensor());
   }
 
   absl::Status Sharded(CommunicationLane* lane, WavefrontTrace* trace) {

@@ -244,7 +244,8 @@ void Core::RunCubit() {
   KrrSolveBackward(r.rows, v, column_scale, value_scale, log_lambda, mask_,
                    precision_.solve, {/*normalised=*/true, rotary_}, x, lse,
                    d_x, /*y=*/d_x, r.d_rows, d_v, d_scale_shares, d_value_scale,
-                   d_log_lambda, /*health=*/Tensor(), stream_);
+                   d_log_lambda, /*health=*/Tensor(), /*d_r_sums=*/Tensor(),
+                   /*d_v_sums=*/Tensor(), stream_);
   const Tensor d_lrr = NewScalars(precision_.dtype);
   const Tensor d_scale = New({c_.num_heads});
   const Tensor d_lower = New({c_.num_heads});

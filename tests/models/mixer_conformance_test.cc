@@ -139,6 +139,7 @@ class Harness {
     auto scratch = mixer_->AllocateScratch(shape(), *arena);
     std::vector<HostTensor<float>> gradients = {
         testing::Poisoned(input.shape())};
+    HostTensor<float> sums({columns_}, 1.0f);
     std::vector<Tensor> d_scalars;
     gradients.resize(1 + scalars_.size(), HostTensor<float>({kHeads}));
     for (size_t i = 0; i < scalars_.size(); ++i) {
@@ -146,11 +147,23 @@ class Harness {
     }
     mixer_->Backward(Context(), kept.view(), *saved, out.view(), weights.view(),
                      scratch.get(), gradients[0].view(), d_scalars,
-                     /*health=*/Tensor());
+                     /*health=*/Tensor(), sums.view());
+    ExpectSumsOfColumns(gradients[0], sums);
     return gradients;
   }
 
  private:
+  // `sums` are those over tokens, and one.
+  void ExpectSumsOfColumns(const HostTensor<float>& d_columns,
+                           const HostTensor<float>& sums) const {
+    std::vector<double> want(static_cast<size_t>(columns_), 1.0);
+    for (int64_t i = 0; i < d_columns.shape().num_elements(); ++i) {
+      want[static_cast<size_t>(i % columns_)] +=
+          static_cast<double>(d_columns[i]);
+    }
+    EXPECT_TRUE(testing::IsClose(testing::ToDouble(sums.values()), want, 1e-6));
+  }
+
   int64_t batch_;
   int64_t seq_len_;
   int64_t columns_ = 0;

@@ -169,7 +169,7 @@ class Problem {
       mixer_->Forward(call.context, call.columns, saved.get(), call.out);
       mixer_->Backward(call.context, call.columns, *saved, call.out, call.d_out,
                        scratch.get(), call.d_columns, call.d_scalars,
-                       /*health=*/Tensor());
+                       /*health=*/Tensor(), /*d_column_sums=*/Tensor());
     });
   }
 
@@ -190,7 +190,7 @@ class Problem {
                                        health[1].view());
       mixer_->Backward(call.context, call.columns, *saved, call.out, call.d_out,
                        scratch.get(), call.d_columns, call.d_scalars,
-                       health[0].view());
+                       health[0].view(), /*d_column_sums=*/Tensor());
     });
     return health;
   }

@@ -218,7 +218,8 @@ Results Problem::Whole() const {
   mixer_->Backward(context, kept.view(), *saved, results.out.view(),
                    d_out_.view(), scratch.get(), results.d_columns.view(),
                    ViewsOf(results.d_scalars),
-                   mixer_->has_health() ? results.health[0].view() : Tensor());
+                   mixer_->has_health() ? results.health[0].view() : Tensor(),
+                   /*d_column_sums=*/Tensor());
   return results;
 }
 

@@ -105,6 +105,17 @@ class HeadArray {
     }
     return values;
   }
+  // `initial` plus the sums over B and T, [H * K].
+  std::vector<double> SumsOverTokens(double initial) const {
+    std::vector<double> sums(static_cast<size_t>(inner()), initial);
+    for (int64_t n = 0; n < size_.batch * size_.seq_len; ++n) {
+      for (int64_t c = 0; c < inner(); ++c) {
+        sums[static_cast<size_t>(c)] +=
+            static_cast<double>(columns_[n * width() + first_ + c]);
+      }
+    }
+    return sums;
+  }
   // True if nothing was written beside the heads.
   bool RestIsPoisoned() const {
     for (int64_t i = 0; i < columns_.shape().num_elements(); ++i) {

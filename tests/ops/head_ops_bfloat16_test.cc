@@ -67,10 +67,23 @@ TEST(RotaryBFloat16, TurnsThereAndBack) {
     x.Read();
     EXPECT_TRUE(IsClose(ToDouble(x.Values()), want, kHalfUnit));
     EXPECT_TRUE(x.RestIsPoisoned());
-    RotaryBackward(table.view(), 7, x.view(), stream);
+    std::vector<double> want_sums(
+        static_cast<size_t>(size.num_heads * size.head_dim));
+    const DeviceTensor<float> sums(Shape{size.num_heads * size.head_dim},
+                                   std::vector<float>(want_sums.size(), 0.0f));
+    RotaryBackward(table.view(), 7, {x.view()}, {sums.view()}, stream);
     stream.Synchronize();
     x.Read();
     EXPECT_TRUE(IsClose(ToDouble(x.Values()), ToDouble(before), 2 * kHalfUnit));
+    for (int64_t pair = 0; pair < size.num_pairs(); ++pair) {
+      const auto head = x.Head<double>(pair);
+      for (int64_t i = 0; i < size.seq_len * size.head_dim; ++i) {
+        want_sums[static_cast<size_t>(pair % size.num_heads * size.head_dim +
+                                      i % size.head_dim)] +=
+            head(i / size.head_dim, i % size.head_dim);
+      }
+    }
+    EXPECT_TRUE(IsClose(ToDouble(sums.Read()), want_sums, 1e-5));
   }
 }
 

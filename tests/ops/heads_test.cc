@@ -62,6 +62,32 @@ TEST(AddHeads, AddsToWhatIsThere) {
   }
 }
 
+TEST(AddHeadSums, AddsTheSumsOverTokens) {
+  for (const HeadSize& size : kSizes) {
+    const HeadArray x(size, "x");
+    HostTensor<float> sums({size.num_heads * size.head_dim}, 2.0f);
+    Stream stream;
+    AddHeadSums(x.view(), Tensor(), stream);
+    AddHeadSums(x.view(), sums.view(), stream);
+    EXPECT_TRUE(
+        IsClose(testing::ToDouble(sums.values()), x.SumsOverTokens(2.0), 1e-6));
+  }
+}
+
+TEST(AddHeadSums, SumsHeadsThatAreNotSideBySide) {
+  const HostTensor<float> scalars = RandomNormal(1, "x", {2, 3, 35});
+  HostTensor<float> sums({3});
+  Stream stream;
+  AddHeadSums(ScalarsOf(scalars.view()), sums.view(), stream);
+  for (int64_t h = 0; h < 3; ++h) {
+    double want = 0;
+    for (int64_t n = 0; n < 2 * 35; ++n) {
+      want += static_cast<double>(scalars[(n / 35 * 3 + h) * 35 + n % 35]);
+    }
+    EXPECT_NEAR(sums[h], want, 1e-5);
+  }
+}
+
 TEST(SigmoidHeads, MatchesTheFormulaAndItsDerivative) {
   for (const HeadSize& size : kSizes) {
     HeadArray x(size, "x", 3.0), d(size, "d");

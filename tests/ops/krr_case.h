@@ -58,7 +58,7 @@ class KrrCase {
                     lse->view(), stream);
   }
 
-  // Every output starts as NaN, accumulated ones as 0.
+  // Every output starts as NaN, accumulated ones as 0, sums over tokens as 1.
   struct Gradients {
     explicit Gradients(const HeadSize& size)
         : d_r(size),
@@ -66,22 +66,25 @@ class KrrCase {
           d_columns(Poisoned({size.batch, size.num_heads, size.seq_len})),
           d_values(d_columns),
           d_log_lambda({size.num_heads}, 0.0f),
-          health(Poisoned({3})) {}
+          health(Poisoned({3})),
+          d_r_sums({size.num_heads * size.head_dim}, 1.0f),
+          d_v_sums(d_r_sums) {}
 
     HeadArray d_r, d_v;
     HostTensor<float> d_columns, d_values, d_log_lambda, health;
+    HostTensor<float> d_r_sums, d_v_sums;
   };
   Gradients Backward(const KrrBefore& before, const HeadArray& x,
                      const HostTensor<float>& lse) const {
     Gradients d(size);
     HeadArray y(size);
     Stream stream;
-    KrrSolveBackward(r.view(), v.view(), column_scale.view(),
-                     value_scale.view(), log_lambda.view(), mask.ForOp(),
-                     SolvePrecision::kBFloat16x3, before, x.view(), lse.view(),
-                     d_x.view(), y.view(), d.d_r.view(), d.d_v.view(),
-                     d.d_columns.view(), d.d_values.view(),
-                     d.d_log_lambda.view(), d.health.view(), stream);
+    KrrSolveBackward(
+        r.view(), v.view(), column_scale.view(), value_scale.view(),
+        log_lambda.view(), mask.ForOp(), SolvePrecision::kBFloat16x3, before,
+        x.view(), lse.view(), d_x.view(), y.view(), d.d_r.view(), d.d_v.view(),
+        d.d_columns.view(), d.d_values.view(), d.d_log_lambda.view(),
+        d.health.view(), d.d_r_sums.view(), d.d_v_sums.view(), stream);
     EXPECT_TRUE(d.d_r.RestIsPoisoned());
     EXPECT_TRUE(d.d_v.RestIsPoisoned());
     return d;

@@ -10,6 +10,7 @@
 #include "gtest/gtest.h"
 
 #include "ops/krr.h"
+#include "ops/rotary.h"
 #include "tests/ops/head_array.h"
 #include "tests/ops/krr_case.h"
 #include "tests/testing/numerics.h"
@@ -176,11 +177,41 @@ TEST(KrrSolve, ScratchMayBeTheGradientItself) {
                    SolvePrecision::kBFloat16x3, {}, x.view(), lse.view(),
                    d_x.view(), /*y=*/d_x.view(), d_r.view(), d_v.view(),
                    d_columns.view(), d_values.view(), d_log_lambda.view(),
-                   /*health=*/Tensor(), stream);
+                   /*health=*/Tensor(), /*d_r_sums=*/Tensor(),
+                   /*d_v_sums=*/Tensor(), stream);
   EXPECT_EQ(d_r.Values(), apart.at("d_r"));
   EXPECT_EQ(d_v.Values(), apart.at("d_v"));
   // Accumulated, not written.
   EXPECT_FLOAT_EQ(d_log_lambda[0], 5.0f + apart.at("d_log_lambda")[0]);
+}
+
+// `sums` began as ones.
+void ExpectSumsOf(const HeadArray& rows, const HostTensor<float>& sums) {
+  EXPECT_TRUE(IsClose(ToDouble(sums.values()), rows.SumsOverTokens(1.0), 1e-6));
+}
+
+TEST(KrrSolve, BackwardAddsTheSumsOfItsGradients) {
+  constexpr int64_t kLength = 130;
+  // A head dim of kernels, and one whose rotation is a pass of its own.
+  for (const int64_t head_dim : {32, 24}) {
+    const KrrCase krr({2, 3, kLength, head_dim}, 0.5, 0, 1, -4,
+                      TestMask(true, Documents(2, kLength, {30, 100})));
+    HostTensor<float> table({kLength, head_dim});
+    Stream stream;
+    RotaryTable(10000, table.view(), stream);
+    stream.Synchronize();
+    HeadArray x(krr.size);
+    HostTensor<float> lse = Poisoned(krr.column_scale.shape());
+    krr.Forward(0, &x, &lse);
+    for (const bool turns : {false, true}) {
+      KrrBefore before;
+      before.normalised = true;
+      if (turns) before.rotary_table = table.view();
+      const KrrCase::Gradients d = krr.Backward(before, x, lse);
+      ExpectSumsOf(d.d_r, d.d_r_sums);
+      ExpectSumsOf(d.d_v, d.d_v_sums);
+    }
+  }
 }
 
 TEST(KrrSolve, LargeNormsOverflowNothing) {

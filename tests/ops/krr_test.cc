@@ -348,7 +348,8 @@ TEST(KrrSolveBeforeDeathTest, TableMustReachTheLastPosition) {
                        SolvePrecision::kBFloat16x3, before, x.view(),
                        lse.view(), krr.d_x.view(), y.view(), d.d_r.view(),
                        d.d_v.view(), d.d_columns.view(), d.d_values.view(),
-                       d.d_log_lambda.view(), /*health=*/Tensor(), stream),
+                       d.d_log_lambda.view(), /*health=*/Tensor(),
+                       /*d_r_sums=*/Tensor(), /*d_v_sums=*/Tensor(), stream),
       "positions \\[0, 9\\) of a table of 8");
 }
 

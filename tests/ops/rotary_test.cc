@@ -117,6 +117,39 @@ TEST(Rotary, ViewsOfOneCallTurnAsEachAlone) {
   EXPECT_EQ(r.Values(), r_alone.Values());
 }
 
+// `sums` began as ones.
+void ExpectSumsOf(const HeadArray& rows, const HostTensor<float>& sums) {
+  EXPECT_TRUE(IsClose(ToDouble(sums.values()), rows.SumsOverTokens(1.0), 1e-6));
+}
+
+TEST(Rotary, BackwardAddsTheSumsOfItsGradients) {
+  Stream stream;
+  // Tokens of several parts; fewer than one part, and more threads a token than
+  // a block has; rows whose halves are no whole vectors.
+  for (const testing::HeadSize& size :
+       {testing::HeadSize{2, 5, 130, 16}, testing::HeadSize{1, 9, 20, 128},
+        testing::HeadSize{2, 3, 65, 6}}) {
+    const HostTensor<float> table = Table(140, size.head_dim);
+    HeadArray q(size, "q"), k(size, "k");
+    HeadArray q_alone = q, k_alone = k;
+    const HostTensor<float> ones({size.num_heads * size.head_dim}, 1.0f);
+    HostTensor<float> q_sums = ones, k_sums = ones;
+    RotaryBackward(table.view(), 3, {q_alone.view(), k_alone.view()}, stream);
+    RotaryBackward(table.view(), 3, {q.view(), k.view()},
+                   {q_sums.view(), k_sums.view()}, stream);
+    EXPECT_EQ(q.Values(), q_alone.Values());
+    EXPECT_EQ(k.Values(), k_alone.Values());
+    ExpectSumsOf(q, q_sums);
+    ExpectSumsOf(k, k_sums);
+    k_sums = ones;
+    RotaryBackward(table.view(), 3, {q.view(), k.view()},
+                   {Tensor(), k_sums.view()}, stream);
+    ExpectSumsOf(k, k_sums);
+    EXPECT_TRUE(q.RestIsPoisoned());
+    EXPECT_TRUE(k.RestIsPoisoned());
+  }
+}
+
 TEST(RotaryDeathTest, ViewsOfOneCallHaveEqualExtents) {
   const HostTensor<float> table = Table(10, 8);
   HeadArray q({1, 2, 4, 8}, "q"), k({1, 1, 4, 8}, "k");

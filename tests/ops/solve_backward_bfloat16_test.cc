@@ -293,9 +293,23 @@ class KrrBFloat16Backward : public BFloat16Backward {
     (*plain)["d_log_lambda"].push_back(-lambda * y_dot_x);
   }
 
+  // `sums` [H K] are those of what was stored, rows [T, H K], and one.
+  void ExpectSumsOf(const std::vector<float>& rows,
+                    const std::vector<float>& sums) const {
+    std::vector<double> want(sums.size(), 1.0);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      want[i % sums.size()] += static_cast<double>(rows[i]);
+    }
+    EXPECT_TRUE(IsClose(ToDouble(sums), want, 2e-6));
+  }
+
   // From x [T, H, K]. Y takes the memory of d_x, as in training.
   Results<float> Run(const std::vector<float>& x,
                      const std::vector<double>& lse, bool before) const {
+    const std::vector<float> ones(static_cast<size_t>(kHeads * c_.head_dim),
+                                  1.0f);
+    const DeviceArray d_r_sums(DType::kFloat32, {kHeads * c_.head_dim}, ones);
+    const DeviceArray d_v_sums(DType::kFloat32, {kHeads * c_.head_dim}, ones);
     const DeviceArray r = Rows(q_, c_.head_dim), v = Rows(v_, c_.head_dim),
                       x_device = Rows(x, c_.head_dim),
                       d_x = Rows(d_x_, c_.head_dim),
@@ -322,8 +336,10 @@ class KrrBFloat16Backward : public BFloat16Backward {
         OpMask(segments), SolvePrecision::kBFloat16x3, passes, Heads(x_device),
         lse_device.view(), Heads(d_x), Heads(d_x), Heads(d_r), Heads(d_v),
         d_columns.view(), d_values.view(), d_log_lambda.view(),
-        /*health=*/Tensor(), stream);
+        /*health=*/Tensor(), d_r_sums.view(), d_v_sums.view(), stream);
     stream.Synchronize();
+    ExpectSumsOf(d_r.values(), d_r_sums.values());
+    ExpectSumsOf(d_v.values(), d_v_sums.values());
     return {{"d_r", ByHead(d_r.values(), c_.head_dim)},
             {"d_v", ByHead(d_v.values(), c_.head_dim)},
             {"d_column_scale", d_columns.values()},
@@ -385,7 +401,8 @@ class KrrBFloat16Health : public KrrBFloat16Backward {
         Heads(r), Heads(v), columns.view(), values.view(), log_lambda.view(),
         OpMask(segments), SolvePrecision::kBFloat16x3, {}, Heads(x), lse.view(),
         Heads(d_x), Heads(d_x), Heads(d_r), Heads(d_v), d_columns.view(),
-        d_values.view(), d_log_lambda.view(), got.view(), stream);
+        d_values.view(), d_log_lambda.view(), got.view(),
+        /*d_r_sums=*/Tensor(), /*d_v_sums=*/Tensor(), stream);
     stream.Synchronize();
     return {got.values(), want.values()};
   }

@@ -74,6 +74,23 @@ CubitMixer::Views<View> CubitMixer::Split(const Columns& columns) const {
   return views;
 }
 
+CubitMixer::Views<Tensor> CubitMixer::SplitSums(const Tensor& d_column_sums,
+                                                int64_t num_heads) const {
+  Views<Tensor> sums;
+  if (d_column_sums.empty()) return sums;
+  const std::vector<MixerProjection> list = projections();
+  const auto part = [&](size_t index) {
+    return d_column_sums.Slice(ProjectionColumn(list, index, num_heads),
+                               num_heads * list[index].width);
+  };
+  sums.q = part(0);
+  sums.k = part(1);
+  sums.v = part(2);
+  sums.r = options_.share ? sums.k : part(3);
+  if (options_.lrr) sums.lrr = part(list.size() - 1);
+  return sums;
+}
+
 void CubitMixer::Rotate(const MixerContext& context, int64_t position,
                         const Views<HeadTensor>& views) const {
   const ConstTensor& table = context.rotary_table;
@@ -201,8 +218,8 @@ void CubitMixer::Backward(const MixerContext& context, ConstTensor columns,
                           const MixerSaved& saved, ConstTensor out,
                           ConstTensor d_out, MixerScratch* scratch,
                           Tensor d_columns,
-                          const std::vector<Tensor>& d_scalars,
-                          Tensor health) const {
+                          const std::vector<Tensor>& d_scalars, Tensor health,
+                          Tensor d_column_sums) const {
   const auto& kept = static_cast<const CubitSaved&>(saved);
   auto& work = *static_cast<CubitScratch*>(scratch);
   const auto views = Split<ConstHeadTensor>(columns);
@@ -210,8 +227,16 @@ void CubitMixer::Backward(const MixerContext& context, ConstTensor columns,
   const auto gradients = Named(d_scalars);
   Stream& stream = *context.stream;
   const int64_t heads = views.q.num_heads;
-  const HeadTensor d_r =
+  const Views<Tensor> sums = SplitSums(d_column_sums, heads);
+  SolveGradients of_solve;
+  of_solve.d_r =
       options_.share ? HeadsOf(work.d_r, 0, heads, head_dim_) : d_views.r;
+  of_solve.d_v = d_views.v;
+  // Where r is k, the sums of both gradients' rows go to one place too.
+  of_solve.d_r_sums = sums.r;
+  of_solve.d_v_sums = sums.v;
+  of_solve.d_log_lambda = gradients.log_lambda;
+  of_solve.health = health;
 
   {
     const ProfileRange range(kAttention, stream);
@@ -223,26 +248,31 @@ void CubitMixer::Backward(const MixerContext& context, ConstTensor columns,
                       HeadsOf(work.d_solution, 0, heads, head_dim_), work.delta,
                       stream);
   }
-  if (!context.rotary_table.empty()) {
+  {
     const ProfileRange range(kRotary, stream);
-    RotaryBackward(context.rotary_table, 0, {d_views.q, d_views.k}, stream);
+    if (context.rotary_table.empty()) {
+      AddHeadSums(d_views.q, sums.q, stream);
+      AddHeadSums(d_views.k, sums.k, stream);
+    } else {
+      RotaryBackward(context.rotary_table, 0, {d_views.q, d_views.k},
+                     {sums.q, sums.k}, stream);
+    }
   }
   const ProfileRange range(kSolve, stream);
-  SolveBackward(context, views, kept, work, d_r, d_views.v,
-                gradients.log_lambda, health);
+  SolveBackward(context, views, kept, work, of_solve);
   KrrScalarsBackward(views.lrr, Named(context.scalars).upper_scale,
                      work.d_scale_shares, work.d_value_scale, d_views.lrr,
                      gradients.scale, gradients.lower, gradients.upper_scale,
                      stream);
   // Both are those of the rows before the rotation.
-  if (options_.share) AddHeads(d_r, d_views.k, stream);
+  if (options_.share) AddHeads(of_solve.d_r, d_views.k, stream);
+  AddHeadSums(d_views.lrr, sums.lrr, stream);
 }
 
 void CubitMixer::SolveBackward(const MixerContext& context,
                                const Views<ConstHeadTensor>& views,
                                const CubitSaved& kept, const CubitScratch& work,
-                               HeadTensor d_r, HeadTensor d_v,
-                               Tensor d_log_lambda, Tensor health) const {
+                               const SolveGradients& gradients) const {
   Stream& stream = *context.stream;
   const int64_t heads = views.q.num_heads;
   const auto whole = [&](const auto& tensor) {
@@ -253,26 +283,27 @@ void CubitMixer::SolveBackward(const MixerContext& context,
   ConstHeadTensor v = views.v;
   ConstHeadTensor x = whole(ConstTensor(kept.solution));
   HeadTensor d_x = whole(work.d_solution);
-  HeadTensor solve_d_r = d_r;
-  HeadTensor solve_d_v = d_v;
+  HeadTensor d_r = gradients.d_r;
+  HeadTensor d_v = gradients.d_v;
   if (converted) {
     r = whole(ConstTensor(kept.r32));
     v = whole(ConstTensor(kept.v32));
     x = whole(ConstTensor(kept.solution32));
     d_x = whole(work.d_solution32);
-    solve_d_r = whole(work.d_r32);
-    solve_d_v = whole(work.d_v32);
+    d_r = whole(work.d_r32);
+    d_v = whole(work.d_v32);
     ConvertHeads(whole(work.d_solution), d_x, stream);
   }
   const KrrBefore before = {/*normalised=*/true, context.rotary_table};
   KrrSolveBackward(r, v, kept.column_scale, kept.value_scale,
                    Named(context.scalars).log_lambda, context.mask,
                    SolveWith(precision_), before, x, kept.lse_kernel, d_x,
-                   /*y=*/d_x, solve_d_r, solve_d_v, work.d_scale_shares,
-                   work.d_value_scale, d_log_lambda, health, stream);
+                   /*y=*/d_x, d_r, d_v, work.d_scale_shares, work.d_value_scale,
+                   gradients.d_log_lambda, gradients.health, gradients.d_r_sums,
+                   gradients.d_v_sums, stream);
   if (converted) {
-    ConvertHeads(solve_d_r, d_r, stream);
-    ConvertHeads(solve_d_v, d_v, stream);
+    ConvertHeads(d_r, gradients.d_r, stream);
+    ConvertHeads(d_v, gradients.d_v, stream);
   }
 }
 

@@ -76,8 +76,8 @@ class CubitMixer : public TokenMixer, public SequenceShardedMixer {
   void Backward(const MixerContext& context, ConstTensor columns,
                 const MixerSaved& saved, ConstTensor out, ConstTensor d_out,
                 MixerScratch* scratch, Tensor d_columns,
-                const std::vector<Tensor>& d_scalars,
-                Tensor health) const override;
+                const std::vector<Tensor>& d_scalars, Tensor health,
+                Tensor d_column_sums) const override;
   double ForwardFlops(const MixerShape& shape) const override;
   bool has_health() const override { return true; }
   std::unique_ptr<MixerCache> AllocateCache(const MixerShape& shape,
@@ -122,6 +122,8 @@ class CubitMixer : public TokenMixer, public SequenceShardedMixer {
   };
   template <typename View, typename Columns>
   Views<View> Split(const Columns& columns) const;
+  // Likewise the parts of d_column_sums [C], all absent if it is.
+  Views<Tensor> SplitSums(const Tensor& d_column_sums, int64_t num_heads) const;
   // Rotates q and k, which begin at `position`; r, and k where it is r, is
   // rotated in the pass over its factors.
   void Rotate(const MixerContext& context, int64_t position,
@@ -130,13 +132,19 @@ class CubitMixer : public TokenMixer, public SequenceShardedMixer {
   // Rotates r; x from views.r and views.v, into kept.solution.
   void SolveForward(const MixerContext& context, const Views<HeadTensor>& views,
                     CubitSaved* kept) const;
-  // From d_x in work.d_solution to `d_v` and, through norm and rotation, `d_r`;
-  // `health` as in Backward.
+  // What the solve's backward is to make.
+  struct SolveGradients {
+    HeadTensor d_r;  // through norm and rotation
+    HeadTensor d_v;
+    Tensor d_r_sums, d_v_sums;  // [H * K]; absent: not wanted
+    Tensor d_log_lambda;
+    Tensor health;  // as in Backward
+  };
+  // From d_x in work.d_solution.
   void SolveBackward(const MixerContext& context,
                      const Views<ConstHeadTensor>& views,
                      const CubitSaved& kept, const CubitScratch& work,
-                     HeadTensor d_r, HeadTensor d_v, Tensor d_log_lambda,
-                     Tensor health) const;
+                     const SolveGradients& gradients) const;
 
   // Scalars in the order of scalars(); the last two are absent without LRR.
   template <typename T>

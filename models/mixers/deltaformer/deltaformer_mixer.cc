@@ -174,8 +174,8 @@ void DeltaFormerMixer::Backward(const MixerContext& context,
                                 ConstTensor columns, const MixerSaved& saved,
                                 ConstTensor out, ConstTensor d_out,
                                 MixerScratch* scratch, Tensor d_columns,
-                                const std::vector<Tensor>&,
-                                Tensor /*health*/) const {
+                                const std::vector<Tensor>&, Tensor /*health*/,
+                                Tensor d_column_sums) const {
   const auto& kept = static_cast<const DeltaFormerSaved&>(saved);
   auto& work = *static_cast<DeltaFormerScratch*>(scratch);
   const auto views = Split<ConstHeadTensor>(columns);
@@ -211,6 +211,8 @@ void DeltaFormerMixer::Backward(const MixerContext& context,
   if (options_.beta == DeltaBeta::kSigmoid) {
     SigmoidHeadsBackward(d_views.beta, views.beta, d_views.beta, stream);
   }
+  AddHeadSums(HeadsOf(d_columns, 0, 1, d_columns.dim(2)), d_column_sums,
+              stream);
 }
 
 void DeltaFormerMixer::SolveBackward(const MixerContext& context,

@@ -123,7 +123,7 @@ void SoftmaxMixer::Backward(const MixerContext& context, ConstTensor columns,
                             ConstTensor d_out, MixerScratch* scratch,
                             Tensor d_columns,
                             const std::vector<Tensor>& d_scalars,
-                            Tensor /*health*/) const {
+                            Tensor /*health*/, Tensor d_column_sums) const {
   const auto& kept = static_cast<const SoftmaxSaved&>(saved);
   auto& work = *static_cast<SoftmaxScratch*>(scratch);
   const auto q = Projection<ConstHeadTensor>(columns, kQuery);
@@ -145,6 +145,8 @@ void SoftmaxMixer::Backward(const MixerContext& context, ConstTensor columns,
     RotaryBackward(context.rotary_table, 0, {d_q, d_k}, stream);
   }
   NormBackward(context, kept, d_q, d_k, d_scalars);
+  AddHeadSums(HeadsOf(d_columns, 0, 1, d_columns.dim(2)), d_column_sums,
+              stream);
 }
 
 double SoftmaxMixer::ForwardFlops(const MixerShape& shape) const {

@@ -59,8 +59,8 @@ class SoftmaxMixer : public TokenMixer, public SequenceShardedMixer {
   void Backward(const MixerContext& context, ConstTensor columns,
                 const MixerSaved& saved, ConstTensor out, ConstTensor d_out,
                 MixerScratch* scratch, Tensor d_columns,
-                const std::vector<Tensor>& d_scalars,
-                Tensor health) const override;
+                const std::vector<Tensor>& d_scalars, Tensor health,
+                Tensor d_column_sums) const override;
   double ForwardFlops(const MixerShape& shape) const override;
   std::unique_ptr<MixerCache> AllocateCache(const MixerShape& shape,
                                             Arena& arena) const override;
