@@ -237,16 +237,17 @@ struct ColumnSums {
   Pack<float, kWidth> packs[kNormSums<kCentered>][kPacks];
 };
 
-// One row of the backward: adds to d_x and to `sums`.
+// One row of the backward: adds to d_x and to `sums`. `weights`: of this
+// thread's columns, the same for all rows.
 template <bool kCentered, typename T, int kWidth, int kPacks>
 __device__ __forceinline__ void AddRow(
     const NormBackwardArguments& a, const RowGroup& row, int64_t n,
     BackwardRow<T, kWidth, kPacks> values,
+    const Pack<float, kWidth> (&weights)[kPacks],
     ColumnSums<kCentered, kWidth, kPacks>* sums) {
   float2 dots = make_float2(0, 0);  // of w d_y with 1 and with xhat
   ForEachPack<kPacks, kWidth>(row, a.dim, [&](int p, int column) {
-    const Pack<float, kWidth> weight =
-        LoadPack<float, kWidth>(a.weight + column);
+    const Pack<float, kWidth>& weight = weights[p];
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
       const float d = values.d_y[p].Get(i);
@@ -267,8 +268,7 @@ __device__ __forceinline__ void AddRow(
   const float slope = dots.y * a.one_over_dim * values.rstd;
   T* d_x = static_cast<T*>(a.d_x) + n * a.dim;
   ForEachPack<kPacks, kWidth>(row, a.dim, [&](int p, int column) {
-    const Pack<float, kWidth> weight =
-        LoadPack<float, kWidth>(a.weight + column);
+    const Pack<float, kWidth>& weight = weights[p];
     float results[kWidth];
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
@@ -323,7 +323,7 @@ __device__ __forceinline__ void StoreSumsOfBlock(
 // Rows n, n + stride, ... of each group, each loaded while the one before is
 // computed; then their sums.
 template <typename T, int kWidth, bool kCentered>
-__global__ void __maxnreg__(kWidth == 1 ? 64 : 128)
+__global__ void __maxnreg__(kWidth == 1 ? 64 : 168)
     NormBackwardKernel(NormBackwardArguments a, RowLayout layout) {
   constexpr int kPacks = kBackwardElements<T, kWidth> / kWidth;
   extern __shared__ float others[];
@@ -333,6 +333,10 @@ __global__ void __maxnreg__(kWidth == 1 ? 64 : 128)
   const int num_rows = static_cast<int>(a.num_rows);
   const int stride = static_cast<int>(gridDim.x) * layout.rows_per_block;
   int n = static_cast<int>(blockIdx.x) * layout.rows_per_block + row.index();
+  Pack<float, kWidth> weights[kPacks] = {};
+  ForEachPack<kPacks, kWidth>(row, a.dim, [&](int p, int column) {
+    weights[p] = LoadPack<float, kWidth>(a.weight + column);
+  });
   BackwardRow<T, kWidth, kPacks> values;
   if (n < num_rows) LoadRow<kCentered>(a, row, n, &values);
   while (n < num_rows) {
@@ -341,7 +345,7 @@ __global__ void __maxnreg__(kWidth == 1 ? 64 : 128)
     // Whether or not there is one, so that no registers are merged: the last
     // row is loaded twice.
     LoadRow<kCentered>(a, row, next_n < num_rows ? next_n : n, &next);
-    AddRow(a, row, n, values, &sums);
+    AddRow(a, row, n, values, weights, &sums);
     values = next;
     n = next_n;
   }
