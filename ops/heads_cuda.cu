@@ -146,8 +146,9 @@ void AddHeadSums(ConstHeadTensor x, Tensor sums, Stream& stream) {
     using T = decltype(zero);
     for (int64_t b = 0; b < x.batch; ++b) {
       for (int64_t h = 0; h < x.num_heads; ++h) {
-        cuda::AddColumnSums(cuda::RowsOf<const T>(x).Row(b, 0, h), x.seq_len,
-                            x.head_dim, x.seq_stride,
+        const T* first = static_cast<const T*>(x.data) + b * x.batch_stride +
+                         h * x.head_stride;
+        cuda::AddColumnSums(first, x.seq_len, x.head_dim, x.seq_stride,
                             sums.data<float>() + h * x.head_dim, stream);
       }
     }

@@ -54,8 +54,8 @@ template <bool kCentered>
 constexpr int kNormSums = kCentered ? 3 : 2;
 
 // Elements of a row that a thread holds at most. The backward holds two rows of
-// d_y, x and d_x, and the sums, in 128 registers; but what comes one by one,
-// odd rows and very long ones, spills.
+// d_y, x and d_x, the weights and the sums, in 160 registers; blocks of many
+// threads have fewer, and spill.
 constexpr int kForwardElements = 32;
 template <typename T, int kWidth>
 constexpr int kBackwardElements = kWidth == 1
@@ -65,7 +65,13 @@ constexpr int kBackwardElements = kWidth == 1
 // Threads of a block that registers are left for.
 template <int kWidth>
 constexpr int kMostForwardThreads = kWidth == 1 ? kMaxRowThreads : 256;
-constexpr int kMostWideBackwardThreads = 512;
+// Of the backward: rows of at most so many elements by the pack leave registers
+// for all that a thread holds, longer ones for less.
+constexpr int kShortRowThreads = 256;
+constexpr int kLongRowThreads = 512;
+template <int kMostThreads>
+constexpr int kBackwardRegisters =
+    kMostThreads == kShortRowThreads ? 168 : 65536 / kMostThreads;
 
 // Calls body(pack, column) for the packs of a row that this thread holds.
 template <int kPacks, int kWidth, typename Body>
@@ -322,8 +328,8 @@ __device__ __forceinline__ void StoreSumsOfBlock(
 
 // Rows n, n + stride, ... of each group, each loaded while the one before is
 // computed; then their sums.
-template <typename T, int kWidth, bool kCentered>
-__global__ void __maxnreg__(kWidth == 1 ? 64 : 168)
+template <typename T, int kWidth, int kMostThreads, bool kCentered>
+__global__ void __maxnreg__(kBackwardRegisters<kMostThreads>)
     NormBackwardKernel(NormBackwardArguments a, RowLayout layout) {
   constexpr int kPacks = kBackwardElements<T, kWidth> / kWidth;
   extern __shared__ float others[];
@@ -370,12 +376,12 @@ void LaunchNormForward(const NormForwardArguments& a, Stream& stream) {
   CUBIT_CUDA_CHECK_LAUNCH();
 }
 
-template <typename T, int kWidth, bool kCentered>
-void LaunchNormBackwardOfWidth(NormBackwardArguments a,
-                               const SumTargets<kNormSums<kCentered>>& targets,
-                               Stream& stream) {
+template <typename T, int kWidth, int kMostThreads, bool kCentered>
+void LaunchNormBackwardBy(NormBackwardArguments a,
+                          const SumTargets<kNormSums<kCentered>>& targets,
+                          Stream& stream) {
   constexpr int kSums = kNormSums<kCentered>;
-  const auto kernel = &NormBackwardKernel<T, kWidth, kCentered>;
+  const auto kernel = &NormBackwardKernel<T, kWidth, kMostThreads, kCentered>;
   const RowLayout layout = MakeRowLayout(a.dim, kBackwardElements<T, kWidth>);
   const int shared_bytes = (layout.rows_per_block - 1) * kSums * a.dim *
                            static_cast<int>(sizeof(float));
@@ -404,15 +410,18 @@ void LaunchNormBackward(const NormBackwardArguments& a,
   // The kernel counts rows in 32 bits, and a block's step beyond the last.
   CUBIT_CHECK(a.num_rows < int64_t{1} << 30) << a.num_rows;
   constexpr int kWidth = kVectorWidth<T>;
-  constexpr int kMostElements =
-      kMostWideBackwardThreads * kBackwardElements<T, kWidth>;
-  const bool wide = a.dim % kWidth == 0 && a.dim <= kMostElements &&
-                    IsAligned16(a.x) && IsAligned16(a.d_y) &&
-                    IsAligned16(a.d_x) && IsAligned16(a.weight);
-  if (wide) {
-    LaunchNormBackwardOfWidth<T, kWidth, kCentered>(a, targets, stream);
+  constexpr int kElements = kBackwardElements<T, kWidth>;
+  const bool wide = a.dim % kWidth == 0 && IsAligned16(a.x) &&
+                    IsAligned16(a.d_y) && IsAligned16(a.d_x) &&
+                    IsAligned16(a.weight);
+  if (wide && a.dim <= kShortRowThreads * kElements) {
+    LaunchNormBackwardBy<T, kWidth, kShortRowThreads, kCentered>(a, targets,
+                                                                 stream);
+  } else if (wide && a.dim <= kLongRowThreads * kElements) {
+    LaunchNormBackwardBy<T, kWidth, kLongRowThreads, kCentered>(a, targets,
+                                                                stream);
   } else {
-    LaunchNormBackwardOfWidth<T, 1, kCentered>(a, targets, stream);
+    LaunchNormBackwardBy<T, 1, kMaxRowThreads, kCentered>(a, targets, stream);
   }
 }
 
