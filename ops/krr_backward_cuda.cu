@@ -8,16 +8,6 @@
 #include "runtime/check.h"
 
 namespace cubit {
-namespace {
-
-float* SumsOrNull(const Tensor& sums, const ConstHeadTensor& like) {
-  if (sums.empty()) return nullptr;
-  CUBIT_CHECK_SHAPE(sums, {like.num_heads * like.head_dim});
-  return sums.data<float>();
-}
-
-}  // namespace
-
 void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
                       ConstTensor column_scale, ConstTensor value_scale,
                       ConstTensor log_lambda, const AttentionMask& mask,
@@ -62,13 +52,16 @@ void KrrSolveBackward(ConstHeadTensor r, ConstHeadTensor v,
                             cuda::IsAligned16(before.rotary_table.raw());
   if (turns) CheckRotary(before.rotary_table, 0, r);
   if (turns_inside) in.rotary_table = before.rotary_table.data<float>();
-  const bool turns_after = turns && !turns_inside;
-  if (!turns_after) in.d_queries_sums = SumsOrNull(d_r_sums, r);
-  in.d_v_sums = SumsOrNull(d_v_sums, r);
+  if (!d_v_sums.empty()) {
+    CUBIT_CHECK_SHAPE(d_v_sums, {r.num_heads * r.head_dim});
+    in.d_v_sums = d_v_sums.data<float>();
+  }
   const bool summed = cuda::RunAdjoint(in, r, mask, precision, lse, stream);
-  if (turns_after) RotaryBackward(before.rotary_table, 0, d_r, stream);
-  if (!summed || turns_after) AddHeadSums(d_r, d_r_sums, stream);
+  if (turns && !turns_inside) {
+    RotaryBackward(before.rotary_table, 0, d_r, stream);
+  }
   if (!summed) AddHeadSums(d_v, d_v_sums, stream);
+  AddHeadSums(d_r, d_r_sums, stream);
 }
 
 }  // namespace cubit

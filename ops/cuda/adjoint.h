@@ -71,9 +71,7 @@ struct AdjointArguments {
   // KRR: the health of the solve (KrrHealth in krr.h), [3]; null: not wanted.
   float* health = nullptr;
 
-  // The sums of d_queries and d_v over B and T are added, [H, K]; null: not
-  // wanted.
-  float* d_queries_sums = nullptr;
+  // The sums of d_v over B and T are added, [H, K]; null: not wanted.
   float* d_v_sums = nullptr;
 
   // Delta.
@@ -86,19 +84,15 @@ struct AdjointArguments {
   float* lambda_partials = nullptr;  // [B, H, blocks]: sums of Y . X
   // Of every thread block (krr_health.cuh); null where `health` is.
   float* health_parts = nullptr;
-  // [B, blocks, 2, H, K]: sums of d_v and d_queries over the rows of a block;
-  // null where neither is wanted.
+  // [B, blocks, H, K]: sums of d_v over the rows of a block; null where they
+  // are not wanted.
   float* sum_parts = nullptr;
   SolveQueue* queue = nullptr;
 
   __device__ __forceinline__ float* VSumPart(int b, int h, int block) const {
     const int num_blocks = (seq_len + kSolveBlock - 1) / kSolveBlock;
-    const int64_t part = int64_t{2} * (b * num_blocks + block);
+    const int64_t part = b * num_blocks + block;
     return sum_parts + (part * num_heads + h) * head_dim;
-  }
-  __device__ __forceinline__ float* QueriesSumPart(int b, int h,
-                                                   int block) const {
-    return VSumPart(b, h, block) + static_cast<int64_t>(num_heads) * head_dim;
   }
   __host__ __device__ bool is_delta() const { return column_scale == nullptr; }
 };

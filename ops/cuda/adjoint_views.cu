@@ -17,8 +17,8 @@ namespace {
 void AddSumParts(const AdjointArguments& in, Stream& stream) {
   const int num_blocks = (in.seq_len + kSolveBlock - 1) / kSolveBlock;
   AddPartialSums(in.sum_parts, in.batch * num_blocks,
-                 in.num_heads * in.head_dim,
-                 SumTargets<2>{{in.d_v_sums, in.d_queries_sums}}, stream);
+                 in.num_heads * in.head_dim, SumTargets<1>{{in.d_v_sums}},
+                 stream);
 }
 
 }  // namespace
@@ -73,9 +73,8 @@ bool RunAdjoint(AdjointArguments in, const ConstHeadTensor& queries,
   const int64_t per_token = (in.is_delta() ? 2 : 1) * tokens;
   // No more thread blocks than items have a part.
   const int64_t parts = in.health == nullptr ? 0 : kHealthNumbers * items;
-  const bool wants_sums =
-      in.d_v_sums != nullptr || in.d_queries_sums != nullptr;
-  const int64_t sums = wants_sums ? 2 * items * queries.head_dim : 0;
+  const bool wants_sums = in.d_v_sums != nullptr;
+  const int64_t sums = wants_sums ? items * queries.head_dim : 0;
   const int64_t num_floats = per_token + items + parts + sums;
   in.minus_delta = static_cast<float*>(
       CudaWorkspace(num_floats * static_cast<int64_t>(sizeof(float)), stream));

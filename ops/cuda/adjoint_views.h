@@ -20,7 +20,7 @@ DeviceHeads HeadsOnDevice(const ConstHeadTensor& x, const char* name,
                           const ConstHeadTensor& like, int64_t head_dim);
 
 // Fills in what both systems have in common and launches. False if the sums of
-// gradients are left to the caller.
+// d_v are left to the caller.
 bool RunAdjoint(AdjointArguments in, const ConstHeadTensor& queries,
                 const AttentionMask& mask, SolvePrecision precision,
                 const ConstTensor& lse, Stream& stream);

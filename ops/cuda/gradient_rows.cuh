@@ -121,11 +121,6 @@ class GradientRows {
   __device__ __forceinline__ int RowOf(int i) const {
     return first_ + OwnRow(i);
   }
-  // What depends on them is computed again behind this: kept over a pass, it
-  // would take registers from the products.
-  __device__ __forceinline__ void HideThreadsPlace() {
-    asm volatile("" : "+r"(group_), "+r"(quad_), "+r"(own_row_));
-  }
   __device__ __forceinline__ int OwnEnd() const {
     return min(first_ + kRows, in_.seq_len);
   }

@@ -47,8 +47,6 @@ struct WarpgroupGradientMemory
   PhaseBarrier full[WarpgroupGradientShape<kDim>::kStages];
   PhaseBarrier empty[WarpgroupGradientShape<kDim>::kStages];
   PhaseBarrier own;  // own rows have arrived
-  // Of the gradients of a warp's rows.
-  float column_sums[4 * WarpgroupGradientShape<kDim>::kWarpgroups][kDim];
 };
 
 template <int kDim, typename System>
@@ -93,11 +91,7 @@ class WarpgroupGradients
     this->FinishColumns();
     ReplaceOwn();
     Pass<false>(column_tiles_, row_begin_, row_tiles_);
-    this->HideThreadsPlace();
     this->FinishRows();
-    if (!System::IsDelta(in_) && in_.d_queries_sums != nullptr) {
-      StoreColumnSums();
-    }
   }
 
  private:
@@ -349,40 +343,6 @@ class WarpgroupGradients
                                      Elements(stage.scored), 16 * k,
                                      /*add=*/true);
     }
-  }
-
-  // The sums of what FinishRows has stored, over each warpgroup's rows, to
-  // their part.
-  __device__ __forceinline__ void StoreColumnSums() {
-    constexpr int kSums = kDim / 4;  // columns of a thread
-    float sums[kSums];
-    const bool valid[2] = {this->RowOf(0) < in_.seq_len,
-                           this->RowOf(1) < in_.seq_len};
-#pragma unroll
-    for (int i = 0; i < kSums; ++i) {
-      const float* pair = sums_[0][i / 2] + i % 2;
-      sums[i] = (valid[0] ? Rounded<Element>(pair[0]) : 0.0f) +
-                (valid[1] ? Rounded<Element>(pair[2]) : 0.0f);
-    }
-    SumOverLanes<16, 4, kSums>(sums);
-    constexpr int kLeft = kSums / 8;
-    float* of_warp = m_.column_sums[threadIdx.x / 32];
-#pragma unroll
-    for (int j = 0; j < kLeft; ++j) {
-      const int i = kLeft * this->group_ + j;
-      of_warp[8 * (i / 2) + 2 * this->quad_ + i % 2] = sums[j];
-    }
-    __syncthreads();
-    const int column = threadIdx.x % 128;
-    const int warpgroup = threadIdx.x / 128;
-    const int first = first_ + 64 * warpgroup;
-    if (column >= in_.head_dim || first >= in_.seq_len) return;
-    float total = 0;
-#pragma unroll
-    for (int w = 0; w < 4; ++w) {
-      total += m_.column_sums[4 * warpgroup + w][column];
-    }
-    in_.QueriesSumPart(b_, h_, first / kSolveBlock)[column] = total;
   }
 
   __device__ __forceinline__ static const Element* Elements(const char* tile) {
