@@ -237,6 +237,13 @@ TEST_P(MixerConformance, DocumentsDoNotSeeEachOther) {
   }
 }
 
+// x + step u.
+HostTensor<float> Moved(HostTensor<float> x, float step,
+                        const HostTensor<float>& u) {
+  for (int64_t i = 0; i < x.shape().num_elements(); ++i) x[i] += step * u[i];
+  return x;
+}
+
 TEST_P(MixerConformance, GradientIsTheSlopeAlongRandomDirections) {
   constexpr int64_t kLength = 70;
   constexpr double kStep = 2e-3;
@@ -267,10 +274,8 @@ TEST_P(MixerConformance, GradientIsTheSlopeAlongRandomDirections) {
       }
       double values[2];
       for (int side = 0; side < 2; ++side) {
-        HostTensor<float> moved = at;
-        for (int64_t i = 0; i < at.shape().num_elements(); ++i) {
-          moved[i] += static_cast<float>(side == 0 ? kStep : -kStep) * u[i];
-        }
+        const HostTensor<float> moved =
+            Moved(at, static_cast<float>(side == 0 ? kStep : -kStep), u);
         if (direction > 0) harness.scalars()[direction - 1] = moved;
         values[side] = WeightedSum(
             harness.Forward(direction == 0 ? moved : columns), weights);
