@@ -12,15 +12,15 @@
 
 namespace cubit {
 
-// sums[i] += sum over n of x[n, i], each column in the order of n; x
-// [num_rows, num_columns] by rows.
+// sums[i] += sum over n < num_rows of x[n * row_stride + i], i < num_columns,
+// each column in the order of n.
 inline void AddColumnSums(const float* x, int64_t num_rows, int64_t num_columns,
-                          float* sums) {
+                          int64_t row_stride, float* sums) {
   ParallelFor(num_columns, kPieceColumns, [=](int64_t begin, int64_t end) {
     double of_piece[kPieceColumns] = {};
     const int64_t count = end - begin;
     for (int64_t n = 0; n < num_rows; ++n) {
-      const float* row = x + n * num_columns + begin;
+      const float* row = x + n * row_stride + begin;
 #pragma omp simd
       for (int64_t i = 0; i < count; ++i) {
         of_piece[i] += static_cast<double>(row[i]);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 #include <cmath>
-#include <vector>
+#include <cstdint>
 
+#include "ops/column_sums.h"
 #include "ops/heads.h"
 #include "runtime/thread_pool.h"
 
@@ -31,18 +32,6 @@ void ForEachRow(ConstHeadTensor x, const Body& body) {
   });
 }
 
-// Of head h over B and T, [K].
-std::vector<double> SumsOfHead(ConstHeadTensor x, int64_t h) {
-  std::vector<double> sums(static_cast<size_t>(x.head_dim));
-  for (int64_t n = 0; n < x.batch * x.seq_len; ++n) {
-    const float* row = x.row<float>(n / x.seq_len, n % x.seq_len, h);
-    for (size_t i = 0; i < sums.size(); ++i) {
-      sums[i] += static_cast<double>(row[i]);
-    }
-  }
-  return sums;
-}
-
 }  // namespace
 
 void CopyHeads(ConstHeadTensor x, HeadTensor y, Stream&) {
@@ -66,16 +55,21 @@ void AddHeads(ConstHeadTensor x, HeadTensor y, Stream&) {
 void AddHeadSums(ConstHeadTensor x, Tensor sums, Stream&) {
   if (sums.empty()) return;
   CUBIT_CHECK_SHAPE(sums, {x.num_heads * x.head_dim});
-  float* const sums_data = sums.data<float>();
-  ParallelFor(x.num_heads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t h = begin; h < end; ++h) {
-      float* to = sums_data + h * x.head_dim;
-      for (const double sum : SumsOfHead(x, h)) {
-        *to = static_cast<float>(static_cast<double>(*to) + sum);
-        ++to;
-      }
+  if (x.head_stride == x.head_dim) {  // side by side: one long row
+    x.head_dim *= x.num_heads;
+    x.num_heads = 1;
+  }
+  // Mostly all rows are equally far from each other: one matrix.
+  if (x.batch_stride == x.seq_len * x.seq_stride) {
+    x.seq_len *= x.batch;
+    x.batch = 1;
+  }
+  for (int64_t b = 0; b < x.batch; ++b) {
+    for (int64_t h = 0; h < x.num_heads; ++h) {
+      AddColumnSums(x.row<float>(b, 0, h), x.seq_len, x.head_dim, x.seq_stride,
+                    sums.data<float>() + h * x.head_dim);
     }
-  });
+  }
 }
 
 void SigmoidHeads(ConstHeadTensor x, HeadTensor y, Stream&) {

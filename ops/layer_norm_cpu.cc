@@ -170,7 +170,7 @@ void LayerNormBackward(ConstTensor d_y, ConstTensor x, ConstTensor weight,
     AddParameterGradients(in, begin, end - begin, d_weight_data, d_bias_data);
   });
   if (d_x_sums.empty()) return;
-  AddColumnSums(d_x_data, num_rows, dim, d_x_sums.data<float>());
+  AddColumnSums(d_x_data, num_rows, dim, dim, d_x_sums.data<float>());
 }
 
 }  // namespace cubit

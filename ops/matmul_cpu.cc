@@ -159,7 +159,7 @@ void LinearBackwardWeight(ConstTensor d_y, ConstTensor x, bool accumulate,
 void LinearBackwardBias(ConstTensor d_y, Tensor d_bias, Stream&) {
   if (d_bias.empty()) return;
   CUBIT_CHECK_SHAPE(d_bias, {d_y.dim(1)});
-  AddColumnSums(d_y.data<float>(), d_y.dim(0), d_y.dim(1),
+  AddColumnSums(d_y.data<float>(), d_y.dim(0), d_y.dim(1), d_y.dim(1),
                 d_bias.data<float>());
 }
 

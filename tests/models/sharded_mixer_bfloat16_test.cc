@@ -157,40 +157,47 @@ class Problem {
     }
   }
 
-  Results Whole(DType dtype) const {
+  // What the mixer keeps of the whole sequences, and its scratch.
+  struct WholeMemory {
+    std::unique_ptr<MixerSaved> saved;
+    std::unique_ptr<MixerScratch> scratch;
+    Arena arena;
+  };
+  WholeMemory AllocateWhole(DType dtype) const {
     const MixerShape shape = {kBatch, kSeqLen, kHeads, kHeadDim, dtype};
     std::unique_ptr<MixerSaved> saved;
     std::unique_ptr<MixerScratch> scratch;
-    const Arena arena = Allocate([&](Arena& a) {
+    Arena arena = Allocate([&](Arena& a) {
       saved = mixer_->AllocateSaved(shape, a);
       scratch = mixer_->AllocateScratch(shape, a);
     });
+    return {std::move(saved), std::move(scratch), std::move(arena)};
+  }
+
+  Results Whole(DType dtype) const {
+    const WholeMemory memory = AllocateWhole(dtype);
     return Run(dtype, [&](const Call& call) {
-      mixer_->Forward(call.context, call.columns, saved.get(), call.out);
-      mixer_->Backward(call.context, call.columns, *saved, call.out, call.d_out,
-                       scratch.get(), call.d_columns, call.d_scalars,
+      mixer_->Forward(call.context, call.columns, memory.saved.get(), call.out);
+      mixer_->Backward(call.context, call.columns, *memory.saved, call.out,
+                       call.d_out, memory.scratch.get(), call.d_columns,
+                       call.d_scalars,
                        /*health=*/Tensor(), /*d_column_sums=*/Tensor());
     });
   }
 
   // [3] of the backward, and of the pass for it over what the forward kept.
   std::array<HostTensor<float>, 2> Health(DType dtype) const {
-    const MixerShape shape = {kBatch, kSeqLen, kHeads, kHeadDim, dtype};
-    std::unique_ptr<MixerSaved> saved;
-    std::unique_ptr<MixerScratch> scratch;
-    const Arena arena = Allocate([&](Arena& a) {
-      saved = mixer_->AllocateSaved(shape, a);
-      scratch = mixer_->AllocateScratch(shape, a);
-    });
+    const WholeMemory memory = AllocateWhole(dtype);
     std::array<HostTensor<float>, 2> health = {HostTensor<float>({3}),
                                                HostTensor<float>({3})};
     Run(dtype, [&](const Call& call) {
-      mixer_->Forward(call.context, call.columns, saved.get(), call.out);
-      mixer_->sharded()->HealthSharded(call.context, call.columns, *saved,
-                                       health[1].view());
-      mixer_->Backward(call.context, call.columns, *saved, call.out, call.d_out,
-                       scratch.get(), call.d_columns, call.d_scalars,
-                       health[0].view(), /*d_column_sums=*/Tensor());
+      mixer_->Forward(call.context, call.columns, memory.saved.get(), call.out);
+      mixer_->sharded()->HealthSharded(call.context, call.columns,
+                                       *memory.saved, health[1].view());
+      mixer_->Backward(call.context, call.columns, *memory.saved, call.out,
+                       call.d_out, memory.scratch.get(), call.d_columns,
+                       call.d_scalars, health[0].view(),
+                       /*d_column_sums=*/Tensor());
     });
     return health;
   }

@@ -56,39 +56,37 @@ std::vector<MixerScalar> CubitMixer::scalars() const {
   return list;
 }
 
+template <typename View, typename Part>
+CubitMixer::Views<View> CubitMixer::ByProjection(size_t num_projections,
+                                                 const Part& part) const {
+  Views<View> views;
+  views.q = part(0);
+  views.k = part(1);
+  views.v = part(2);
+  views.r = options_.share ? views.k : part(3);
+  if (options_.lrr) views.lrr = part(num_projections - 1);
+  return views;
+}
+
 template <typename View, typename Columns>
 CubitMixer::Views<View> CubitMixer::Split(const Columns& columns) const {
   const std::vector<MixerProjection> list = projections();
   const int64_t per_head = ProjectionColumn(list, list.size(), 1);
   const int64_t heads = columns.dim(2) / per_head;
-  const auto view = [&](size_t index) {
+  return ByProjection<View>(list.size(), [&](size_t index) {
     return HeadsOf(columns, ProjectionColumn(list, index, heads), heads,
                    list[index].width);
-  };
-  Views<View> views;
-  views.q = view(0);
-  views.k = view(1);
-  views.v = view(2);
-  views.r = options_.share ? views.k : view(3);
-  if (options_.lrr) views.lrr = view(list.size() - 1);
-  return views;
+  });
 }
 
 CubitMixer::Views<Tensor> CubitMixer::SplitSums(const Tensor& d_column_sums,
                                                 int64_t num_heads) const {
-  Views<Tensor> sums;
-  if (d_column_sums.empty()) return sums;
+  if (d_column_sums.empty()) return {};
   const std::vector<MixerProjection> list = projections();
-  const auto part = [&](size_t index) {
+  return ByProjection<Tensor>(list.size(), [&](size_t index) {
     return d_column_sums.Slice(ProjectionColumn(list, index, num_heads),
                                num_heads * list[index].width);
-  };
-  sums.q = part(0);
-  sums.k = part(1);
-  sums.v = part(2);
-  sums.r = options_.share ? sums.k : part(3);
-  if (options_.lrr) sums.lrr = part(list.size() - 1);
-  return sums;
+  });
 }
 
 void CubitMixer::Rotate(const MixerContext& context, int64_t position,

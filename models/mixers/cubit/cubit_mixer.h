@@ -120,6 +120,9 @@ class CubitMixer : public TokenMixer, public SequenceShardedMixer {
     View q, k, v, r;  // r is k where it is shared
     View lrr;         // [B, T, H, 1]; absent without LRR
   };
+  // part(i): of the i-th of projections().
+  template <typename View, typename Part>
+  Views<View> ByProjection(size_t num_projections, const Part& part) const;
   template <typename View, typename Columns>
   Views<View> Split(const Columns& columns) const;
   // Likewise the parts of d_column_sums [C], all absent if it is.
