@@ -22,6 +22,7 @@
 #include "launch/model_setup.h"
 #include "launch/sampler.h"
 #include "launch/tensorboard.h"
+#include "ops/matmul.h"
 #include "parallel/checkpoint.h"
 #include "runtime/command_line.h"
 #include "runtime/file_system.h"
@@ -32,6 +33,11 @@ namespace cubit {
 namespace {
 
 constexpr int64_t kMaxSkippedInARow = 10;
+// A choice of algorithms under load costs 10 to 20 seconds and saves about 2%
+// of what comes after it, so it is made in runs that go on for this long, once
+// the time of a step is known.
+constexpr int64_t kStepsBeforeChoice = 20;
+constexpr double kSecondsWorthChoice = 1800;
 // Lower than //launch:generate's: a sample shows what was learnt.
 constexpr double kSampleTemperature = 0.6;
 constexpr char kSkippedSteps[] = "skipped_steps";
@@ -229,6 +235,7 @@ absl::StatusOr<int> Trainer::RunSteps() {
     CUBIT_RETURN_IF_ERROR(CheckFinite(result));
     if (result.signal != 0) return StopEarly(result.signal);
     CUBIT_RETURN_IF_ERROR(AfterStep());
+    ChooseProducts(result.seconds);
     if (step_ == options_.stop_at_step && step_ < total_steps) {
       return StopEarly(0);
     }
@@ -382,6 +389,21 @@ absl::Status Trainer::ReportProfile() {
   CUBIT_ASSIGN_OR_RETURN(const EventMetrics event, profiler_->Report(step_));
   if (!is_main() || event.fields.empty()) return absl::OkStatus();
   return metrics_->Write(event);
+}
+
+void Trainer::ChooseProducts(double step_seconds) {
+  ++steps_run_;
+  const int64_t steps_left = config_.schedule().total_steps() - step_;
+  if (steps_run_ != kStepsBeforeChoice ||
+      static_cast<double>(steps_left) * step_seconds < kSecondsWorthChoice) {
+    return;
+  }
+  const int kinds = ChooseProductsUnderLoad();
+  if (kinds == 0) return;
+  LogInfo(absl::StrFormat(
+      "the next step times the algorithms of %d kinds of matrix products under "
+      "load, which takes some seconds",
+      kinds));
 }
 
 absl::Status Trainer::AfterStep() {

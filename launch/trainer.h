@@ -106,6 +106,8 @@ class Trainer {
   // Counts a skipped update; an error once there were too many in a row.
   absl::Status CheckFinite(const StepResult& result);
   absl::Status Report(const StepResult& result);
+  // Early in a run that goes on for long: ChooseProductsUnderLoad.
+  void ChooseProducts(double step_seconds);
   // What is due after the step that was just done.
   absl::Status AfterStep();
   absl::Status Validate();
@@ -137,6 +139,7 @@ class Trainer {
   double model_flops_ = 0;  // of a step, all ranks
   double peak_flops_ = 0;   // of a rank's device
   int64_t step_ = 0;        // steps done
+  int64_t steps_run_ = 0;   // of these, by this process
   int64_t tokens_ = 0;      // seen in those
   // Next sample in the order of samples without the skipped ones.
   int64_t position_ = 0;

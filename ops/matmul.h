@@ -60,6 +60,13 @@ void LinearBackwardWeight(ConstTensor d_y, ConstTensor x, bool accumulate,
 //   d_y [N, out]; d_bias [out] in fp32.
 void LinearBackwardBias(ConstTensor d_y, Tensor d_bias, Stream& stream);
 
+// For a long run: every kind of product that was computed so far chooses its
+// algorithm again when it is computed next, by what each takes under load, when
+// the GPU's power sets its clock (docs/decisions/0034). No result changes.
+// Costs about a second for each kind, once; returns how many there are (the CPU
+// has none).
+int ChooseProductsUnderLoad();
+
 }  // namespace cubit
 
 #endif  // CUBIT_OPS_MATMUL_H_

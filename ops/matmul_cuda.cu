@@ -305,4 +305,6 @@ void LinearBackwardBias(ConstTensor d_y, Tensor d_bias, Stream& stream) {
   });
 }
 
+int ChooseProductsUnderLoad() { return cuda::ChooseUnderLoad(); }
+
 }  // namespace cubit

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <tuple>
 #include <vector>
 
@@ -28,11 +29,17 @@ constexpr int kMaxCandidates = 16;
 constexpr double kTimedFlops = 2e9;
 // Runs of a candidate follow each other for about so long, twice: under load a
 // GPU lowers its clock, and then another algorithm is the fastest than in a
-// single run.
-constexpr float kTimedMilliseconds = 5;
-constexpr int kMostTimedRuns = 50;
+// single run. At first for long enough that clocks rise to what they are in
+// work, and on request until the GPU's power decides.
+constexpr float kFirstMilliseconds = 5;
+constexpr float kLoadMilliseconds = 100;
+constexpr float kShortestRun = 0.1f;  // in ms; shorter ones are not awaited
 // What is slower than the fastest by more in the first round is out.
 constexpr float kWorthASecondRound = 1.25f;
+// So many of the first timing are timed under load, if they are no slower than
+// the fastest by more.
+constexpr size_t kMostUnderLoad = 5;
+constexpr float kWorthLoad = 1.15f;
 
 [[noreturn]] void CublasFailure(const char* expression, cublasStatus_t status,
                                 int line) {
@@ -85,9 +92,10 @@ bool HasAux(Epilogue epilogue) {
          epilogue == Epilogue::kGeluGradient;
 }
 
-// The largest power of two, at most 256, that divides an address.
+// The largest power of two, at most a vector's 16 bytes, that divides an
+// address: no kernel asks for more.
 uint32_t Alignment(const void* pointer) {
-  const uintptr_t address = reinterpret_cast<uintptr_t>(pointer) | 256;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(pointer) | 16;
   return static_cast<uint32_t>(address & (~address + 1));
 }
 
@@ -110,9 +118,21 @@ class Plan {
   explicit Plan(const LtProduct& product);
 
   void Run(const LtProduct& product, Stream& stream);
+  // The next run chooses again, once in a process; false where it will not.
+  bool AskForChoiceUnderLoad() {
+    if (choice_ != Choice::kFirst) return false;
+    choice_ = Choice::kDue;
+    return true;
+  }
 
  private:
   using Candidate = cublasLtMatmulHeuristicResult_t;
+  enum class Choice {
+    kNone,   // nothing is chosen, or there is no choice
+    kFirst,  // by the first timing
+    kDue,    // under load in the next run
+    kFinal,  // under load
+  };
 
   template <typename T>
   void Set(cublasLtMatmulDescAttributes_t attribute, const T& value) {
@@ -124,22 +144,28 @@ class Plan {
   void Launch(const LtProduct& product, const cublasLtMatmulAlgo_t& algorithm,
               void* d, Stream& stream);
   void Choose(const LtProduct& product, Stream& stream);
+  void ChooseUnderLoad(const LtProduct& product, Stream& stream);
   uint64_t HashOfResult(const LtProduct& product, const Candidate& candidate,
                         void* d, Stream& stream);
   float Milliseconds(const LtProduct& product, const Candidate& candidate,
                      int runs, void* d, Stream& stream);
   std::vector<const Candidate*> WithSameBits(const LtProduct& product, void* d,
                                              Stream& stream);
-  const Candidate* Fastest(const LtProduct& product,
+  std::vector<const Candidate*> WorthLoad() const;
+  std::vector<float> Times(const LtProduct& product,
                            const std::vector<const Candidate*>& candidates,
-                           void* d, Stream& stream);
+                           float milliseconds, void* d, Stream& stream);
 
   cublasLtMatmulDesc_t operation_ = nullptr;
   cublasLtMatrixLayout_t a_ = nullptr;
   cublasLtMatrixLayout_t b_ = nullptr;
   cublasLtMatrixLayout_t d_ = nullptr;
   std::vector<Candidate> candidates_;  // the first is cuBLASLt's proposal
+  // Those whose result is that of the first, if there is a choice.
+  std::vector<const Candidate*> same_;
+  std::vector<float> times_;  // of same_, first
   const Candidate* chosen_ = nullptr;
+  Choice choice_ = Choice::kNone;
 };
 
 cublasLtMatrixLayout_t Layout(DType dtype, int64_t rows, int64_t columns) {
@@ -215,6 +241,7 @@ void Plan::Launch(const LtProduct& p, const cublasLtMatmulAlgo_t& algorithm,
 
 void Plan::Run(const LtProduct& p, Stream& stream) {
   if (chosen_ == nullptr) Choose(p, stream);
+  if (choice_ == Choice::kDue) ChooseUnderLoad(p, stream);
   Launch(p, (chosen_ == nullptr ? &candidates_[0] : chosen_)->algo, p.d,
          stream);
 }
@@ -310,14 +337,51 @@ class TrialResult {
   bool owned_ = false;
 };
 
+size_t IndexOfLeast(const std::vector<float>& values) {
+  return static_cast<size_t>(std::min_element(values.begin(), values.end()) -
+                             values.begin());
+}
+
 void Plan::Choose(const LtProduct& p, Stream& stream) {
   if (IsCaptured(stream)) return;
   chosen_ = &candidates_[0];
   if (!IsWorthTiming(p) || candidates_.size() == 1) return;
   const TrialResult trial(p);
   if (trial.data() == nullptr) return;
-  chosen_ =
-      Fastest(p, WithSameBits(p, trial.data(), stream), trial.data(), stream);
+  same_ = WithSameBits(p, trial.data(), stream);
+  if (same_.size() == 1) return;
+  times_ = Times(p, same_, kFirstMilliseconds, trial.data(), stream);
+  chosen_ = same_[IndexOfLeast(times_)];
+  choice_ = Choice::kFirst;
+}
+
+void Plan::ChooseUnderLoad(const LtProduct& p, Stream& stream) {
+  if (IsCaptured(stream)) return;
+  choice_ = Choice::kFinal;
+  const std::vector<const Candidate*> finalists = WorthLoad();
+  if (finalists.size() == 1) return;  // the chosen one
+  const TrialResult trial(p);
+  if (trial.data() == nullptr) return;
+  chosen_ = finalists[IndexOfLeast(
+      Times(p, finalists, kLoadMilliseconds, trial.data(), stream))];
+}
+
+// By the first timing.
+std::vector<const Plan::Candidate*> Plan::WorthLoad() const {
+  std::vector<size_t> order(same_.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(), [this](size_t a, size_t b) {
+    return times_[a] < times_[b];
+  });
+  std::vector<const Candidate*> finalists;
+  for (const size_t i : order) {
+    if (finalists.size() == kMostUnderLoad ||
+        times_[i] > kWorthLoad * times_[order[0]]) {
+      break;
+    }
+    finalists.push_back(same_[i]);
+  }
+  return finalists;
 }
 
 // The candidates whose result is that of the first, which is one of them.
@@ -335,20 +399,20 @@ std::vector<const Plan::Candidate*> Plan::WithSameBits(const LtProduct& p,
   return same;
 }
 
-const Plan::Candidate* Plan::Fastest(
-    const LtProduct& p, const std::vector<const Candidate*>& candidates,
-    void* d, Stream& stream) {
-  if (candidates.size() == 1) return candidates[0];
+// Of runs of each one behind the other for about `milliseconds`, twice;
+// infinity for what the first round has shown to be far slower.
+std::vector<float> Plan::Times(const LtProduct& p,
+                               const std::vector<const Candidate*>& candidates,
+                               float milliseconds, void* d, Stream& stream) {
   const float once = Milliseconds(p, *candidates[0], 1, d, stream);
-  const int runs = std::clamp(static_cast<int>(kTimedMilliseconds / once), 2,
-                              kMostTimedRuns);
+  const int runs = std::max(
+      2, static_cast<int>(milliseconds / std::max(once, kShortestRun)));
   std::vector<float> times;
   for (const Candidate* candidate : candidates) {
     times.push_back(Milliseconds(p, *candidate, runs, d, stream));
   }
   // Backwards, so that a clock on its way down meets all alike.
-  const float limit =
-      kWorthASecondRound * *std::min_element(times.begin(), times.end());
+  const float limit = kWorthASecondRound * times[IndexOfLeast(times)];
   for (size_t i = candidates.size(); i-- > 0;) {
     if (times[i] > limit) {
       times[i] = std::numeric_limits<float>::infinity();
@@ -356,19 +420,38 @@ const Plan::Candidate* Plan::Fastest(
       times[i] += Milliseconds(p, *candidates[i], runs, d, stream);
     }
   }
-  return candidates[static_cast<size_t>(
-      std::min_element(times.begin(), times.end()) - times.begin())];
+  return times;
 }
+
+// All kinds of products of the process.
+struct Plans {
+  std::mutex mutex;
+  std::map<Key, std::unique_ptr<Plan>> of_kinds;
+
+  static Plans& Get() {
+    static auto* const plans = new Plans;  // outlives every stream
+    return *plans;
+  }
+};
 
 }  // namespace
 
 void LtMatmul(const LtProduct& product, Stream& stream) {
-  static auto* const mutex = new std::mutex;
-  static auto* const plans = new std::map<Key, std::unique_ptr<Plan>>;
-  const std::lock_guard<std::mutex> lock(*mutex);
-  std::unique_ptr<Plan>& plan = (*plans)[KeyOf(product)];
+  Plans& plans = Plans::Get();
+  const std::lock_guard<std::mutex> lock(plans.mutex);
+  std::unique_ptr<Plan>& plan = plans.of_kinds[KeyOf(product)];
   if (plan == nullptr) plan = std::make_unique<Plan>(product);
   plan->Run(product, stream);
+}
+
+int ChooseUnderLoad() {
+  Plans& plans = Plans::Get();
+  const std::lock_guard<std::mutex> lock(plans.mutex);
+  int count = 0;
+  for (auto& [key, plan] : plans.of_kinds) {
+    if (plan->AskForChoiceUnderLoad()) ++count;
+  }
+  return count;
 }
 
 bool IsWorthTiming(const LtProduct& product) {

@@ -48,6 +48,11 @@ struct LtProduct {
 // Sums in fp32. CHECK: m, n, k >= 1.
 void LtMatmul(const LtProduct& product, Stream& stream);
 
+// Every kind of product so far chooses its algorithm again when it is computed
+// next, by times under load (ChooseProductsUnderLoad in matmul.h). Returns how
+// many will.
+int ChooseUnderLoad();
+
 // Whether a choice between ways to compute it is worth their timing.
 bool IsWorthTiming(const LtProduct& product);
 // Whether a CUDA graph is captured from `stream`: then nothing can be timed.

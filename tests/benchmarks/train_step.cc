@@ -19,6 +19,7 @@
 
 #include "launch/model_setup.h"
 #include "launch/train_state.h"
+#include "ops/matmul.h"
 #include "runtime/check.h"
 #include "runtime/command_line.h"
 #include "runtime/device.h"
@@ -37,6 +38,8 @@ ABSL_FLAG(std::string, runs,
 ABSL_FLAG(int, steps, 20, "timed steps of each run");
 ABSL_FLAG(int, warmup, 4, "steps before these");
 ABSL_FLAG(int, profiled, 3, "steps after these, by kind of work");
+ABSL_FLAG(bool, choose_under_load, true,
+          "choose the products' algorithms as in a long run");
 ABSL_FLAG(std::string, recompute, "none", "none, selective or full");
 ABSL_FLAG(std::string, krr_precision, "auto", "auto, bf16, tf32 or bf16x3");
 ABSL_FLAG(int, micro_batch, 0, "sequences; 0: the most that fit");
@@ -106,9 +109,14 @@ nlohmann::json Profile(TrainState* state, Stepper* stepper) {
   return seconds;
 }
 
-// The median of --steps steps, after --warmup.
+// The median of --steps steps, after --warmup, in the middle of which a long
+// run chooses the products' algorithms.
 double MedianSeconds(Stepper* stepper) {
-  for (int i = 0; i < absl::GetFlag(FLAGS_warmup); ++i) {
+  const int warmup = absl::GetFlag(FLAGS_warmup);
+  for (int i = 0; i < warmup; ++i) {
+    if (i == warmup / 2 && absl::GetFlag(FLAGS_choose_under_load)) {
+      ChooseProductsUnderLoad();
+    }
     stepper->Step();
     if (i == 0) std::printf("  first loss %.4f\n", stepper->loss());
   }
