@@ -8,8 +8,8 @@
 // is kept by __syncthreads, too: no report. In Chain<true> it is kept by named
 // barriers, as in the solves of triangular_solve.cuh, and writes of the tile
 // are reported against reads before and behind a __syncthreads, far from the
-// chain: the tool counts the phases of a block's barrier wrongly once warps
-// have waited at others (docs/performance.md).
+// chain: once warps have waited at other barriers, the tool takes accesses on
+// both sides of the block's for concurrent (docs/performance.md).
 //
 //   nvcc -std=c++17 -O3 -lineinfo -arch=sm_90 docs/racecheck_chain.cu -o chain
 //   compute-sanitizer --tool racecheck ./chain

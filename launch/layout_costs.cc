@@ -19,10 +19,6 @@ namespace {
 // each kernel.
 constexpr double kForwardPasses = 11;
 constexpr double kBackwardPasses = 17;
-// More of them where the mixer solves: the solve's health and what rotations
-// take longer, 0.8, 2.1 and 1.9 ms of the same steps of Cubit.
-constexpr double kSolveForwardPasses = 2;
-constexpr double kSolveBackwardPasses = 3;
 // Kernels of a layer beside its mixer, counted: 4 products and 8 others; the
 // backward has twice as many. One H200, 2026-11.
 constexpr double kForwardKernels = 12;
@@ -77,12 +73,6 @@ class Counter {
   double ActivationBytes() const {
     return rows_ * static_cast<double>(model_.hidden_size) * element_;
   }
-  double ForwardPasses() const {
-    return kForwardPasses + (call_.has_wavefront ? kSolveForwardPasses : 0);
-  }
-  double BackwardPasses() const {
-    return kBackwardPasses + (call_.has_wavefront ? kSolveBackwardPasses : 0);
-  }
   // What a rank of tp reads and writes to sum a row's terms (rows_over_tp.h):
   // those of all ranks, a residual or what is there, and the sum.
   double SumBytes() const {
@@ -122,7 +112,7 @@ class Counter {
         (2.0 * static_cast<double>(costs_.layer_weights * costs_.seq_len));
     pass.head_flops = head ? costs_.HeadForwardFlops() * share : 0;
     pass.num_kernels = layers * kForwardKernels;
-    pass.memory_bytes = layers * ForwardPasses() * ActivationBytes() / tp_;
+    pass.memory_bytes = layers * kForwardPasses * ActivationBytes() / tp_;
     if (head) pass.memory_bytes += LossBytes();
     pass.memory_bytes += (2 * layers + (part == 0 ? 1 : 0)) * SumBytes();
     const double gathers = 4 * layers + (part == 0 ? 1 : 0) + (head ? 1 : 0);
@@ -142,7 +132,7 @@ class Counter {
     pass.layer_flops = 2 * forward.layer_flops;
     pass.head_flops = 2 * forward.head_flops;
     pass.num_kernels = layers * kBackwardKernels;
-    pass.memory_bytes = layers * BackwardPasses() * ActivationBytes() / tp_;
+    pass.memory_bytes = layers * kBackwardPasses * ActivationBytes() / tp_;
     pass.memory_bytes += (2 * layers + (head ? 1 : 0)) * SumBytes();
     const double back = 6 * layers + (part == 0 ? 1 : 0) + (head ? 1 : 0);
     pass.tp_bytes = back * Sent(ActivationBytes(), tp_);
@@ -156,7 +146,7 @@ class Counter {
     pass->layer_flops += forward.layer_flops;
     pass->num_kernels += forward.num_kernels;
     pass->memory_bytes +=
-        layers * (ForwardPasses() * ActivationBytes() / tp_ + 2 * SumBytes());
+        layers * (kForwardPasses * ActivationBytes() / tp_ + 2 * SumBytes());
     pass->tp_bytes += 4 * layers * Sent(ActivationBytes(), tp_);
     pass->tp_messages += 4 * layers * (tp_ - 1);
   }

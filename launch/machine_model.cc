@@ -42,7 +42,8 @@ MixerRates HopperSolve() {
 //   - gemm_flops: products of 8192^3 have 690 to 723 TFLOP/s, by machine and
 //     heat;
 //   - half_hidden_size: products of layers have 565 to 622 TFLOP/s at hidden
-//     sizes 768 and 1,024, and 645 to 712 at 2,048;
+//     sizes 768 and 1,024, and 645 to 712 at 2,048, and about 2% more with
+//     algorithms chosen under load (docs/decisions/0034);
 //   - kernel_s: micro-batches of 4 sequences against one of 16, in a pipeline:
 //     170 us more a layer at 125M and 100 at 1.3B (of profiles, less what
 //     profiling takes), with 36 kernels beside its mixer;
@@ -61,7 +62,7 @@ MachineModel Hopper(const char* name, double memory_bandwidth) {
   MachineModel model;
   model.device.name = name;
   model.device.gemm_flops = 705e12;
-  model.device.half_hidden_size = 170;
+  model.device.half_hidden_size = 150;
   model.device.kernel_s = 4e-6;
   model.device.attention = HopperAttention();
   model.device.most_score_bytes = kMostScoreBytes;
@@ -70,7 +71,7 @@ MachineModel Hopper(const char* name, double memory_bandwidth) {
   model.device.memory_bandwidth = memory_bandwidth;
   model.device.hidden_transfer_cost = 0.6;
   model.device.sharded_waits = 0.25;
-  model.device.sharded_pass_bytes = 180;
+  model.device.sharded_pass_bytes = 200;
   model.device.sharded_kernels = 350;
   model.intra_node = {205e9, 10e-6};
   model.inter_node = {45e9, 20e-6};

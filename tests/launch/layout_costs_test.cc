@@ -87,14 +87,14 @@ TEST(MakeLayoutCosts, CountsWhatIsSent) {
 // 64 rows of 64 numbers, 16,384 bytes, and of 128 logits, 32,768.
 TEST(MakeLayoutCosts, CountsPassesOverMemory) {
   const PartCosts alone = Make({}, 1).costs.parts[0];
-  EXPECT_EQ(alone.forward.memory_bytes, 4 * 13 * 16384 + 2 * 32768);
-  EXPECT_EQ(alone.backward.memory_bytes, 4 * 20 * 16384);
+  EXPECT_EQ(alone.forward.memory_bytes, 4 * 11 * 16384 + 2 * 32768);
+  EXPECT_EQ(alone.backward.memory_bytes, 4 * 17 * 16384);
   // Sums of rows, two a layer and one of the embedding or the head: two terms
   // of 16,384 bytes in whole, and as much of what is added to and of the sum.
   const PartCosts tp = Make({"parallel.tp_size=2"}, 2).costs.parts[0];
   const int sums = (2 * 4 + 1) * 2 * 16384;
-  EXPECT_EQ(tp.forward.memory_bytes, 4 * 13 * 16384 / 2 + sums + 3 * 32768 / 2);
-  EXPECT_EQ(tp.backward.memory_bytes, 4 * 20 * 16384 / 2 + sums);
+  EXPECT_EQ(tp.forward.memory_bytes, 4 * 11 * 16384 / 2 + sums + 3 * 32768 / 2);
+  EXPECT_EQ(tp.backward.memory_bytes, 4 * 17 * 16384 / 2 + sums);
   // The loss is one message.
   EXPECT_EQ(tp.forward.tp_messages, 4 * 4 + 2 + 1);
 }
