@@ -111,4 +111,10 @@ absl::string_view MachineNameOf(const DeviceInfo& device) {
   return absl::StrContains(device.name, "H100") ? "h100" : "h200";
 }
 
+absl::string_view MachineNameOfGpuWith(int64_t memory_bytes) {
+  // An H100 has 80 GB, or 94, an H200 141.
+  constexpr int64_t kBetween = 110'000'000'000;
+  return memory_bytes > 0 && memory_bytes < kBetween ? "h100" : "h200";
+}
+
 }  // namespace cubit

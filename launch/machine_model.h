@@ -108,6 +108,8 @@ MachineModel MachineModelOf(absl::string_view name);
 // The name to use for `device`. A GPU that no name stands for is taken for the
 // H200 that the figures were measured on.
 absl::string_view MachineNameOf(const DeviceInfo& device);
+// The same for a GPU of which only the memory is known, if that (0 is not).
+absl::string_view MachineNameOfGpuWith(int64_t memory_bytes);
 
 }  // namespace cubit
 

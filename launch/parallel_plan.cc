@@ -166,19 +166,11 @@ absl::Status ChooseCpMethod(const LayoutRequest& request,
                      request.cp_size, ", as ulysses needs");
     return absl::OkStatus();
   }
-  if (request.gpu) {
-    // Measured (docs/performance.md): the kernels of chunks are far from those
-    // of whole sequences.
-    plan->cp_method = CpMethod::kUlysses;
-    plan->cp_reason =
-        absl::StrCat("faster than ", form, " on GPUs, as measured");
-    return absl::OkStatus();
-  }
   CUBIT_ASSIGN_OR_RETURN(const SequenceCall call,
                          MakeSequenceCall(model, request.micro_batch_size,
                                           static_cast<int>(request.tp_size),
                                           static_cast<int>(request.cp_size)));
-  MachineModel machine = MachineModelOf("cpu");
+  MachineModel machine = MachineModelOf(request.gpu ? "h200" : "cpu");
   machine.ranks_per_node = plan->ranks_per_node;
   const LinkModel& link = machine.LinkOf(request.tp_size * request.cp_size);
   const SequenceCost ulysses =

@@ -26,6 +26,7 @@
 #include "launch/data_setup.h"
 #include "launch/device_flag.h"
 #include "launch/gpu_probe.h"
+#include "launch/machine_model.h"
 #include "launch/presets.h"
 #include "launch/trainer.h"
 #include "launch/training_job.h"
@@ -243,12 +244,20 @@ absl::StatusOr<int64_t> ParseBytes(absl::string_view text) {
                    "\"; give a size such as 80GiB, 141GB or 512MiB"));
 }
 
-// Of the device that a dry run is for; 0 if nobody says.
-absl::StatusOr<int64_t> PlannedMemory() {
+// What a dry run is for: a device here, or one that is elsewhere.
+absl::StatusOr<PlannedDevice> DeviceOfDryRun() {
+  PlannedDevice device;
+  const bool is_here = DeviceKind() == "cpu" || ProbeGpus().num_gpus > 0;
   const std::string asked = absl::GetFlag(FLAGS_device_memory);
-  if (!asked.empty()) return ParseBytes(asked);
-  if (DeviceKind() == "cuda" && ProbeGpus().num_gpus == 0) return 0;
-  return QueryDevice().memory_bytes;
+  if (!asked.empty()) {
+    CUBIT_ASSIGN_OR_RETURN(device.memory_bytes, ParseBytes(asked));
+  } else if (is_here) {
+    device.memory_bytes = QueryDevice().memory_bytes;
+  }
+  device.machine =
+      std::string(is_here ? MachineNameOf(QueryDevice())
+                          : MachineNameOfGpuWith(device.memory_bytes));
+  return device;
 }
 
 // "A-B" or "A" into the options; "" is none.
@@ -312,9 +321,9 @@ absl::StatusOr<int> Train(const std::vector<std::string>& overrides) {
   TrainingRequest request;
   if (absl::GetFlag(FLAGS_dry_run)) {
     CUBIT_ASSIGN_OR_RETURN(request.config, ConfigFromFlags(overrides, &name));
-    CUBIT_ASSIGN_OR_RETURN(const int64_t memory, PlannedMemory());
+    CUBIT_ASSIGN_OR_RETURN(const PlannedDevice device, DeviceOfDryRun());
     CUBIT_RETURN_IF_ERROR(
-        PrintDryRun(request.config, RanksInAll(request.config), memory));
+        PrintDryRun(request.config, RanksInAll(request.config), device));
     return kExitDone;
   }
   CUBIT_ASSIGN_OR_RETURN(Bootstrap bootstrap, StartRanks());

@@ -211,7 +211,7 @@ absl::StatusOr<int> RunTrainingJob(const TrainingRequest& request,
 }
 
 absl::Status PrintDryRun(const RunConfig& asked, int world_size,
-                         int64_t device_memory) {
+                         const PlannedDevice& device) {
   const RunConfig config = WithFittingMicroBatch(asked, world_size);
   CUBIT_ASSIGN_OR_RETURN(const auto tokenizer, LoadRunTokenizer(config));
   CUBIT_ASSIGN_OR_RETURN(const PlannedJob job,
@@ -229,27 +229,26 @@ absl::Status PrintDryRun(const RunConfig& asked, int world_size,
                    [rank](const RankMemory& m) { return m.rank == rank; }) -
       memory.begin());
   if (world_size > 1) {
-    CUBIT_ASSIGN_OR_RETURN(
-        const std::string page,
-        LayoutReport(job.layout, config, job.model, memory,
-                     MachineModelOf(MachineNameOf(QueryDevice()))));
+    CUBIT_ASSIGN_OR_RETURN(const std::string page,
+                           LayoutReport(job.layout, config, job.model, memory,
+                                        MachineModelOf(device.machine)));
     std::fputs(
         absl::StrCat(page, "\nrank ", rank, ", which needs most:\n").c_str(),
         stdout);
   }
   std::fputs(plans[largest].ToString().c_str(), stdout);
-  if (device_memory == 0) return absl::OkStatus();
+  if (device.memory_bytes == 0) return absl::OkStatus();
   CUBIT_ASSIGN_OR_RETURN(const auto model, DeclareShard(config, job, rank));
   const int64_t fitting =
-      LargestMicroBatch(config, job.layout, rank, *model, device_memory);
+      LargestMicroBatch(config, job.layout, rank, *model, device.memory_bytes);
   std::fputs(absl::StrFormat("%-16s %d bytes; largest "
                              "batch.micro_batch_size that fits: %s\n",
-                             "device memory", device_memory,
+                             "device memory", device.memory_bytes,
                              fitting == 0 ? "none" : absl::StrCat(fitting))
                  .c_str(),
              stdout);
   return CheckFits(config, job.layout, rank, *model, plans[largest],
-                   device_memory);
+                   device.memory_bytes);
 }
 
 }  // namespace cubit

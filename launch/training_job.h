@@ -34,11 +34,17 @@ struct TrainingRequest {
 absl::StatusOr<int> RunTrainingJob(const TrainingRequest& request,
                                    Bootstrap bootstrap);
 
+// What a run is planned for, which may be on another machine.
+struct PlannedDevice {
+  std::string machine;       // a name of machine_model.h
+  int64_t memory_bytes = 0;  // 0: unknown
+};
+
 // Prints what RunTrainingJob would do with `world_size` ranks: layout, memory
-// and FLOPs of the rank that needs most, communication, time. `device_memory`
-// of a rank's device in bytes, 0: unknown. An error if it does not fit.
+// and FLOPs of the rank that needs most, communication, time. An error if it
+// does not fit.
 absl::Status PrintDryRun(const RunConfig& config, int world_size,
-                         int64_t device_memory);
+                         const PlannedDevice& device);
 
 }  // namespace cubit
 

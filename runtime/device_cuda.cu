@@ -145,15 +145,12 @@ void Stream::Synchronize() {
 }
 
 void Stream::WaitFor(const Event& event) {
+  if (event.native_ == nullptr) return;
   CUBIT_CUDA_CHECK(cudaStreamWaitEvent(
       CudaStream(*this), static_cast<cudaEvent_t>(event.native_)));
 }
 
-Event::Event() {
-  cudaEvent_t event = nullptr;
-  CUBIT_CUDA_CHECK(cudaEventCreate(&event));
-  native_ = event;
-}
+Event::Event() = default;
 
 Event::~Event() {
   if (native_ == nullptr) return;
@@ -169,15 +166,22 @@ Event& Event::operator=(Event&& other) noexcept {
 }
 
 void Event::Record(Stream& stream) {
+  if (native_ == nullptr) {
+    cudaEvent_t event = nullptr;
+    CUBIT_CUDA_CHECK(cudaEventCreate(&event));
+    native_ = event;
+  }
   CUBIT_CUDA_CHECK(
       cudaEventRecord(static_cast<cudaEvent_t>(native_), CudaStream(stream)));
 }
 
 void Event::Synchronize() {
+  if (native_ == nullptr) return;
   CUBIT_CUDA_CHECK(cudaEventSynchronize(static_cast<cudaEvent_t>(native_)));
 }
 
 bool Event::Reached() const {
+  if (native_ == nullptr) return true;
   const cudaError_t state = cudaEventQuery(static_cast<cudaEvent_t>(native_));
   if (state == cudaErrorNotReady) return false;
   CUBIT_CUDA_CHECK(state);

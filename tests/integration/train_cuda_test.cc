@@ -35,6 +35,23 @@ const Arguments kSmall = {
     "--set=evaluation.max_batches=2",    "--set=log.every_steps=1",
     "--set=optimizer.learning_rate=1e-3"};
 
+// Needs the program for GPUs, and no GPU.
+TEST(TrainCudaDryRun, PlansARunForAGpuThatIsElsewhere) {
+  if (ProbeGpus().num_gpus > 0) GTEST_SKIP() << "skipped: a GPU is here";
+  Arguments arguments = {"--dry_run",           "--device=cuda",
+                         "--preset=cubit_125m", "--nodes=2",
+                         "--gpus_per_node=2",   "--tp=2"};
+  const Outcome unknown = RunAsUser(kTrain, arguments, NewFolder());
+  EXPECT_EQ(unknown.status, 0) << unknown.output;
+  EXPECT_THAT(unknown.output, HasSubstr("4 ranks = pp 1 x dp 2 x cp 1 x tp 2"));
+  EXPECT_THAT(unknown.output, HasSubstr("estimate for h200"));
+  arguments.push_back("--device_memory=80GB");
+  const Outcome plan = RunAsUser(kTrain, arguments, NewFolder());
+  EXPECT_EQ(plan.status, 0) << plan.output;
+  EXPECT_THAT(plan.output, HasSubstr("estimate for h100"));
+  EXPECT_THAT(plan.output, HasSubstr("micro_batch_size that fits"));
+}
+
 class TrainCudaTest : public ::testing::Test {
  protected:
   void SetUp() override {

@@ -368,6 +368,38 @@ TEST(SimulateStep, AgreesWithSequencesOverGpus) {
   }
 }
 
+// What was faster on two and four H200s of one host (docs/performance.md).
+TEST(MakeParallelPlan, AutoTakesTheFasterWayOnGpus) {
+  struct Measured {
+    const char* preset;
+    int seq_len;
+    int cp_size;
+    int sequences;
+    CpMethod faster;
+  };
+  for (const Measured& run :
+       {Measured{"cubit_125m", 1024, 2, 32, CpMethod::kUlysses},
+        Measured{"cubit_1p3b", 1024, 2, 32, CpMethod::kUlysses},
+        Measured{"cubit_1p3b", 1024, 4, 64, CpMethod::kUlysses},
+        Measured{"cubit_1p3b", 8192, 2, 4, CpMethod::kUlysses},
+        Measured{"cubit_1p3b", 8192, 4, 8, CpMethod::kUlysses},
+        Measured{"cubit_1p3b", 32768, 2, 2, CpMethod::kSharded},
+        Measured{"cubit_1p3b", 32768, 4, 4, CpMethod::kUlysses},
+        Measured{"transformer_1p3b", 1024, 2, 32, CpMethod::kUlysses},
+        Measured{"transformer_1p3b", 8192, 2, 4, CpMethod::kUlysses}}) {
+    const Layout layout = Make(
+        run.preset,
+        {"precision.compute=bf16", absl::StrCat("model.seq_len=", run.seq_len),
+         absl::StrCat("parallel.cp_size=", run.cp_size),
+         absl::StrCat("batch.micro_batch_size=", run.sequences),
+         absl::StrCat("batch.global_batch_size=", run.sequences)},
+        run.cp_size, "cuda");
+    EXPECT_EQ(layout.plan.cp_method, run.faster)
+        << run.preset << " T " << run.seq_len << " cp " << run.cp_size << ": "
+        << layout.plan.cp_reason;
+  }
+}
+
 // cuDNN's backward keeps its scores; beyond a limit another one serves.
 TEST(SimulateStep, ScoresBeyondTheLimitOfAGpuTakeLonger) {
   const MachineModel machine = MachineModelOf("h200");
