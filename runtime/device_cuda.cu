@@ -150,6 +150,8 @@ void Stream::WaitFor(const Event& event) {
       CudaStream(*this), static_cast<cudaEvent_t>(event.native_)));
 }
 
+// Made when first recorded: the plan of a run for another machine holds events,
+// where there may be no device. Until then its point counts as reached.
 Event::Event() = default;
 
 Event::~Event() {
