@@ -183,7 +183,7 @@ absl::StatusOr<std::vector<TaskSource>> Sources() {
 int64_t BatchTokens() {
   const int64_t given = absl::GetFlag(FLAGS_batch_tokens);
   if (given > 0) return given;
-  return QueryDevice().kind == "cpu" ? kCpuBatchTokens : kGpuBatchTokens;
+  return DeviceKind() == "cpu" ? kCpuBatchTokens : kGpuBatchTokens;
 }
 
 absl::StatusOr<std::vector<PreparedTask>> PrepareTasks(

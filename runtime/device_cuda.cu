@@ -77,23 +77,46 @@ std::string NoMemoryMessage(int64_t bytes) {
 
 }  // namespace
 
+namespace {
+
+// What an error means for whoever started the program, and its exit status.
+struct Advice {
+  const char* text;
+  int status;
+};
+
+Advice AdviceOn(cudaError_t error) {
+  switch (error) {
+    case cudaErrorInsufficientDriver:
+    case cudaErrorNoDevice:
+      return {
+          "No GPU that this program can use is here; --device=cpu computes "
+          "without one.",
+          kExitWrongRequest};
+    case cudaErrorNoKernelImageForDevice:
+      return {
+          "This program was built for another GPU. Build it on the machine "
+          "with the GPU, or set CUBIT_CUDA_ARCHS (for example "
+          "CUBIT_CUDA_ARCHS=\"80 90a\").",
+          kExitOtherHardware};
+    default:
+      return {
+          "The GPU's state is lost; resume from the last checkpoint with "
+          "--resume.",
+          kExitFailed};
+  }
+}
+
+}  // namespace
+
 void CudaFailure(const char* expression, cudaError_t error, const char* file,
                  int line) {
-  std::fprintf(
-      stderr,
-      "%s:%d: %s failed: %s (%s). The GPU's state is lost; resume from "
-      "the last checkpoint with --resume.\n",
-      file, line, expression, cudaGetErrorString(error),
-      cudaGetErrorName(error));
-  if (error == cudaErrorNoKernelImageForDevice) {
-    std::fprintf(stderr,
-                 "This program was built for another GPU. Build it on the "
-                 "machine with the GPU, or set CUBIT_CUDA_ARCHS (for example "
-                 "CUBIT_CUDA_ARCHS=\"80 90a\").\n");
-    std::_Exit(kExitOtherHardware);
-  }
-  CallFatalHook(cudaGetErrorString(error));
-  std::_Exit(kExitFailed);
+  const Advice advice = AdviceOn(error);
+  std::fprintf(stderr, "%s:%d: %s failed: %s (%s). %s\n", file, line,
+               expression, cudaGetErrorString(error), cudaGetErrorName(error),
+               advice.text);
+  if (advice.status == kExitFailed) CallFatalHook(cudaGetErrorString(error));
+  std::_Exit(advice.status);
 }
 
 int NumMultiprocessors() {
