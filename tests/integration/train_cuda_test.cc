@@ -123,6 +123,27 @@ TEST_F(TrainCudaTest, GivesTheSameBitsTwiceAndResumedAndRecomputed) {
   EXPECT_EQ(LossesOf("parts", {"--steps=12", "--resume"}), whole);
 }
 
+// Products that are large enough to be timed, and more steps than half an hour
+// has: a process chooses again after 20 of them, and two that run fewer do not.
+TEST_F(TrainCudaTest, AChoiceUnderLoadChangesNoLoss) {
+  const auto train = [this](const std::string& run, Arguments more) {
+    const Arguments large = {
+        "--set=model.hidden_size=1024",   "--set=model.num_heads=8",
+        "--set=model.seq_len=512",        "--set=batch.global_batch_size=8",
+        "--set=batch.micro_batch_size=8", "--steps=10000000"};
+    more.insert(more.begin(), large.begin(), large.end());
+    const Outcome outcome = Train(run, more);
+    EXPECT_EQ(outcome.status, 0) << outcome.output;
+    return outcome.output;
+  };
+  EXPECT_THAT(train("whole", {"--stop_at_step=23"}),
+              HasSubstr("kinds of matrix products under load"));
+  train("parts", {"--stop_at_step=15"});
+  train("parts", {"--stop_at_step=23", "--resume"});
+  EXPECT_EQ(Losses("whole").size(), 23u);
+  EXPECT_EQ(Losses("parts"), Losses("whole"));
+}
+
 TEST_F(TrainCudaTest, HoldsWhatThePlanSays) {
   const Outcome outcome = Train("run", {"--steps=3"});
   ASSERT_EQ(outcome.status, 0) << outcome.output;
