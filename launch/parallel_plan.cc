@@ -170,6 +170,7 @@ absl::Status ChooseCpMethod(const LayoutRequest& request,
                          MakeSequenceCall(model, request.micro_batch_size,
                                           static_cast<int>(request.tp_size),
                                           static_cast<int>(request.cp_size)));
+  // A plan does not know which GPU; an H100 differs in its memory's rate alone.
   MachineModel machine = MachineModelOf(request.gpu ? "h200" : "cpu");
   machine.ranks_per_node = plan->ranks_per_node;
   const LinkModel& link = machine.LinkOf(request.tp_size * request.cp_size);

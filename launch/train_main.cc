@@ -247,16 +247,17 @@ absl::StatusOr<int64_t> ParseBytes(absl::string_view text) {
 // What a dry run is for: a device here, or one that is elsewhere.
 absl::StatusOr<PlannedDevice> DeviceOfDryRun() {
   PlannedDevice device;
-  const bool is_here = DeviceKind() == "cpu" || ProbeGpus().num_gpus > 0;
+  if (DeviceKind() == "cpu" || ProbeGpus().num_gpus > 0) {
+    const DeviceInfo here = QueryDevice();
+    device = {std::string(MachineNameOf(here)), here.memory_bytes};
+  }
   const std::string asked = absl::GetFlag(FLAGS_device_memory);
   if (!asked.empty()) {
     CUBIT_ASSIGN_OR_RETURN(device.memory_bytes, ParseBytes(asked));
-  } else if (is_here) {
-    device.memory_bytes = QueryDevice().memory_bytes;
   }
-  device.machine =
-      std::string(is_here ? MachineNameOf(QueryDevice())
-                          : MachineNameOfGpuWith(device.memory_bytes));
+  if (device.machine.empty()) {
+    device.machine = std::string(MachineNameOfGpuWith(device.memory_bytes));
+  }
   return device;
 }
 

@@ -75,10 +75,6 @@ std::string NoMemoryMessage(int64_t bytes) {
       static_cast<double>(total_bytes) / kGiB);
 }
 
-}  // namespace
-
-namespace {
-
 // What an error means for whoever started the program, and its exit status.
 struct Advice {
   const char* text;

@@ -272,8 +272,9 @@ TEST(MakeParallelPlan, AutoSaysWhyItChose) {
   EXPECT_THAT(usual.cp_reason,
               AllOf(HasSubstr("ms for ulysses"), HasSubstr("for wavefront"),
                     HasSubstr("by the cost model")));
-  EXPECT_THAT(GoodPlan({"parallel.cp_size=2"}, 2, "cuda").cp_reason,
-              HasSubstr("by the cost model"));
+  const ParallelPlan gpu = GoodPlan({"parallel.cp_size=2"}, 2, "cuda");
+  EXPECT_EQ(gpu.cp_method, CpMethod::kUlysses);
+  EXPECT_THAT(gpu.cp_reason, HasSubstr("by the cost model"));
   // One very long sequence: the idle share of quadratic work outgrows them.
   EXPECT_EQ(GoodPlan({"parallel.cp_size=2", "model.seq_len=65536",
                       "batch.micro_batch_size=1"},

@@ -42,6 +42,20 @@ Layout Make(const std::string& preset,
   return {*plan, *MakeLayoutCosts(*plan, config, model)};
 }
 
+// In bf16 on GPUs, all sequences of a step in one micro-batch, spread over
+// cp_size ranks.
+Layout OnGpus(const std::string& preset, int seq_len, int sequences,
+              int cp_size = 1, const std::string& cp_method = "auto") {
+  return Make(
+      preset,
+      {"precision.compute=bf16", absl::StrCat("model.seq_len=", seq_len),
+       absl::StrCat("parallel.cp_size=", cp_size),
+       absl::StrCat("parallel.cp_method=", cp_method),
+       absl::StrCat("batch.micro_batch_size=", sequences),
+       absl::StrCat("batch.global_batch_size=", sequences)},
+      cp_size, "cuda");
+}
+
 StepEstimate Simulate(const Layout& layout, const MachineModel& machine,
                       MessageMode mode = MessageMode::kBlocking) {
   const auto estimate = SimulateStep(layout.plan, layout.costs, machine, mode);
@@ -221,12 +235,7 @@ TEST(SimulateStep, AgreesWithOneGpu) {
         Measured{"transformer_350m", 1024, 32, {0.1578}, 32.80},
         Measured{"transformer_1p3b", 1024, 16, {0.2415, 0.2372}, 49.71},
         Measured{"transformer_1p3b", 8192, 2, {0.3271, 0.3157}, 49.71}}) {
-    const Layout layout = Make(
-        run.preset,
-        {"precision.compute=bf16", absl::StrCat("model.seq_len=", run.seq_len),
-         absl::StrCat("batch.micro_batch_size=", run.sequences),
-         absl::StrCat("batch.global_batch_size=", run.sequences)},
-        1, "cuda");
+    const Layout layout = OnGpus(run.preset, run.seq_len, run.sequences);
     const StepEstimate estimate = Simulate(layout, MachineModelOf("h200"));
     for (const double step : run.steps) {
       EXPECT_NEAR(estimate.step / step, 1, 0.05)
@@ -353,14 +362,7 @@ TEST(SimulateStep, AgreesWithSequencesOverGpus) {
         Measured{"transformer_1p3b", "ring", 1024, 2, 32, 0.33151},
         Measured{"transformer_1p3b", "ring", 8192, 2, 4, 0.42929}}) {
     const Layout layout =
-        Make(run.preset,
-             {"precision.compute=bf16",
-              absl::StrCat("parallel.cp_method=", run.method),
-              absl::StrCat("model.seq_len=", run.seq_len),
-              absl::StrCat("parallel.cp_size=", run.cp_size),
-              absl::StrCat("batch.micro_batch_size=", run.sequences),
-              absl::StrCat("batch.global_batch_size=", run.sequences)},
-             run.cp_size, "cuda");
+        OnGpus(run.preset, run.seq_len, run.sequences, run.cp_size, run.method);
     const double step = Simulate(layout, MachineModelOf("h200")).step;
     EXPECT_NEAR(step / run.step, 1, 0.1)
         << run.preset << " T " << run.seq_len << " cp " << run.cp_size << " "
@@ -387,13 +389,8 @@ TEST(MakeParallelPlan, AutoTakesTheFasterWayOnGpus) {
         Measured{"cubit_1p3b", 32768, 4, 4, CpMethod::kUlysses},
         Measured{"transformer_1p3b", 1024, 2, 32, CpMethod::kUlysses},
         Measured{"transformer_1p3b", 8192, 2, 4, CpMethod::kUlysses}}) {
-    const Layout layout = Make(
-        run.preset,
-        {"precision.compute=bf16", absl::StrCat("model.seq_len=", run.seq_len),
-         absl::StrCat("parallel.cp_size=", run.cp_size),
-         absl::StrCat("batch.micro_batch_size=", run.sequences),
-         absl::StrCat("batch.global_batch_size=", run.sequences)},
-        run.cp_size, "cuda");
+    const Layout layout =
+        OnGpus(run.preset, run.seq_len, run.sequences, run.cp_size);
     EXPECT_EQ(layout.plan.cp_method, run.faster)
         << run.preset << " T " << run.seq_len << " cp " << run.cp_size << ": "
         << layout.plan.cp_reason;
