@@ -20,17 +20,24 @@ constexpr char kLoss[] = "loss";
 
 // What matrix units like.
 constexpr int64_t kLogitMultiple = 64;
+constexpr int64_t kRowMultiple = 64;
+
+// Rounded up.
+int64_t Quotient(int64_t n, int64_t d) { return (n + d - 1) / d; }
 
 // Of `extent` columns, those that `existing` ids need.
 int64_t NumLogits(int64_t existing, int64_t extent) {
-  const int64_t padded = (std::max<int64_t>(existing, 1) + kLogitMultiple - 1) /
-                         kLogitMultiple * kLogitMultiple;
+  const int64_t padded =
+      Quotient(std::max<int64_t>(existing, 1), kLogitMultiple) * kLogitMultiple;
   return std::min(extent, padded);
 }
 
+// Rows of each of the fewest chunks that fit, about the same number: a short
+// last one would be products of their own, less efficient ones.
 int64_t ChunkRows(int64_t rows, int64_t row_bytes, int64_t chunk_bytes) {
-  const int64_t fitting = chunk_bytes / row_bytes;
-  return std::min(rows, std::max(kMinChunkRows, fitting));
+  const int64_t fitting = std::max(kMinChunkRows, chunk_bytes / row_bytes);
+  const int64_t even = Quotient(rows, Quotient(rows, fitting));
+  return std::min({rows, fitting, Quotient(even, kRowMultiple) * kRowMultiple});
 }
 
 }  // namespace

@@ -190,6 +190,23 @@ TEST_P(TensorParallel, LanguageHeadHasTheColumnsThatItsIdsNeed) {
   });
 }
 
+// 10,240 rows where 4,096 fit: three chunks of a third, up to a multiple of 64,
+// instead of two that are full and a short one.
+TEST_P(TensorParallel, LanguageHeadTakesRowsInEvenChunks) {
+  RunRanks(Config(), Layout(), {}, [&](ParallelRank& rank) {
+    if (rank.shard.tp_rank != 0) return;  // the first has the most logits
+    ModelConfig config = Config();
+    const LanguageHead any(&rank.store, "any", config, rank.shard, nullptr);
+    config.logits_chunk_bytes =
+        4096 * any.num_logits() * SizeOf(config.activation_dtype);
+    const LanguageHead head(&rank.store, "head", config, rank.shard, nullptr);
+    Arena measure = Arena::Measuring();
+    EXPECT_EQ(head.AllocateScratch(10240, measure).logits.dim(0), 3456);
+    EXPECT_EQ(head.AllocateScratch(4096, measure).logits.dim(0), 4096);
+    EXPECT_EQ(head.AllocateScratch(100, measure).logits.dim(0), 100);
+  });
+}
+
 TEST_P(TensorParallel, Mlp) {
   for (const MlpKind kind : {MlpKind::kGelu, MlpKind::kSwiGlu}) {
     ModelConfig config = Config();
