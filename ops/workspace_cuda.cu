@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kMiB = int64_t{1} << 20;
 
-// cuBLASLt's (ops/cuda/lt_matmul.cu), so the least that CudaWorkspace becomes.
+// cuBLASLt's (ops/cuda/lt_problem.h), so the least that CudaWorkspace becomes.
 constexpr int64_t kProductBytes = 32 * kMiB;
 // Thread blocks whose sums of columns stand beside each other
 // (ops/cuda/norm.cuh on 132 multiprocessors).
