@@ -190,8 +190,7 @@ class Counter {
         rows_ * element_ *
         (3 * NormWidth() + ColumnsWidth() + ResultWidth() + PreWidth());
     if (!head) return layer;
-    return layer + std::min(LogitsBytes(),
-                            static_cast<double>(model_.logits_chunk_bytes));
+    return layer + LogitsBytes() / LogitsChunks();
   }
 
   StageCosts Stage(int stage, const LayoutCosts& layout) const {
