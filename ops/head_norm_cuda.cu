@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "ops/cuda/head_views.cuh"
+#include "ops/cuda/lanes.cuh"
 #include "ops/cuda/memory_pass.cuh"
 #include "ops/head_norm.h"
 #include "runtime/check.h"
@@ -35,14 +36,6 @@ struct RowIndex {
   }
 };
 
-__device__ __forceinline__ float SumOfLanes(float x) {
-#pragma unroll
-  for (int offset = kLanes / 2; offset > 0; offset /= 2) {
-    x += __shfl_xor_sync(0xffffffffu, x, offset);
-  }
-  return x;
-}
-
 // A row's part of this lane: vectors of kWidth elements, kLanes apart.
 template <int kWidth, typename Body>
 __device__ __forceinline__ void ForEachVector(int head_dim, Body body) {
@@ -63,7 +56,7 @@ __device__ __forceinline__ float Dot(const T* a, const T* b, int head_dim) {
       sum += cuda::ToFloat(x.values[i]) * cuda::ToFloat(y.values[i]);
     }
   });
-  return SumOfLanes(sum);
+  return cuda::LaneSum<kLanes>(sum);
 }
 
 template <typename T>

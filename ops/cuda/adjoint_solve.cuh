@@ -28,6 +28,7 @@
 #include "ops/cuda/diagonal.cuh"
 #include "ops/cuda/head_tile.cuh"
 #include "ops/cuda/krr_health.cuh"
+#include "ops/cuda/lanes.cuh"
 #include "ops/cuda/mma.cuh"
 #include "ops/cuda/products.cuh"
 #include "ops/cuda/solve_queue.cuh"
@@ -259,7 +260,7 @@ class AdjointSolver {
   }
 
   __device__ __forceinline__ float Beta(int row) const {
-    return ElementToFloat(in_.beta.Head<const Element>(
+    return ToFloat(in_.beta.Head<const Element>(
         item_.b, item_.h)[row * in_.beta.seq_stride]);
   }
 
@@ -679,8 +680,8 @@ class AdjointSolver {
       if (row >= in_.seq_len) break;
       const float scale = scales == nullptr ? 1.0f : scales[row];
       for (int c = threadIdx.x % 32; c < in_.head_dim; c += 32) {
-        StoreElement(scale * m_.solution[(own_row_ + i) * kStride + c],
-                     target + row * heads.seq_stride + c);
+        target[row * heads.seq_stride + c] = FromFloat<Element>(
+            scale * m_.solution[(own_row_ + i) * kStride + c]);
       }
     }
   }
@@ -706,18 +707,6 @@ class AdjointSolver {
   float weights_[8][4];
   float sums_[kDim / 8][4];
 };
-
-__device__ __forceinline__ float QuadSum(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-__device__ __forceinline__ float WarpSum(float x) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) {
-    x += __shfl_xor_sync(0xffffffffu, x, offset);
-  }
-  return x;
-}
 
 // Adds up kCount values over the lanes that differ in the bits kMask, kMask / 2
 // to kLastMask of their number: with each bit a lane gives away one half of its
@@ -763,9 +752,9 @@ __device__ __noinline__ float WeightedProducts(const AdjointArguments& in,
     float score = 0;
     float product = 0;
     for (int c = lane; c < in.head_dim; c += 32) {
-      score += ElementToFloat(r[row * in.queries.seq_stride + c]) *
-               ElementToFloat(r[j * in.queries.seq_stride + c]);
-      product += y[c] * ElementToFloat(x[j * in.x.seq_stride + c]);
+      score += ToFloat(r[row * in.queries.seq_stride + c]) *
+               ToFloat(r[j * in.queries.seq_stride + c]);
+      product += y[c] * ToFloat(x[j * in.x.seq_stride + c]);
     }
     score = WarpSum(score) * in.column_scale[row0 + j];
     sum += expf(score - in.lse[row0 + row]) * WarpSum(product);
@@ -831,8 +820,8 @@ AdjointSolver<Products, kDim, kWarpgroup, kOnlyY>::FinishDots() {
       if (c < in_.head_dim) {
         // Y as the other products see it.
         const float value = Rounded<Element>(y[c]);
-        const float v_c = ElementToFloat(v[row * in_.v.seq_stride + c]);
-        const float x_c = ElementToFloat(x[row * in_.x.seq_stride + c]);
+        const float v_c = ToFloat(v[row * in_.v.seq_stride + c]);
+        const float x_c = ToFloat(x[row * in_.x.seq_stride + c]);
         y_dot_v = fmaf(value, v_c, y_dot_v);
         y_dot_x = fmaf(value, x_c, y_dot_x);
         largest_v_of_row = Larger(fabsf(v_c), largest_v_of_row);

@@ -19,7 +19,7 @@ __global__ void CopyFactorsKernel(const __grid_constant__ AdjointArguments in) {
   const auto* beta = in.beta.Head<const __nv_bfloat16>(pair / in.num_heads,
                                                        pair % in.num_heads);
   in.factors[static_cast<int64_t>(pair) * in.seq_len + row] =
-      ElementToFloat(beta[row * in.beta.seq_stride]);
+      ToFloat(beta[row * in.beta.seq_stride]);
 }
 void CopyFactors(const AdjointArguments& in, cudaStream_t stream) {
   constexpr int kThreads = 256;

@@ -19,6 +19,7 @@
 
 #include "ops/cuda/head_tiles.cuh"
 #include "ops/cuda/key_ranges.cuh"
+#include "ops/cuda/lanes.cuh"
 #include "ops/cuda/mma.cuh"
 #include "ops/cuda/operands.cuh"
 
@@ -190,15 +191,6 @@ __device__ __forceinline__ void MaskOutside(
   }
 }
 
-__device__ __forceinline__ float MaximumOfQuad(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
-__device__ __forceinline__ float SumOfQuad(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-
 // --- Forward ---------------------------------------------------------------
 
 template <typename T>
@@ -228,7 +220,7 @@ __device__ __forceinline__ void UpdateSoftmax(
         largest = fmaxf(largest, scores[m][n][half * 2]);
         largest = fmaxf(largest, scores[m][n][half * 2 + 1]);
       }
-      largest = MaximumOfQuad(largest);
+      largest = QuadMax(largest);
       // A row that has seen no key yet keeps weights of 0, not NaN.
       const float shift = largest == -INFINITY ? 0.0f : largest * scale_log2;
       const float rescale = Exp2(maximum[m][half] * scale_log2 - shift);
@@ -263,7 +255,7 @@ __device__ __forceinline__ void StoreForward(
   for (int m = 0; m < Tiles::kMTiles; ++m) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float total = SumOfQuad(sum[m][half]);
+      const float total = QuadSum(sum[m][half]);
       const int query = first + RowOfThread<Tiles>(m, half);
       if (query >= in.q.seq_len) continue;
       T* row = in.out.Head(b, h) + query * in.out.seq_stride;

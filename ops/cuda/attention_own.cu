@@ -6,6 +6,7 @@
 #include "ops/cuda/attention_launch.cuh"
 #include "ops/cuda/head_tiles.cuh"
 #include "ops/cuda/key_ranges.cuh"
+#include "ops/cuda/lanes.cuh"
 #include "runtime/cuda_check.h"
 
 namespace cubit {
@@ -57,10 +58,7 @@ __global__ void DeltaKernel(const DeltaArguments<T> in) {
       sum += ToFloat(out[c]) * ToFloat(d_out[c]);
     }
   }
-#pragma unroll
-  for (int offset = kDeltaLanes / 2; offset > 0; offset /= 2) {
-    sum += __shfl_xor_sync(0xffffffffu, sum, offset);
-  }
+  sum = LaneSum<kDeltaLanes>(sum);
   if (valid && lane == 0) {
     in.delta[(static_cast<int64_t>(b) * in.num_heads + h) * in.out.seq_len +
              t] = sum;

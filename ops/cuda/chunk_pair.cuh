@@ -291,7 +291,7 @@ struct RunningRows {
             largest = fmaxf(largest, s[n][2 * half + side] * scale[column]);
           }
         }
-        Raise(half, ChunkQuadMax(largest));
+        Raise(half, QuadMax(largest));
       }
     }
     // A row that has met no column yet has weights of 0, not NaN.
@@ -335,7 +335,7 @@ struct RunningRows {
   // Called by whole quads.
   __device__ __forceinline__ void Store(const ChunkArguments& in, int b, int h,
                                         int64_t row0, int half, int row) {
-    const double total = ChunkQuadSum(sum[half]);
+    const double total = QuadSum(sum[half]);
     if (row >= in.num_rows) return;
     if (threadIdx.x % 4 == 0) {
       in.row_max[row0 + row] = maximum[half];
@@ -686,7 +686,7 @@ class ChunkRowsPass
     const ChunkArguments& in = this->in_;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const double total = ChunkQuadSum(row_sums_[half]);
+      const double total = QuadSum(row_sums_[half]);
       const int row = this->Own(half);
       if (row >= in.num_rows) continue;
       if (in.row_sums != nullptr && this->quad_ == 0) {

@@ -236,8 +236,8 @@ class ChunkSolver : public ChunkSolverBase<Memory> {
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      self[half] = ChunkQuadSum(self[half]);
-      total_[half] = ChunkQuadSum(rows_.sum[half]);
+      self[half] = QuadSum(self[half]);
+      total_[half] = QuadSum(rows_.sum[half]);
       SetEquation(half, self[half]);
     }
   }

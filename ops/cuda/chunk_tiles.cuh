@@ -10,6 +10,7 @@
 
 #include "ops/cuda/chunk_arguments.h"
 #include "ops/cuda/chunk_mask.h"
+#include "ops/cuda/lanes.cuh"
 #include "ops/cuda/mma.cuh"
 #include "ops/cuda/tile.cuh"
 
@@ -158,16 +159,6 @@ __device__ __forceinline__ float RowFactor(const ChunkArguments& in, int b,
 __device__ __forceinline__ bool KeepsRowMax(const float* row_scale,
                                             int64_t first) {
   return row_scale != nullptr && row_scale[first] > 0;
-}
-
-template <typename T>
-__device__ __forceinline__ T ChunkQuadSum(T x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-__device__ __forceinline__ float ChunkQuadMax(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
 
 // e^x.

@@ -155,7 +155,7 @@ class GradientRows {
   }
 
   __device__ __forceinline__ float Beta(int row) const {
-    return ElementToFloat(
+    return ToFloat(
         in_.beta.Head<const Element>(b_, h_)[row * in_.beta.seq_stride]);
   }
 
@@ -423,8 +423,8 @@ class GradientRows {
       const float self = -QuadSum(row_sums_[i]);
       if (System::IsDelta(in_)) {
         if (writes) {
-          StoreElement(-product, in_.d_beta.Head<Element>(b_, h_) +
-                                     row * in_.d_beta.seq_stride);
+          in_.d_beta.Head<Element>(b_, h_)[row * in_.d_beta.seq_stride] =
+              FromFloat<Element>(-product);
         }
         continue;
       }

@@ -30,9 +30,7 @@ __device__ __forceinline__ void CopyHeadRows(const DeviceHeads& heads, int b,
 // `x` as an Element stores it.
 template <typename Element>
 __device__ __forceinline__ float Rounded(float x) {
-  Element element;
-  StoreElement(x, &element);
-  return ElementToFloat(element);
+  return ToFloat(FromFloat<Element>(x));
 }
 
 // First row of the document of `row`, and the end of that document.

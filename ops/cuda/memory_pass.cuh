@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What the CUDA passes over memory share: 16-byte accesses of fp32 or bf16
-// elements that are computed with in fp32, sums over a warp or a block in a
-// fixed order, and the choice of a kernel by element type.
+// elements that are computed with in fp32, sums over a block in a fixed
+// order, and the choice of a kernel by element type.
 
 #ifndef CUBIT_OPS_CUDA_MEMORY_PASS_CUH_
 #define CUBIT_OPS_CUDA_MEMORY_PASS_CUH_
@@ -11,13 +11,13 @@
 
 #include <cuda_bf16.h>
 
+#include "ops/cuda/element.cuh"
+#include "ops/cuda/lanes.cuh"
 #include "runtime/cuda_check.h"
 #include "runtime/tensor.h"
 
 namespace cubit {
 namespace cuda {
-
-constexpr int kWarpSize = 32;
 
 // Elements of 16 bytes.
 template <typename T>
@@ -29,21 +29,6 @@ template <typename T, int kWidth>
 struct alignas(kWidth * sizeof(T)) Pack {
   T values[kWidth];
 };
-
-__device__ __forceinline__ float ToFloat(float x) { return x; }
-__device__ __forceinline__ float ToFloat(__nv_bfloat16 x) {
-  return __bfloat162float(x);
-}
-template <typename T>
-__device__ __forceinline__ T FromFloat(float x);
-template <>
-__device__ __forceinline__ float FromFloat<float>(float x) {
-  return x;
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 FromFloat<__nv_bfloat16>(float x) {
-  return __float2bfloat16(x);
-}
 
 template <typename T, int kWidth>
 __device__ __forceinline__ Pack<T, kWidth> LoadPack(const T* source) {
@@ -95,23 +80,6 @@ class RawPack<T, 1> {
  private:
   T value_;
 };
-
-// Sum over the 32 lanes, the same in all: a tree, so the order is fixed.
-template <typename T>
-__device__ __forceinline__ T WarpSum(T x) {
-#pragma unroll
-  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
-    x += __shfl_xor_sync(0xffffffffu, x, offset);
-  }
-  return x;
-}
-__device__ __forceinline__ float WarpMax(float x) {
-#pragma unroll
-  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
-    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, offset));
-  }
-  return x;
-}
 
 // Sum over a block of whole warps, the same in all threads; `shared` has an
 // element for each warp and is free again at the next barrier.

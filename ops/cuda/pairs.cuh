@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Elements as floats, one or two neighbours at once. Of LoadPair and StorePair
-// the first element is at an even place of memory that begins at a multiple of
+// Two neighbouring elements as floats. Of LoadPair and StorePair the first
+// element is at an even place of memory that begins at a multiple of
 // two elements.
 
 #ifndef CUBIT_OPS_CUDA_PAIRS_CUH_
 #define CUBIT_OPS_CUDA_PAIRS_CUH_
 
 #include <cuda_bf16.h>
+
+#include "ops/cuda/element.cuh"
 
 namespace cubit {
 namespace cuda {
@@ -25,17 +27,6 @@ __device__ __forceinline__ void StorePair(__nv_bfloat16* p, float x, float y) {
   *reinterpret_cast<__nv_bfloat162*>(p) = __floats2bfloat162_rn(x, y);
 }
 
-__device__ __forceinline__ float ElementToFloat(float x) { return x; }
-__device__ __forceinline__ float ElementToFloat(__nv_bfloat16 x) {
-  return __bfloat162float(x);
-}
-__device__ __forceinline__ void StoreElement(float x, float* target) {
-  *target = x;
-}
-__device__ __forceinline__ void StoreElement(float x, __nv_bfloat16* target) {
-  *target = __float2bfloat16_rn(x);
-}
-
 // Elements `column` and column + 1 of a row, 0 from `end` on. `vectors`: pairs
 // are aligned, and whole before or after `end`.
 template <typename Element>
@@ -44,8 +35,8 @@ __device__ __forceinline__ float2 LoadPairBefore(const Element* row, int column,
   if (vectors) {
     return column < end ? LoadPair(row + column) : make_float2(0, 0);
   }
-  return make_float2(column < end ? ElementToFloat(row[column]) : 0,
-                     column + 1 < end ? ElementToFloat(row[column + 1]) : 0);
+  return make_float2(column < end ? ToFloat(row[column]) : 0,
+                     column + 1 < end ? ToFloat(row[column + 1]) : 0);
 }
 // Stores elements `column` and column + 1 of a row, if they are before `end`.
 // `vectors`: pairs are aligned, and whole before or after `end`.
@@ -57,8 +48,8 @@ __device__ __forceinline__ void StorePairBefore(Element* row, int column,
     if (column < end) StorePair(row + column, x, y);
     return;
   }
-  if (column < end) StoreElement(x, row + column);
-  if (column + 1 < end) StoreElement(y, row + column + 1);
+  if (column < end) row[column] = FromFloat<Element>(x);
+  if (column + 1 < end) row[column + 1] = FromFloat<Element>(y);
 }
 
 }  // namespace cuda

@@ -91,13 +91,7 @@ struct RowLanes {
     for (int c = Lane() * kWidth; c < dim; c += kColumns) use(c);
   }
   // Over the row, the same in all its threads. By whole warps.
-  __device__ static float Sum(float x) {
-#pragma unroll
-    for (int i = kLanes / 2; i > 0; i /= 2) {
-      x += __shfl_xor_sync(0xffffffffu, x, i);
-    }
-    return x;
-  }
+  __device__ static float Sum(float x) { return LaneSum<kLanes>(x); }
 };
 
 // Combines each of `kCount` numbers over a thread block, in a fixed order;

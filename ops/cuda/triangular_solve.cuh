@@ -22,6 +22,7 @@
 #include <cstdint>
 
 #include "ops/cuda/diagonal.cuh"
+#include "ops/cuda/lanes.cuh"
 #include "ops/cuda/mma.cuh"
 #include "ops/cuda/pairs.cuh"
 #include "ops/cuda/products.cuh"
@@ -91,11 +92,6 @@ struct RowEquation {
   float right;
 };
 
-__device__ __forceinline__ float ToFloat(float x) { return x; }
-__device__ __forceinline__ float ToFloat(__nv_bfloat16 x) {
-  return __bfloat162float(x);
-}
-
 // (P + lambda I) X = diag(value_scale) V.
 struct KrrSystem {
   static constexpr bool kStrict = false;
@@ -146,16 +142,6 @@ struct DeltaSystem {
     return {sum == 0.0f ? 0.0f : input.x / sum, 1.0f};
   }
 };
-
-// Adds x over the four lanes that share a row of an accumulator.
-__device__ __forceinline__ float SumOverQuad(float x) {
-  x += __shfl_xor_sync(0xffffffffu, x, 1);
-  return x + __shfl_xor_sync(0xffffffffu, x, 2);
-}
-__device__ __forceinline__ float MaxOverQuad(float x) {
-  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
-  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
-}
 
 // One thread block: kWarps warps of 16 rows each. kWarpgroup (bf16, four
 // warps): tiles are multiplied by the warpgroup as a whole, and the block is
@@ -371,7 +357,7 @@ class ForwardSolver {
       const float b = Products::Round(x.y);
       sum += a * a + b * b;
     }
-    return SumOverQuad(sum);
+    return QuadSum(sum);
   }
 
   // maximum_ = |query|^2 of the lane's rows.
@@ -430,8 +416,8 @@ class ForwardSolver {
         }
       }
     }
-    maximum_[0] = MaxOverQuad(maximum_[0]);
-    maximum_[1] = MaxOverQuad(maximum_[1]);
+    maximum_[0] = QuadMax(maximum_[0]);
+    maximum_[1] = QuadMax(maximum_[1]);
     ReadColumns(first_tile_);
     __syncthreads();
     CopyKeys(first_tile_);
@@ -912,8 +898,7 @@ class ForwardSolver {
   }
   // Adds the block's own keys, whose X are in its tile, and divides.
   __device__ void FinishKernelX() {
-    const float inverse[2] = {1.0f / SumOverQuad(sum_[0]),
-                              1.0f / SumOverQuad(sum_[1])};
+    const float inverse[2] = {1.0f / QuadSum(sum_[0]), 1.0f / QuadSum(sum_[1])};
     Scores e;
     ComputeScores(Queries(), e);
 #pragma unroll
@@ -1001,8 +986,8 @@ class ForwardSolver {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = Row(half);
-      const float sum = SumOverQuad(sum_[half]);
-      const float self = SumOverQuad(self_[half]);
+      const float sum = QuadSum(sum_[half]);
+      const float self = QuadSum(self_[half]);
       equation_[half] = {0.0f, 1.0f};
       if (row >= in_.seq_len || row < in_.first_row) continue;
       equation_[half] = System::Equation(row_input_[half], self, sum);
