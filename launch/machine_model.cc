@@ -4,6 +4,7 @@
 
 #include "absl/strings/match.h"
 
+#include "ops/cuda/attention_engines.h"
 #include "runtime/check.h"
 
 namespace cubit {
@@ -20,10 +21,9 @@ MixerRates HopperAttention() {
   return rates;
 }
 
-// cuDNN's backward keeps the scores (ops/cuda/attention_engines.h). Beyond its
-// limit the project's kernels serve, from steps of 1.3B at T 32,768: 1.36 s for
-// both passes of 24 layers, of which the forward, cuDNN's, is 0.19.
-constexpr double kMostScoreBytes = double{8} * (int64_t{1} << 30);
+// Where cuDNN's backward would keep too many scores (kMostCudnnScoreBytes) the
+// project's kernels serve, from steps of 1.3B at T 32,768: 1.36 s for both
+// passes of 24 layers, of which the forward, cuDNN's, is 0.19.
 constexpr MixerRate kOwnAttentionBackward = {0.262, 512, 96, 45e-6};
 
 // The same for the solve of Cubit, measured on one H200, 2026-11. The seconds
@@ -65,7 +65,8 @@ MachineModel Hopper(const char* name, double memory_bandwidth) {
   model.device.half_hidden_size = 150;
   model.device.kernel_s = 4e-6;
   model.device.attention = HopperAttention();
-  model.device.most_score_bytes = kMostScoreBytes;
+  model.device.most_score_bytes =
+      static_cast<double>(cuda::kMostCudnnScoreBytes);
   model.device.attention_backward_beyond = kOwnAttentionBackward;
   model.device.solve = HopperSolve();
   model.device.memory_bandwidth = memory_bandwidth;

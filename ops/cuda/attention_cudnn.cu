@@ -329,11 +329,9 @@ bool CudnnAttentionBackward(const AttentionBackwardCall& call, Stream& stream) {
 
 int64_t CudnnAttentionBackwardBytes(int64_t batch, int64_t num_heads,
                                     int64_t num_queries, int64_t num_keys) {
-  // Beyond that our kernels, whose memory grows with T alone.
-  constexpr int64_t kMost = int64_t{8} << 30;
   const int64_t bytes =
       batch * num_heads * num_queries * num_keys * SizeOf(DType::kBFloat16);
-  return bytes > kMost ? 0 : bytes;
+  return bytes > kMostCudnnScoreBytes ? 0 : bytes;
 }
 
 }  // namespace cuda

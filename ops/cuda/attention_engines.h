@@ -50,12 +50,15 @@ void OwnAttentionBackward(const AttentionBackwardCall& call, Stream& stream);
 bool CudnnAttentionForward(const AttentionForwardCall& call, Stream& stream);
 bool CudnnAttentionBackward(const AttentionBackwardCall& call, Stream& stream);
 
+// More work space of scores than this is too much: our kernels, whose memory
+// grows with T alone, serve what would need it.
+constexpr int64_t kMostCudnnScoreBytes = int64_t{8} << 30;
 // Work space of a CudnnAttentionBackward that is served, in bytes: the backward
 // that repeats bit for bit keeps a number for every score, B H Tq Tk bf16.
 // Found by what an H200 showed beside plans without it (cuDNN of CUDA 13.0, T
 // 1,024 and 8,192, K 64 and 128: equal to 0.2%). 0 where it would be more than
-// 8 GiB, which is not served, and where cuDNN is not part of the build. Asks no
-// device.
+// kMostCudnnScoreBytes, which is not served, and where cuDNN is not part of the
+// build. Asks no device.
 int64_t CudnnAttentionBackwardBytes(int64_t batch, int64_t num_heads,
                                     int64_t num_queries, int64_t num_keys);
 
