@@ -9,6 +9,7 @@
 #include "ops/cross_entropy.h"
 #include "ops/matmul.h"
 #include "runtime/profile_range.h"
+#include "runtime/rounding.h"
 
 namespace cubit {
 namespace {
@@ -22,22 +23,18 @@ constexpr char kLoss[] = "loss";
 constexpr int64_t kLogitMultiple = 64;
 constexpr int64_t kRowMultiple = 64;
 
-// Rounded up.
-int64_t Quotient(int64_t n, int64_t d) { return (n + d - 1) / d; }
-
 // Of `extent` columns, those that `existing` ids need.
 int64_t NumLogits(int64_t existing, int64_t extent) {
-  const int64_t padded =
-      Quotient(std::max<int64_t>(existing, 1), kLogitMultiple) * kLogitMultiple;
-  return std::min(extent, padded);
+  return std::min(extent,
+                  RoundUp(std::max<int64_t>(existing, 1), kLogitMultiple));
 }
 
 // Rows of each of the fewest chunks that fit, about the same number: a short
 // last one would be products of their own, less efficient ones.
 int64_t ChunkRows(int64_t rows, int64_t row_bytes, int64_t chunk_bytes) {
   const int64_t fitting = std::max(kMinChunkRows, chunk_bytes / row_bytes);
-  const int64_t even = Quotient(rows, Quotient(rows, fitting));
-  return std::min({rows, fitting, Quotient(even, kRowMultiple) * kRowMultiple});
+  const int64_t even = CeilDivide(rows, CeilDivide(rows, fitting));
+  return std::min({rows, fitting, RoundUp(even, kRowMultiple)});
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include "ops/blas.h"
 #include "ops/column_sums.h"
 #include "ops/matmul.h"
+#include "runtime/rounding.h"
 #include "runtime/thread_pool.h"
 
 namespace cubit {
@@ -22,8 +23,6 @@ struct Block {
   int64_t rows;
   int64_t columns;
 };
-
-int64_t CeilDivide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Edge of the square blocks that a result [rows, columns] is cut into. Large
 // blocks pack less for each product: on an EPYC with AVX-512, edges of 256,

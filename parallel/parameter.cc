@@ -8,6 +8,7 @@
 
 #include "ops/elementwise.h"
 #include "runtime/philox.h"
+#include "runtime/rounding.h"
 #include "runtime/status_macros.h"
 #include "runtime/thread_pool.h"
 
@@ -23,10 +24,6 @@ struct Staging {
   PinnedBuffer host;
   Event sent;
 };
-
-int64_t RoundUp(int64_t count, int64_t multiple) {
-  return (count + multiple - 1) / multiple * multiple;
-}
 
 // Elements of the local part that lie one after the other in the global tensor,
 // again and again.
