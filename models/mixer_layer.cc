@@ -9,6 +9,7 @@
 
 #include "models/initialization.h"
 #include "runtime/profile_range.h"
+#include "runtime/rounding.h"
 
 namespace cubit {
 namespace {
@@ -104,8 +105,7 @@ int64_t MixerLayer::ExchangedColumns() const {
   const std::vector<MixerProjection> list = mixer_->projections();
   const int64_t columns =
       ProjectionColumn(list, list.size(), num_heads_ / shard_.cp_size);
-  const int64_t multiple = ColumnMultiple(*mixer_);
-  return (columns + multiple - 1) / multiple * multiple;
+  return RoundUp(columns, ColumnMultiple(*mixer_));
 }
 
 MixerContext MixerLayer::ContextFor(const LayerContext& context) const {

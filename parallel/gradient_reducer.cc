@@ -6,6 +6,7 @@
 
 #include "ops/adamw.h"
 #include "runtime/profile_range.h"
+#include "runtime/rounding.h"
 #include "runtime/status_macros.h"
 
 namespace cubit {
@@ -53,8 +54,7 @@ BucketLayout::BucketLayout(const ParameterStore& store, int group_size,
   for (const Parameter& parameter : store.parameters()) {
     if (!parameter.sum_over_ends) continue;
     const FlatRange range = RangeOf(parameter);
-    const int64_t end =
-        std::min(size_, (range.end + alignment - 1) / alignment * alignment);
+    const int64_t end = std::min(size_, RoundUp(range.end, alignment));
     Cut(begin, range.begin, bucket);
     Cut(range.begin, end, bucket);
     begin = end;

@@ -15,6 +15,7 @@
 #include "absl/strings/numbers.h"
 
 #include "runtime/check.h"
+#include "runtime/rounding.h"
 
 namespace cubit {
 namespace {
@@ -137,7 +138,7 @@ void ThreadPool::Run(int64_t count, absl::FunctionRef<void(int64_t)> task) {
 void ParallelFor(int64_t count, int64_t grain,
                  absl::FunctionRef<void(int64_t begin, int64_t end)> body) {
   CUBIT_CHECK_GE(grain, 1);
-  const int64_t pieces = (count + grain - 1) / grain;
+  const int64_t pieces = CeilDivide(count, grain);
   ThreadPool::Global().Run(pieces, [&](int64_t piece) {
     const int64_t begin = piece * grain;
     body(begin, std::min(count, begin + grain));
