@@ -79,7 +79,10 @@ struct AdjointArguments {
   DeviceHeads beta, d_beta;
 
   // Work space.
-  float* minus_delta = nullptr;      // [B, H, T]
+  float* minus_delta = nullptr;  // [B, H, T]
+  // Times log2(e), [B, H, T]: -lse, and KRR's column scales.
+  float* minus_lse = nullptr;
+  float* key_exponents = nullptr;
   float* factors = nullptr;          // Delta: beta, [B, H, T]
   float* lambda_partials = nullptr;  // [B, H, blocks]: sums of Y . X
   // Of every thread block (krr_health.cuh); null where `health` is.

@@ -198,6 +198,9 @@ class AdjointSolver {
         scale = valid ? in_.column_scale[item_.row0 + row] : 0.0f;
       }
       exponent_[half] = scale;
+      if constexpr (!kOnlyY) {
+        minus_lse_[half] = valid ? -in_.lse[item_.row0 + row] : 0.0f;
+      }
       if constexpr (kWarpgroup && !kOnlyY) {
         value_scale_[half] =
             in_.is_delta() || !valid ? 1.0f : in_.value_scale[item_.row0 + row];
@@ -213,6 +216,19 @@ class AdjointSolver {
     lambda_ = expf(lambda_);
     exponent_[0] *= kLog2E;
     exponent_[1] *= kLog2E;
+    if constexpr (!kOnlyY) StoreExponents();
+  }
+  // For the score gradients.
+  __device__ __forceinline__ void StoreExponents() {
+    if (quad_ != 0) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = item_.first + own_row_ + group_ + 8 * half;
+      if (row >= in_.seq_len) continue;
+      in_.minus_lse[item_.row0 + row] = kLog2E * minus_lse_[half];
+      if (in_.is_delta()) continue;
+      in_.key_exponents[item_.row0 + row] = exponent_[half];
+    }
   }
 
   // Whether all rows are whole 16-byte vectors; warpgroups take no others.
@@ -702,6 +718,7 @@ class AdjointSolver {
   int quad_;
   float lambda_;
   float exponent_[2];
+  float minus_lse_[2];    // of the lane's rows as queries
   float value_scale_[2];  // of a warpgroup; Delta: 1
   int key_segment_[2];
   float weights_[8][4];

@@ -70,7 +70,7 @@ bool RunAdjoint(AdjointArguments in, const ConstHeadTensor& queries,
     return true;
   }
   const int64_t tokens = pairs * queries.seq_len;
-  const int64_t per_token = (in.is_delta() ? 2 : 1) * tokens;
+  const int64_t per_token = 3 * tokens;
   // No more thread blocks than items have a part.
   const int64_t parts = in.health == nullptr ? 0 : kHealthNumbers * items;
   const bool wants_sums = in.d_v_sums != nullptr;
@@ -78,7 +78,8 @@ bool RunAdjoint(AdjointArguments in, const ConstHeadTensor& queries,
   const int64_t num_floats = per_token + items + parts + sums;
   in.minus_delta = static_cast<float*>(
       CudaWorkspace(num_floats * static_cast<int64_t>(sizeof(float)), stream));
-  if (in.is_delta()) in.factors = in.minus_delta + tokens;
+  in.minus_lse = in.minus_delta + tokens;
+  (in.is_delta() ? in.factors : in.key_exponents) = in.minus_lse + tokens;
   in.lambda_partials = in.minus_delta + per_token;
   if (in.health != nullptr) in.health_parts = in.lambda_partials + items;
   if (wants_sums) in.sum_parts = in.lambda_partials + items + parts;

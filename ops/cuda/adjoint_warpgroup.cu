@@ -61,14 +61,16 @@ bool HasWholeVectors(const void* per_token, int seq_len) {
 }
 
 bool IsServed(const AdjointArguments& in) {
-  for (const void* per_token :
-       {static_cast<const void*>(in.lse), static_cast<const void*>(in.segments),
-        static_cast<const void*>(in.column_scale),
-        static_cast<const void*>(in.minus_delta),
-        static_cast<const void*>(in.factors)}) {
+  for (const void* per_token : {static_cast<const void*>(in.minus_lse),
+                                static_cast<const void*>(in.segments),
+                                static_cast<const void*>(in.column_scale),
+                                static_cast<const void*>(in.key_exponents),
+                                static_cast<const void*>(in.minus_delta),
+                                static_cast<const void*>(in.factors)}) {
     if (!HasWholeVectors(per_token, in.seq_len)) return false;
   }
-  return in.v.vectors && in.d_x.vectors && in.d_v.vectors;
+  return in.v.vectors && in.d_x.vectors && in.d_v.vectors &&
+         in.d_queries.vectors;
 }
 
 bool MakeMaps(const AdjointArguments& in, GradientMaps* maps) {

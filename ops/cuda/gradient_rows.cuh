@@ -38,6 +38,7 @@ struct GradientMemory {
   static constexpr int kSteps = kStepsOfWarp;
   static constexpr int kStreamed = kStreamedRows;
   static constexpr int kStages = kNumStages;
+  static constexpr bool kOwnByFragments = false;  // GradientRows::OwnRows
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kRows = 16 * kSteps * kWarps;
   using OwnTile = Tile<Element, kRows, kDim>;
@@ -46,10 +47,10 @@ struct GradientMemory {
   struct Stage {
     alignas(1024) char scored[StreamedTile::kBytes];   // keys or queries
     alignas(1024) char weighed[StreamedTile::kBytes];  // X or Y
-    float lse[kStreamed];                              // of queries
+    float minus_lse[kStreamed];  // of queries, times log2(e)
     float minus_delta[kStreamed];
-    float factors[kStreamed];       // Delta: beta
-    float column_scale[kStreamed];  // of keys
+    float factors[kStreamed];    // Delta: beta
+    float exponents[kStreamed];  // of keys: column scales times log2(e)
     int segments[kStreamed];
   };
   alignas(1024) char scored[OwnTile::kBytes];
@@ -57,7 +58,7 @@ struct GradientMemory {
   Stage stages[kStages];
   // Of own rows. In registers they would cost the products theirs.
   float column_scale[kRows];
-  float lse[kRows];
+  float minus_lse[kRows];
   float minus_delta[kRows];
   float factors[kRows];
   float key_dots[kRows];
@@ -99,7 +100,6 @@ class GradientRows {
     segments_ = in.segments == nullptr
                     ? nullptr
                     : in.segments + static_cast<int64_t>(b) * in.seq_len;
-    LoadOwnScalars();
 #pragma unroll
     for (int i = 0; i < 2 * kSteps; ++i) row_sums_[i] = products_[i] = 0;
   }
@@ -169,14 +169,14 @@ class GradientRows {
     if (i >= kStreamed) return;
     const bool valid = row + i < in_.seq_len;
     if (kColumnPass) {
-      LoadScalar(in_.lse, row + i, i, stage->lse);
+      LoadScalar(in_.minus_lse, row + i, i, stage->minus_lse);
       LoadScalar(in_.minus_delta, row + i, i, stage->minus_delta);
       if (System::IsDelta(in_))
         stage->factors[i] = valid ? Beta(row + i) : 0.0f;
     } else if (System::IsDelta(in_)) {
-      stage->column_scale[i] = in_.scale;
+      stage->exponents[i] = kLog2E * in_.scale;
     } else {
-      LoadScalar(in_.column_scale, row + i, i, stage->column_scale);
+      LoadScalar(in_.key_exponents, row + i, i, stage->exponents);
     }
     if (segments_ != nullptr) {
       CopyAsync4(SharedAddress(stage->segments + i),
@@ -199,7 +199,7 @@ class GradientRows {
     }
   }
 
-  // Synchronised by the first tile.
+  // Seen by all threads behind a barrier of the block.
   __device__ __forceinline__ void LoadOwnScalars() {
     for (int i = threadIdx.x; i < kRows; i += kThreads) {
       const int row = first_ + i;
@@ -208,7 +208,7 @@ class GradientRows {
       if (!System::IsDelta(in_)) {
         m_.column_scale[i] = valid ? in_.column_scale[row0_ + row] : 0.0f;
       }
-      m_.lse[i] = valid ? in_.lse[row0_ + row] : 0.0f;
+      m_.minus_lse[i] = valid ? in_.minus_lse[row0_ + row] : 0.0f;
       m_.minus_delta[i] = valid ? in_.minus_delta[row0_ + row] : 0.0f;
       m_.factors[i] = System::IsDelta(in_) && valid ? Beta(row) : 1.0f;
       m_.segments[i] = segments_ != nullptr && valid ? segments_[row] : -1;
@@ -259,7 +259,7 @@ class GradientRows {
 #pragma unroll
       for (int side = 0; side < 2; ++side) {
         const int column = 8 * n + 2 * quad_ + side;
-        const float minus_lse = -kLog2E * stage.lse[column];
+        const float minus_lse = stage.minus_lse[column];
         const float minus_delta = stage.minus_delta[column];
         const float minus_factor =
             System::IsDelta(in_) ? -stage.factors[column] : -1.0f;
@@ -277,7 +277,7 @@ class GradientRows {
     }
   }
 
-  // The gradients come out times column_scale.
+  // The gradients come out times the keys' exponents.
   template <bool kMasked>
   __device__ __forceinline__ void RowPassGradients(
       int row, const Stage& stage, bool on_diagonal, bool crosses,
@@ -288,7 +288,7 @@ class GradientRows {
     float minus_factor[2 * kSteps];
 #pragma unroll
     for (int i = 0; i < 2 * kSteps; ++i) {
-      minus_lse[i] = -kLog2E * m_.lse[OwnRow(i)];
+      minus_lse[i] = m_.minus_lse[OwnRow(i)];
       minus_delta[i] = m_.minus_delta[OwnRow(i)];
       minus_factor[i] = System::IsDelta(in_) ? -m_.factors[OwnRow(i)] : -1.0f;
     }
@@ -297,8 +297,7 @@ class GradientRows {
 #pragma unroll
       for (int side = 0; side < 2; ++side) {
         const int column = 8 * n + 2 * quad_ + side;
-        const float scale = stage.column_scale[column];
-        const float exponent = kLog2E * scale;
+        const float exponent = stage.exponents[column];
         const int segment = kMasked && crosses ? stage.segments[column] : 0;
 #pragma unroll
         for (int i = 0; i < 2 * kSteps; ++i) {
@@ -313,28 +312,43 @@ class GradientRows {
           if (System::IsDelta(in_)) {
             products_[i] = fmaf(p, product, products_[i]);
           }
-          score = scale * d_score;
+          score = exponent * d_score;
         }
       }
     }
   }
 
-  // Adds factor[i] times the own scored row to the rows of sums_.
-  __device__ __forceinline__ void AddOwnRows(
-      const float (&factor)[2 * kSteps]) {
-    const Element* own = Elements(m_.scored);
+  // The scored own rows as a thread's rows of sums_ meet them: each element by
+  // itself from shared memory, or all as fragments.
+  class OwnRows {
+   public:
+    __device__ __forceinline__ explicit OwnRows(const GradientRows& rows)
+        : rows_(rows) {
+      if constexpr (Memory::kOwnByFragments) {
 #pragma unroll
-    for (int i = 0; i < 2 * kSteps; ++i) {
-#pragma unroll
-      for (int n = 0; n < kDim / 8; ++n) {
-        float* sums = sums_[i / 2][n] + i % 2 * 2;
-        const float2 r =
-            LoadPair(own + OwnTile::Offset(OwnRow(i), 8 * n + 2 * quad_));
-        sums[0] = fmaf(factor[i], r.x, sums[0]);
-        sums[1] = fmaf(factor[i], r.y, sums[1]);
+        for (int k = 0; k < kDim / 16; ++k) {
+          BFloat16Products::LoadLeft<OwnTile>(Elements(rows.m_.scored),
+                                              rows.own_row_, 16 * k, own_ + k);
+        }
       }
     }
-  }
+    // Columns 8 n + 2 quad and the next of row i.
+    __device__ __forceinline__ float2 Pair(int i, int n) const {
+      if constexpr (Memory::kOwnByFragments) {
+        const uint32_t pair = own_[n / 2].x[n % 2 * 2 + i];
+        return __bfloat1622float2(
+            reinterpret_cast<const __nv_bfloat162&>(pair));
+      } else {
+        return LoadPair(
+            Elements(rows_.m_.scored) +
+            OwnTile::Offset(rows_.OwnRow(i), 8 * n + 2 * rows_.quad_));
+      }
+    }
+
+   private:
+    const GradientRows& rows_;
+    BFloat16Products::Left own_[kDim / 16];
+  };
 
   // Turns the rows of sums_ back by their positions. Column c turns with column
   // c + kDim / 2, which is in the same thread: no column is padding here. Rows
@@ -358,8 +372,9 @@ class GradientRows {
     }
   }
 
-  // Writes the rows of sums_.
-  __device__ __forceinline__ void StoreSums(const DeviceHeads& heads) {
+  // Writes the rows of sums_ times `factor`.
+  __device__ __forceinline__ void StoreSums(const DeviceHeads& heads,
+                                            float factor) {
     Element* target = heads.Head<Element>(b_, h_);
 #pragma unroll
     for (int i = 0; i < 2 * kSteps; ++i) {
@@ -369,81 +384,93 @@ class GradientRows {
       for (int n = 0; n < kDim / 8; ++n) {
         const float* sums = sums_[i / 2][n] + i % 2 * 2;
         StorePairBefore(target + row * heads.seq_stride, 8 * n + 2 * quad_,
-                        in_.head_dim, heads.vectors, sums[0], sums[1]);
+                        in_.head_dim, heads.vectors, factor * sums[0],
+                        factor * sums[1]);
       }
     }
   }
 
-  // This thread's part of |r_i|^2.
-  __device__ __forceinline__ float SquareOfQuad(int i) const {
-    const Element* own = Elements(m_.scored);
-    float square = 0;
-#pragma unroll
-    for (int n = 0; n < kDim / 8; ++n) {
-      const float2 r =
-          LoadPair(own + OwnTile::Offset(OwnRow(i), 8 * n + 2 * quad_));
-      square = fmaf(r.y, r.y, fmaf(r.x, r.x, square));
-    }
-    return square;
-  }
-
-  // Own rows as keys are complete, but for KRR's own score.
+  // Own rows as keys are complete, but for KRR's own score: Delta's are
+  // written, KRR's, times log2(e), are where the second pass's sums begin.
   __device__ __forceinline__ void FinishColumns() {
+    if (System::IsDelta(in_)) {
+      StoreSums(in_.d_keys, in_.scale);
+      ClearSums();
+      return;
+    }
+    const OwnRows own(*this);
 #pragma unroll
     for (int i = 0; i < 2 * kSteps; ++i) {
-      const Element* own = Elements(m_.scored);
-      const float scale = m_.column_scale[OwnRow(i)];
+      const float exponent = kLog2E * m_.column_scale[OwnRow(i)];
       float dot = 0;
 #pragma unroll
       for (int n = 0; n < kDim / 8; ++n) {
         float* sums = sums_[i / 2][n] + i % 2 * 2;
-        const float2 r =
-            LoadPair(own + OwnTile::Offset(OwnRow(i), 8 * n + 2 * quad_));
+        const float2 r = own.Pair(i, n);
         dot = fmaf(sums[1], r.y, fmaf(sums[0], r.x, dot));
-        sums[0] *= scale;
-        sums[1] *= scale;
+        sums[0] *= exponent;
+        sums[1] *= exponent;
       }
       dot = QuadSum(dot);
       if (quad_ == 0) m_.key_dots[OwnRow(i)] = dot;
     }
-    if (!System::IsDelta(in_)) return;
-    StoreSums(in_.d_keys);
-    ClearSums();
   }
 
-  // A row of KRR's dS sums to zero, so dS_ii is taken from the rest of the row:
-  // where P is near the identity, dP_ii - delta_i has no correct digit.
+  // The rows of sums_ become the gradient times log2(e); the scalars' are
+  // written.
   __device__ __forceinline__ void FinishRows() {
-    float own_factor[2 * kSteps] = {};
+    if (System::IsDelta(in_)) {
+      StoreBetaGradients();
+      return;
+    }
+    FinishKrrRows();
+    if (in_.rotary_table != nullptr) TurnBack();
+  }
+  __device__ __forceinline__ void StoreBetaGradients() {
 #pragma unroll
     for (int i = 0; i < 2 * kSteps; ++i) {
       const int row = RowOf(i);
-      const bool writes = quad_ == 0 && row < in_.seq_len;
       const float product = QuadSum(products_[i]);
+      if (quad_ != 0 || row >= in_.seq_len) continue;
+      in_.d_beta.Head<Element>(b_, h_)[row * in_.d_beta.seq_stride] =
+          FromFloat<Element>(-product);
+    }
+  }
+  // A row of KRR's dS sums to zero, so dS_ii is taken from the rest of the row:
+  // where P is near the identity, dP_ii - delta_i has no correct digit.
+  __device__ __forceinline__ void FinishKrrRows() {
+    const OwnRows own(*this);
+#pragma unroll
+    for (int i = 0; i < 2 * kSteps; ++i) {
+      const int row = RowOf(i);
       const float self = -QuadSum(row_sums_[i]);
-      if (System::IsDelta(in_)) {
-        if (writes) {
-          in_.d_beta.Head<Element>(b_, h_)[row * in_.d_beta.seq_stride] =
-              FromFloat<Element>(-product);
-        }
-        continue;
-      }
       const float scale = m_.column_scale[OwnRow(i)];
-      const float square = QuadSum(SquareOfQuad(i));
+      float square = 0;
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        const float2 r = own.Pair(i, n);
+        square = fmaf(r.y, r.y, fmaf(r.x, r.x, square));
+      }
+      square = QuadSum(square);
       float d_column_scale = m_.key_dots[OwnRow(i)] + self * square;
-      own_factor[i] = 2 * scale * self;
+      float own_factor = 2 * scale * self;
       if (in_.normalised) {
         const float inverse = rsqrtf(square + in_.norm_epsilon);
-        own_factor[i] -= d_column_scale * scale * inverse * inverse;
+        own_factor -= d_column_scale * scale * inverse * inverse;
         d_column_scale *= inverse;
       }
-      if (writes) in_.d_column_scale[row0_ + row] = d_column_scale;
+      if (quad_ == 0 && row < in_.seq_len) {
+        in_.d_column_scale[row0_ + row] = d_column_scale;
+      }
+      own_factor *= kLog2E;
+#pragma unroll
+      for (int n = 0; n < kDim / 8; ++n) {
+        float* sums = sums_[i / 2][n] + i % 2 * 2;
+        const float2 r = own.Pair(i, n);
+        sums[0] = fmaf(own_factor, r.x, sums[0]);
+        sums[1] = fmaf(own_factor, r.y, sums[1]);
+      }
     }
-    if (!System::IsDelta(in_)) {
-      AddOwnRows(own_factor);
-      if (in_.rotary_table != nullptr) TurnBack();
-    }
-    StoreSums(in_.d_queries);
   }
 
   const AdjointArguments& in_;

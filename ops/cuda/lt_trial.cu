@@ -5,6 +5,7 @@
 
 #include "ops/cuda/lt_trial.h"
 #include "runtime/cuda_check.h"
+#include "runtime/device.h"
 
 namespace cubit {
 namespace cuda {
@@ -98,20 +99,15 @@ void LtTrial::Run(const LtAlgorithm& algorithm) {
 }
 
 float LtTrial::Milliseconds(const LtAlgorithm& algorithm, int runs) {
-  cudaEvent_t begin = nullptr;
-  cudaEvent_t end = nullptr;
-  CUBIT_CUDA_CHECK(cudaEventCreate(&begin));
-  CUBIT_CUDA_CHECK(cudaEventCreate(&end));
+  Event begin;
+  Event end;
   Run(algorithm);
-  CUBIT_CUDA_CHECK(cudaEventRecord(begin, CudaStream(stream_)));
+  begin.Record(stream_);
   for (int i = 0; i < runs; ++i) Run(algorithm);
-  CUBIT_CUDA_CHECK(cudaEventRecord(end, CudaStream(stream_)));
-  CUBIT_CUDA_CHECK(cudaEventSynchronize(end));
-  float time = 0;
-  CUBIT_CUDA_CHECK(cudaEventElapsedTime(&time, begin, end));
-  CUBIT_CUDA_CHECK(cudaEventDestroy(begin));
-  CUBIT_CUDA_CHECK(cudaEventDestroy(end));
-  return time / static_cast<float>(runs);
+  end.Record(stream_);
+  end.Synchronize();
+  return static_cast<float>(1e3 * Event::SecondsBetween(begin, end)) /
+         static_cast<float>(runs);
 }
 
 std::vector<float> LtTrial::Times(const std::vector<LtAlgorithm>& algorithms,

@@ -43,6 +43,18 @@ __device__ __forceinline__ void LoadMatrix4Transposed(uint32_t address,
       : "r"(address));
 }
 
+// The inverse of LoadMatrix4; sm_90 and newer.
+__device__ __forceinline__ void StoreMatrix4(uint32_t address,
+                                             const uint32_t (&r)[4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};\n" ::"r"(
+          address),
+      "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+      : "memory");
+#endif
+}
+
 // c += a b: bf16 operands, fp32 sums. a 16 x 16 by rows, b 16 x 8 by columns.
 __device__ __forceinline__ void MmaBFloat16(float (&c)[4],
                                             const uint32_t (&a)[4], uint32_t b0,
@@ -98,6 +110,7 @@ __device__ __forceinline__ void WaitForCopies() {
 
 // e^x = 2^(kLog2E x).
 constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kLn2 = 0.6931471805599453f;
 
 // 2^x, the special-function unit's approximation (2 ulp); -inf gives 0.
 __device__ __forceinline__ float Exp2(float x) {

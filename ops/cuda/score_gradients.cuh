@@ -17,12 +17,14 @@ class ScoreGradients : public GradientRows<MemoryType> {
   using GradientRows<MemoryType>::GradientRows;
 
   __device__ void Run() {
+    this->LoadOwnScalars();
     this->ClearSums();
     Pass<true>();
     this->FinishColumns();
     __syncthreads();
     Pass<false>();
     this->FinishRows();
+    this->StoreSums(in_.d_queries, kLn2);
   }
 
  private:

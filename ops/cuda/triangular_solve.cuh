@@ -34,8 +34,6 @@
 namespace cubit {
 namespace cuda {
 
-constexpr float kLn2 = 0.6931471805599453f;
-
 // Strides of a per-head view, in elements.
 struct HeadStrides {
   int64_t batch;

@@ -2,8 +2,10 @@
 //
 // gradient_rows.cuh with products of warpgroups (warpgroup.cuh), for bf16 on
 // sm_90a, each of 64 own rows. The tiles of both passes are one sequence, which
-// the copy engine brings into a ring (bulk_copy.cuh), started by thread 0 once
-// all warps have done with a stage. Per warpgroup and tile t:
+// the copy engine brings into a ring (bulk_copy.cuh) once all warps have done
+// with a stage. Lanes of four warps start the copies of a tile, a part each:
+// one that started all would be late at every product. Per warpgroup and tile
+// t:
 //
 //   wait for the products of t
 //   d_scores of t, into registers that are left operands
@@ -43,10 +45,13 @@ struct WarpgroupGradientMemory
     : GradientMemory<BFloat16Products, kDim, /*kSteps=*/1, /*kStreamed=*/64,
                      WarpgroupGradientShape<kDim>::kStages,
                      4 * WarpgroupGradientShape<kDim>::kWarpgroups> {
+  static constexpr bool kOwnByFragments = true;
   // Of stages: copies have arrived; all warps have left.
   PhaseBarrier full[WarpgroupGradientShape<kDim>::kStages];
   PhaseBarrier empty[WarpgroupGradientShape<kDim>::kStages];
-  PhaseBarrier own;  // own rows have arrived
+  PhaseBarrier own;       // own rows have arrived
+  PhaseBarrier own_free;  // all warps have done with X of the own rows
+  PhaseBarrier own_scalars;
 };
 
 template <int kDim, typename System>
@@ -59,13 +64,13 @@ class WarpgroupGradients
   WarpgroupGradients(const AdjointArguments& in, const GradientMaps& maps,
                      int b, int h, int first, WarpgroupGradientMemory<kDim>* m)
       : Base(in, b, h, first, m), maps_(maps) {
-    int end;
-    this->template Range<true>(&column_begin_, &end);
-    column_begin_ = Uniform(column_begin_);
-    column_tiles_ = Uniform((end - column_begin_ + kStreamed - 1) / kStreamed);
-    this->template Range<false>(&row_begin_, &end);
-    row_begin_ = Uniform(row_begin_);
-    row_tiles_ = Uniform((end - row_begin_ + kStreamed - 1) / kStreamed);
+    int begin, end;
+    this->template Range<true>(&begin, &end);  // from the first own row on
+    column_tiles_ = Uniform((end - first_ + kStreamed - 1) / kStreamed);
+    this->template Range<false>(&begin, &end);
+    row_begin_ = Uniform(begin);
+    all_tiles_ =
+        Uniform(column_tiles_ + (end - begin + kStreamed - 1) / kStreamed);
   }
 
   __device__ void Run() {
@@ -75,23 +80,29 @@ class WarpgroupGradients
         InitBarrier(m_.empty + s, kThreads / 32);
       }
       InitBarrier(&m_.own, 1);
+      InitBarrier(&m_.own_free, kThreads / 32);
+      InitBarrier(&m_.own_scalars, 1);
       ShowBarriersToCopies();
     }
-    ClearStageScalars();
-    ShowToTensorCores();  // to the copies, that is: the same proxy
     __syncthreads();
-    if (threadIdx.x == 0) {
-      ReportAndExpect(&m_.own, 2 * OwnTile::kBytes);
-      CopyOwn(m_.scored, maps_.keys);
-      CopyOwn(m_.weighed, maps_.x);
-      for (int use = 0; use < kLead; ++use) Produce(use);
+    CopyOwn();
+    Produce(0, {});
+    Produce(1, Place().Next());
+    if (System::IsDelta(in_)) {
+      this->LoadOwnScalars();
+      SetScaleOfStages();
+      __syncthreads();
+    } else {
+      AwaitPhase(&m_.own_scalars, 0);
     }
     this->ClearSums();
-    Pass<true>(0, column_begin_, column_tiles_);
+    Pass<true>(first_, 0, column_tiles_);
     this->FinishColumns();
-    ReplaceOwn();
-    Pass<false>(column_tiles_, row_begin_, row_tiles_);
+    if (System::IsDelta(in_)) ReplaceOwn();
+    Pass<false>(row_begin_, column_tiles_, all_tiles_);
+    __syncthreads();  // all warps have done with the own rows
     this->FinishRows();
+    StoreQueries();
   }
 
  private:
@@ -103,6 +114,7 @@ class WarpgroupGradients
   using Base::kStreamed;
   using Base::kThreads;
   using Base::m_;
+  using Base::own_row_;
   using Base::row0_;
   using Base::segments_;
   using Base::sums_;
@@ -111,8 +123,7 @@ class WarpgroupGradients
   using typename Base::Stage;
   using typename Base::StreamedTile;
   static constexpr int kNumStages = Base::kStages;
-  static constexpr int kLead = 2;  // tiles whose copies are started ahead
-  static_assert(kLead < kNumStages, "a stage that is read is not written");
+  static_assert(kNumStages > 2, "copies are started two tiles ahead");
   static constexpr int kSlices = kDim / 16;  // steps of k in a row
   static constexpr bool kScoredInRegisters =
       WarpgroupGradientShape<kDim>::kScoredInRegisters;
@@ -123,59 +134,119 @@ class WarpgroupGradients
     return __shfl_sync(0xffffffffu, x, 0);
   }
 
-  // What no copy writes; each of Delta's keys has the same scale.
-  __device__ __forceinline__ void ClearStageScalars() {
-    const int i = threadIdx.x;
-    if (i >= kStreamed) return;
+  // A place in the ring, and the parity of the phase that a tile there is in.
+  struct Place {
+    int stage = 0;
+    uint32_t parity = 0;
+
+    __device__ __forceinline__ Place Next() const {
+      const bool wraps = stage + 1 == kNumStages;
+      return {wraps ? 0 : stage + 1, wraps ? parity ^ 1 : parity};
+    }
+  };
+
+  // What this thread does of the copies of a tile: lane 0 of a warp a job, the
+  // warps of a warpgroup few.
+  enum Job { kScoredRows, kWeighedRows, kScalars, kSegments, kNone };
+  __device__ __forceinline__ static int JobOfThread() {
+    if (threadIdx.x % 32 != 0) return kNone;
+    const int warp = threadIdx.x / 32;
+    if (kThreads == 128) return warp;
+    return warp % 4 < 2 ? warp % 4 * 2 + warp / 4 : kNone;
+  }
+
+  // Each of Delta's keys has the same scale, which no copy writes.
+  __device__ __forceinline__ void SetScaleOfStages() {
+    if (threadIdx.x >= kStreamed) return;
 #pragma unroll
     for (int s = 0; s < kNumStages; ++s) {
-      Stage& stage = m_.stages[s];
-      stage.lse[i] = stage.minus_delta[i] = stage.factors[i] = 0;
-      stage.column_scale[i] = System::IsDelta(in_) ? in_.scale : 0.0f;
-      stage.segments[i] = 0;
+      m_.stages[s].exponents[threadIdx.x] = kLog2E * in_.scale;
     }
   }
 
-  __device__ __forceinline__ void CopyOwn(char* tile, const TensorMap& map) {
+  __device__ __forceinline__ void CopyOwn() {
+    if (job_ == kScoredRows) {
+      ReportAndExpect(&m_.own, 2 * OwnTile::kBytes);
+      CopyOwnRows(maps_.keys, m_.scored);
+    } else if (job_ == kWeighedRows) {
+      CopyOwnRows(maps_.x, m_.weighed);
+    } else if (job_ == kScalars && !System::IsDelta(in_)) {
+      CopyOwnScalars();
+    }
+  }
+  // KRR: what LoadOwnScalars does, without a wait.
+  __device__ __forceinline__ void CopyOwnScalars() {
+    const uint32_t count = min(Base::kRows, in_.seq_len - first_);
+    for (uint32_t i = count; i < Base::kRows; ++i) {
+      m_.column_scale[i] = m_.minus_lse[i] = m_.minus_delta[i] = 0;
+      m_.segments[i] = -1;
+    }
+    PhaseBarrier* barrier = &m_.own_scalars;
+    ReportAndExpect(barrier, 4 * count * (segments_ == nullptr ? 3 : 4));
+    const auto copy = [&](const float* per_token, float* target) {
+      BulkCopyBytes(per_token + row0_ + first_, 4 * count, target, barrier);
+    };
+    copy(in_.column_scale, m_.column_scale);
+    copy(in_.minus_lse, m_.minus_lse);
+    copy(in_.minus_delta, m_.minus_delta);
+    if (segments_ != nullptr) {
+      BulkCopyBytes(segments_ + first_, 4 * count, m_.segments, barrier);
+    }
+  }
+  __device__ __forceinline__ void CopyOwnRows(const TensorMap& map,
+                                              char* tile) {
     BulkCopyTile<OwnTile>(map, first_, h_, b_, tile, &m_.own);
   }
 
-  // Thread 0 starts the copies of the use-th tile of both passes, once all
-  // warps have left the stage that it takes.
-  __device__ __forceinline__ void Produce(int use) {
-    if (use >= column_tiles_ + row_tiles_) return;
-    if (use >= kNumStages) {
-      AwaitPhase(m_.empty + use % kNumStages, (use / kNumStages - 1) % 2);
-    }
-    Stage* stage = m_.stages + use % kNumStages;
-    PhaseBarrier* barrier = m_.full + use % kNumStages;
+  // Starts the copies of tile `use` of both passes to its place, once all warps
+  // have left the stage.
+  __device__ __forceinline__ void Produce(int use, const Place& place) {
+    if (job_ == kNone || use >= all_tiles_) return;
     const bool column_pass = use < column_tiles_;
     const int row = column_pass
-                        ? column_begin_ + use * kStreamed
+                        ? first_ + use * kStreamed
                         : row_begin_ + (use - column_tiles_) * kStreamed;
-    const uint32_t count = min(kStreamed, in_.seq_len - row);
-    for (uint32_t i = count; i < kStreamed; ++i) {
+    Stage* stage = m_.stages + place.stage;
+    PhaseBarrier* barrier = m_.full + place.stage;
+    // Waiting for the phase before a barrier's first returns at once.
+    AwaitPhase(m_.empty + place.stage, place.parity ^ 1);
+    if (job_ <= kWeighedRows) {
+      if (job_ == kScoredRows) {
+        ReportAndExpect(barrier, 2 * StreamedTile::kBytes +
+                                     4 * Count(row) * NumScalars(column_pass));
+      }
+      const TensorMap* map = job_ == kScoredRows
+                                 ? (column_pass ? &maps_.queries : &maps_.keys)
+                                 : (column_pass ? &maps_.y : &maps_.x);
+      char* tile = job_ == kScoredRows ? stage->scored : stage->weighed;
+      BulkCopyTile<StreamedTile>(*map, row, h_, b_, tile, barrier);
+    } else if (job_ == kScalars) {
+      ProduceScalars(column_pass, row, stage, barrier);
+    } else if (segments_ != nullptr) {
+      BulkCopyBytes(segments_ + row, 4 * Count(row), stage->segments, barrier);
+    }
+  }
+  __device__ __forceinline__ void ProduceScalars(bool column_pass, int row,
+                                                 Stage* stage,
+                                                 PhaseBarrier* barrier) {
+    for (uint32_t i = Count(row); i < kStreamed; ++i) {
       // Rows beyond the sequence are zeros and must not become NaN.
-      stage->lse[i] = stage->minus_delta[i] = stage->factors[i] = 0;
+      stage->minus_lse[i] = stage->minus_delta[i] = stage->factors[i] = 0;
+      if (!System::IsDelta(in_)) stage->exponents[i] = 0;
     }
-    ReportAndExpect(barrier, 2 * StreamedTile::kBytes +
-                                 count * 4 * NumScalars(column_pass));
     if (column_pass) {
-      CopyStage(maps_.queries, maps_.y, row, stage, barrier);
-      CopyScalars(in_.lse, row, count, stage->lse, barrier);
-      CopyScalars(in_.minus_delta, row, count, stage->minus_delta, barrier);
+      CopyScalars(in_.minus_lse, row, stage->minus_lse, barrier);
+      CopyScalars(in_.minus_delta, row, stage->minus_delta, barrier);
       if (System::IsDelta(in_)) {
-        CopyScalars(in_.factors, row, count, stage->factors, barrier);
+        CopyScalars(in_.factors, row, stage->factors, barrier);
       }
-    } else {
-      CopyStage(maps_.keys, maps_.x, row, stage, barrier);
-      if (!System::IsDelta(in_)) {
-        CopyScalars(in_.column_scale, row, count, stage->column_scale, barrier);
-      }
+    } else if (!System::IsDelta(in_)) {
+      CopyScalars(in_.key_exponents, row, stage->exponents, barrier);
     }
-    if (segments_ != nullptr) {
-      BulkCopyBytes(segments_ + row, 4 * count, stage->segments, barrier);
-    }
+  }
+  // Rows of a streamed tile that are in the sequence.
+  __device__ __forceinline__ uint32_t Count(int row) const {
+    return min(kStreamed, in_.seq_len - row);
   }
   // Arrays of scalars that come with a tile.
   __device__ __forceinline__ uint32_t NumScalars(bool column_pass) const {
@@ -183,27 +254,29 @@ class WarpgroupGradients
     if (System::IsDelta(in_)) return segments + (column_pass ? 3 : 0);
     return segments + (column_pass ? 2 : 1);
   }
-  __device__ __forceinline__ void CopyStage(const TensorMap& scored,
-                                            const TensorMap& weighed, int row,
-                                            Stage* stage,
-                                            PhaseBarrier* barrier) {
-    BulkCopyTile<StreamedTile>(scored, row, h_, b_, stage->scored, barrier);
-    BulkCopyTile<StreamedTile>(weighed, row, h_, b_, stage->weighed, barrier);
-  }
   __device__ __forceinline__ void CopyScalars(const float* per_token, int row,
-                                              uint32_t count, float* target,
+                                              float* target,
                                               PhaseBarrier* barrier) {
-    BulkCopyBytes(per_token + row0_ + row, 4 * count, target, barrier);
+    BulkCopyBytes(per_token + row0_ + row, 4 * Count(row), target, barrier);
   }
 
-  // Own rows of the second pass in the place of the first pass's.
+  // KRR: Y of the own rows in the place of X, as soon as the last products with
+  // X are done. The queries are the keys.
+  __device__ __forceinline__ void ReplaceX() {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) Report(&m_.own_free);
+    if (job_ != kWeighedRows) return;
+    AwaitPhase(&m_.own_free, 0);
+    ReportAndExpect(&m_.own, OwnTile::kBytes);
+    CopyOwnRows(maps_.y, m_.weighed);
+  }
+  // Delta: own rows of the second pass in the place of the first pass's.
   __device__ __forceinline__ void ReplaceOwn() {
     __syncthreads();  // all warps have done with them
     if (threadIdx.x == 0) {
-      ReportAndExpect(&m_.own,
-                      (System::IsDelta(in_) ? 2 : 1) * OwnTile::kBytes);
-      if (System::IsDelta(in_)) CopyOwn(m_.scored, maps_.queries);
-      CopyOwn(m_.weighed, maps_.y);
+      ReportAndExpect(&m_.own, 2 * OwnTile::kBytes);
+      CopyOwnRows(maps_.queries, m_.scored);
+      CopyOwnRows(maps_.y, m_.weighed);
     }
     __syncwarp();
   }
@@ -212,63 +285,100 @@ class WarpgroupGradients
     ++own_phase_;
   }
 
-  __device__ __forceinline__ Stage& StageOf(int use) {
-    return m_.stages[use % kNumStages];
+  __device__ __forceinline__ Stage& StageAt(const Place& place) {
+    return m_.stages[place.stage];
   }
-  __device__ __forceinline__ void AwaitCopies(int use) {
-    AwaitPhase(m_.full + use % kNumStages, use / kNumStages % 2);
+  __device__ __forceinline__ void AwaitCopies(const Place& place) {
+    AwaitPhase(m_.full + place.stage, place.parity);
   }
   // This warp has done with a tile.
-  __device__ __forceinline__ void Free(int use) {
+  __device__ __forceinline__ void Free(const Place& place) {
     __syncwarp();
-    if (threadIdx.x % 32 == 0) Report(m_.empty + use % kNumStages);
+    if (threadIdx.x % 32 == 0) Report(m_.empty + place.stage);
   }
 
-  // Tiles `first_use` on of the sequence of both passes; the first row of the
-  // first is `begin`.
+  // Tiles from `use` to before `end` of the sequence of both passes; `row` is
+  // the first row of the first.
   template <bool kColumnPass>
-  __device__ __forceinline__ void Pass(int first_use, int begin, int tiles) {
-    LoadOwn();
-    const int last = first_use + tiles - 1;
-    AwaitCopies(first_use);
+  __device__ __forceinline__ void Pass(int row, int use, int end) {
+    AwaitOwn();
+    LoadScored();
+    AwaitCopies(reading_);
     BeginProducts();
-    StartProducts(StageOf(first_use));
+    StartProducts(StageAt(reading_));
     CommitProducts();
-    int row = begin;
-    for (int use = first_use; use < last; ++use, row += kStreamed) {
+    for (; use + 1 < end; ++use, row += kStreamed) {
+      const Place place = reading_;
+      reading_ = place.Next();
       FinishProducts();
-      if (threadIdx.x == 0) Produce(use + kLead);
-      MakeGradients<kColumnPass>(row, StageOf(use));
-      AwaitCopies(use + 1);
+      Produce(use + 2, reading_.Next());
+      MakeGradients<kColumnPass>(row, StageAt(place));
+      AwaitCopies(reading_);
       BeginProducts();
-      AddProducts(StageOf(use));
+      AddProducts(StageAt(place));
       CommitProducts();
-      StartProducts(StageOf(use + 1));
+      StartProducts(StageAt(reading_));
       CommitProducts();
       // Nothing is lost: the products are waited for next. Sums under way from
       // one turn of the loop to the next would be moved by the compiler.
       WaitForProducts<1>();
       HoldAccumulators(sums_[0]);
-      Free(use);
+      Free(place);
     }
+    const Place last = reading_;
+    reading_ = last.Next();
     FinishProducts();
-    if (threadIdx.x == 0) Produce(last + kLead);
-    MakeGradients<kColumnPass>(row, StageOf(last));
+    if (kColumnPass && !System::IsDelta(in_)) ReplaceX();
+    Produce(use + 2, reading_.Next());
+    MakeGradients<kColumnPass>(row, StageAt(last));
     BeginProducts();
-    AddProducts(StageOf(last));
+    AddProducts(StageAt(last));
     CommitProducts();
     FinishProducts();
     Free(last);
   }
 
-  __device__ __forceinline__ void LoadOwn() {
-    AwaitOwn();
+  __device__ __forceinline__ void LoadScored() {
     if constexpr (kScoredInRegisters) {
 #pragma unroll
       for (int k = 0; k < kSlices; ++k) {
         BFloat16Products::LoadLeft<OwnTile>(
             Elements(m_.scored), 16 * (threadIdx.x / 32), 16 * k, &scored_[k]);
       }
+    }
+  }
+
+  // Writes d_queries by whole vectors, each warp its rows through shared
+  // memory.
+  __device__ __forceinline__ void StoreQueries() {
+    constexpr int kChunks = kDim / 8;
+    Element* const tile = reinterpret_cast<Element*>(m_.weighed);
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int k = 0; k < kSlices; ++k) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        sums_[0][2 * k][e] *= kLn2;
+        sums_[0][2 * k + 1][e] *= kLn2;
+      }
+      const BFloat16Products::Left rows = BFloat16Products::FromAccumulators(
+          sums_[0][2 * k], sums_[0][2 * k + 1]);
+      StoreMatrix4(
+          SharedAddress(tile + OwnTile::Offset(own_row_ + lane % 16,
+                                               16 * k + lane / 16 * 8)),
+          rows.x);
+    }
+    __syncwarp();
+    Element* const target = in_.d_queries.template Head<Element>(b_, h_);
+#pragma unroll
+    for (int i = 0; i < 16 * kChunks / 32; ++i) {
+      const int place = lane + 32 * i;
+      const int row = own_row_ + place / kChunks;
+      const int column = place % kChunks * 8;
+      if (first_ + row >= in_.seq_len || column >= in_.head_dim) continue;
+      *reinterpret_cast<uint4*>(
+          target + (first_ + row) * in_.d_queries.seq_stride + column) =
+          *reinterpret_cast<const uint4*>(tile + OwnTile::Offset(row, column));
     }
   }
 
@@ -351,9 +461,11 @@ class WarpgroupGradients
 
   const GradientMaps& maps_;
   const int group_of_warps_ = Uniform(threadIdx.x / 128);
-  int column_begin_, column_tiles_;  // first row and tiles of the passes
-  int row_begin_, row_tiles_;
+  int column_tiles_, all_tiles_;  // of the first pass, of both
+  int row_begin_;                 // first row of the second
   int own_phase_ = 0;
+  const int job_ = JobOfThread();
+  Place reading_;
   BFloat16Products::Left scored_[kSlices];  // own rows, if in registers
   float scores_[1][kGroups][4];
   float pair_products_[1][kGroups][4];
