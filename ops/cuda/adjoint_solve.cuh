@@ -56,9 +56,6 @@ __device__ __forceinline__ int FindSolved(const uint32_t* flags, int64_t stride,
 __device__ __forceinline__ int AwaitSolved(const uint32_t* flags,
                                            int64_t stride, uint32_t launch,
                                            int block) {
-  // Some seconds; then something is broken, and an error is better than a GPU
-  // that hangs.
-  constexpr int kMostPolls = 1 << 23;
   for (int polls = 0; polls < kMostPolls; ++polls) {
     const int first = FindSolved(flags, stride, launch, block);
     if (first <= block) return first;

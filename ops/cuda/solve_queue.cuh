@@ -65,14 +65,17 @@ __device__ __forceinline__ void StoreRelease(uint32_t* p, uint32_t value) {
                : "memory");
 }
 
-// Called by all lanes of a warp: waits until `flag` holds `launch`. Traps after
-// some seconds: the error is then seen, instead of a process that hangs.
+// Looks at a flag before whoever waits for it traps: the error is then seen,
+// instead of a process that hangs. Two minutes, as a chain of blocks takes more
+// than seconds under a tool that follows every access to shared memory.
+constexpr int kMostPolls = 1 << 27;
+
+// Called by all lanes of a warp: waits until `flag` holds `launch`.
 __device__ __forceinline__ void AwaitReady(const uint32_t* flag,
                                            uint32_t launch) {
-  constexpr int kMaxPolls = 1 << 23;
   if (threadIdx.x % 32 == 0) {
     for (int i = 0; LoadAcquire(flag) != launch; ++i) {
-      if (i == kMaxPolls) __trap();
+      if (i == kMostPolls) __trap();
     }
   }
   __syncwarp();

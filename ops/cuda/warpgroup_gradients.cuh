@@ -212,6 +212,8 @@ class WarpgroupGradients
     AwaitPhase(m_.empty + place.stage, place.parity ^ 1);
     if (job_ <= kWeighedRows) {
       if (job_ == kScoredRows) {
+        // By the lane that reports, or nobody need see it.
+        ClearBeyondSequence(row, stage);
         ReportAndExpect(barrier, 2 * StreamedTile::kBytes +
                                      4 * Count(row) * NumScalars(column_pass));
       }
@@ -226,14 +228,16 @@ class WarpgroupGradients
       BulkCopyBytes(segments_ + row, 4 * Count(row), stage->segments, barrier);
     }
   }
-  __device__ __forceinline__ void ProduceScalars(bool column_pass, int row,
-                                                 Stage* stage,
-                                                 PhaseBarrier* barrier) {
+  // Rows beyond the sequence are zeros and must not become NaN.
+  __device__ __forceinline__ void ClearBeyondSequence(int row, Stage* stage) {
     for (uint32_t i = Count(row); i < kStreamed; ++i) {
-      // Rows beyond the sequence are zeros and must not become NaN.
       stage->minus_lse[i] = stage->minus_delta[i] = stage->factors[i] = 0;
       if (!System::IsDelta(in_)) stage->exponents[i] = 0;
     }
+  }
+  __device__ __forceinline__ void ProduceScalars(bool column_pass, int row,
+                                                 Stage* stage,
+                                                 PhaseBarrier* barrier) {
     if (column_pass) {
       CopyScalars(in_.minus_lse, row, stage->minus_lse, barrier);
       CopyScalars(in_.minus_delta, row, stage->minus_delta, barrier);
