@@ -70,6 +70,7 @@ bool RunAdjoint(AdjointArguments in, const ConstHeadTensor& queries,
     return true;
   }
   const int64_t tokens = pairs * queries.seq_len;
+  // minus_delta, minus_lse, and factors or exponents.
   const int64_t per_token = 3 * tokens;
   // No more thread blocks than items have a part.
   const int64_t parts = in.health == nullptr ? 0 : kHealthNumbers * items;

@@ -49,9 +49,9 @@ struct WarpgroupGradientMemory
   // Of stages: copies have arrived; all warps have left.
   PhaseBarrier full[WarpgroupGradientShape<kDim>::kStages];
   PhaseBarrier empty[WarpgroupGradientShape<kDim>::kStages];
-  PhaseBarrier own;       // own rows have arrived
-  PhaseBarrier own_free;  // all warps have done with X of the own rows
-  PhaseBarrier own_scalars;
+  PhaseBarrier own;          // own rows have arrived
+  PhaseBarrier own_free;     // KRR: all warps have done with X of the own rows
+  PhaseBarrier own_scalars;  // KRR: the own rows' scalars have arrived
 };
 
 template <int kDim, typename System>
