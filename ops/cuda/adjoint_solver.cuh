@@ -651,9 +651,6 @@ class AdjointSolver {
   // vectors, by way of the keys' tile.
   __device__ __forceinline__ void WriteSums(const DeviceHeads& heads,
                                             const float (&scales)[2]) {
-    constexpr int kChunk = HeadTile::kChunk;
-    constexpr int kChunks = kDim / kChunk;  // of a row
-    const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) {
 #pragma unroll
@@ -664,19 +661,8 @@ class AdjointSolver {
                   scales[half] * sums[0], scales[half] * sums[1]);
       }
     }
-    __syncwarp();
-    Element* data = heads.Head<Element>(item_.b, item_.h);
-#pragma unroll
-    for (int n = 0; n < 16 * kChunks; n += 32) {
-      const int i = n + lane;
-      const int row = own_row_ + i / kChunks;
-      const int column = i % kChunks * kChunk;
-      if (item_.first + row >= in_.seq_len || column >= in_.head_dim) continue;
-      *reinterpret_cast<uint4*>(data + (item_.first + row) * heads.seq_stride +
-                                column) =
-          *reinterpret_cast<const uint4*>(Keys() +
-                                          HeadTile::Offset(row, column));
-    }
+    StoreWarpRows<HeadTile>(Keys(), own_row_, heads, item_.b, item_.h,
+                            item_.first, in_.seq_len, in_.head_dim);
     __syncwarp();
   }
 

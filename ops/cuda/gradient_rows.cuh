@@ -318,6 +318,16 @@ class GradientRows {
     }
   }
 
+  // The warp's 16 scored own rows (kSteps = 1, bf16).
+  __device__ __forceinline__ void LoadOwnFragments(
+      BFloat16Products::Left (&rows)[kDim / 16]) const {
+#pragma unroll
+    for (int k = 0; k < kDim / 16; ++k) {
+      BFloat16Products::LoadLeft<OwnTile>(Elements(m_.scored), own_row_, 16 * k,
+                                          rows + k);
+    }
+  }
+
   // The scored own rows as a thread's rows of sums_ meet them: each element by
   // itself from shared memory, or all as fragments.
   class OwnRows {
@@ -325,11 +335,7 @@ class GradientRows {
     __device__ __forceinline__ explicit OwnRows(const GradientRows& rows)
         : rows_(rows) {
       if constexpr (Memory::kOwnByFragments) {
-#pragma unroll
-        for (int k = 0; k < kDim / 16; ++k) {
-          BFloat16Products::LoadLeft<OwnTile>(Elements(rows.m_.scored),
-                                              rows.own_row_, 16 * k, own_ + k);
-        }
+        rows.LoadOwnFragments(own_);
       }
     }
     // Columns 8 n + 2 quad and the next of row i.

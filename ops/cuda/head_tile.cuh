@@ -27,6 +27,31 @@ __device__ __forceinline__ void CopyHeadRows(const DeviceHeads& heads, int b,
       heads.seq_stride, seq_len - row, head_dim, heads.vectors);
 }
 
+// Writes the warp's 16 rows of a tile, from `own_row` on, to rows from
+// `first` + `own_row` on of head (b, h) in whole vectors, once all lanes have
+// written theirs to the tile.
+template <typename TileType>
+__device__ __forceinline__ void StoreWarpRows(
+    const typename TileType::Element* tile, int own_row,
+    const DeviceHeads& heads, int b, int h, int first, int seq_len,
+    int head_dim) {
+  using Element = typename TileType::Element;
+  constexpr int kChunk = TileType::kChunk;
+  constexpr int kChunks = TileType::kDim / kChunk;  // of a row
+  const int lane = threadIdx.x % 32;
+  __syncwarp();
+  Element* const target = heads.Head<Element>(b, h);
+#pragma unroll
+  for (int n = 0; n < 16 * kChunks; n += 32) {
+    const int row = own_row + (n + lane) / kChunks;
+    const int column = (n + lane) % kChunks * kChunk;
+    if (first + row >= seq_len || column >= head_dim) continue;
+    *reinterpret_cast<uint4*>(target + (first + row) * heads.seq_stride +
+                              column) =
+        *reinterpret_cast<const uint4*>(tile + TileType::Offset(row, column));
+  }
+}
+
 // `x` as an Element stores it.
 template <typename Element>
 __device__ __forceinline__ float Rounded(float x) {

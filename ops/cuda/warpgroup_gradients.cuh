@@ -284,10 +284,6 @@ class WarpgroupGradients
     }
     __syncwarp();
   }
-  __device__ __forceinline__ void AwaitOwn() {
-    AwaitPhase(&m_.own, own_phase_ % 2);
-    ++own_phase_;
-  }
 
   __device__ __forceinline__ Stage& StageAt(const Place& place) {
     return m_.stages[place.stage];
@@ -305,8 +301,8 @@ class WarpgroupGradients
   // the first row of the first.
   template <bool kColumnPass>
   __device__ __forceinline__ void Pass(int row, int use, int end) {
-    AwaitOwn();
-    LoadScored();
+    AwaitPhase(&m_.own, kColumnPass ? 0 : 1);
+    if constexpr (kScoredInRegisters) this->LoadOwnFragments(scored_);
     AwaitCopies(reading_);
     BeginProducts();
     StartProducts(StageAt(reading_));
@@ -342,20 +338,9 @@ class WarpgroupGradients
     Free(last);
   }
 
-  __device__ __forceinline__ void LoadScored() {
-    if constexpr (kScoredInRegisters) {
-#pragma unroll
-      for (int k = 0; k < kSlices; ++k) {
-        BFloat16Products::LoadLeft<OwnTile>(
-            Elements(m_.scored), 16 * (threadIdx.x / 32), 16 * k, &scored_[k]);
-      }
-    }
-  }
-
   // Writes d_queries by whole vectors, each warp its rows through shared
   // memory.
   __device__ __forceinline__ void StoreQueries() {
-    constexpr int kChunks = kDim / 8;
     Element* const tile = reinterpret_cast<Element*>(m_.weighed);
     const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -372,18 +357,8 @@ class WarpgroupGradients
                                                16 * k + lane / 16 * 8)),
           rows.x);
     }
-    __syncwarp();
-    Element* const target = in_.d_queries.template Head<Element>(b_, h_);
-#pragma unroll
-    for (int i = 0; i < 16 * kChunks / 32; ++i) {
-      const int place = lane + 32 * i;
-      const int row = own_row_ + place / kChunks;
-      const int column = place % kChunks * 8;
-      if (first_ + row >= in_.seq_len || column >= in_.head_dim) continue;
-      *reinterpret_cast<uint4*>(
-          target + (first_ + row) * in_.d_queries.seq_stride + column) =
-          *reinterpret_cast<const uint4*>(tile + OwnTile::Offset(row, column));
-    }
+    StoreWarpRows<OwnTile>(tile, own_row_, in_.d_queries, b_, h_, first_,
+                           in_.seq_len, in_.head_dim);
   }
 
   // So that no register of an accumulator is moved while products write it.
@@ -467,7 +442,6 @@ class WarpgroupGradients
   const int group_of_warps_ = Uniform(threadIdx.x / 128);
   int column_tiles_, all_tiles_;  // of the first pass, of both
   int row_begin_;                 // first row of the second
-  int own_phase_ = 0;
   const int job_ = JobOfThread();
   Place reading_;
   BFloat16Products::Left scored_[kSlices];  // own rows, if in registers
