@@ -49,16 +49,12 @@ __device__ __forceinline__ int FindSolved(const uint32_t* flags, int64_t stride,
   const uint32_t waiting = ~__ballot_sync(0xffffffffu, ready);
   return block + 1 - (waiting == 0 ? 32 : __ffs(waiting) - 1);
 }
-// The same once `block` is solved.
+// The same once `block` is solved, by block `own`.
 __device__ __forceinline__ int AwaitSolved(const uint32_t* flags,
                                            int64_t stride, uint32_t launch,
-                                           int block) {
-  for (int polls = 0; polls < kMostPolls; ++polls) {
-    const int first = FindSolved(flags, stride, launch, block);
-    if (first <= block) return first;
-  }
-  __trap();
-  return 0;
+                                           int block, int own) {
+  AwaitReady(flags - block * stride, launch, block - own);
+  return block - own > 2 ? FindSolved(flags, stride, launch, block) : block;
 }
 
 template <typename Products, int kDim, bool kWarpgroup = false>
@@ -439,8 +435,8 @@ class AdjointSolver {
       if (in_.is_delta()) MultiplyByFactors(stage);
       if (!loaded) {
         if (threadIdx.x < 32) {
-          const int first =
-              AwaitSolved(Flag(0), NumPairs(), item_.launch, block);
+          const int first = AwaitSolved(Flag(0), NumPairs(), item_.launch,
+                                        block, item_.block);
           if (threadIdx.x == 0) m_.ready = first;
         }
         __syncthreads();

@@ -204,7 +204,7 @@ class ChunkSolver : public ChunkSolverBase<Memory> {
         VisibleColumns(this->mask_, this->first_).begin / kChunkRows;
     for (int block = begin; block < this->block_; ++block) {
       WeighTile(block * kChunkRows);
-      AwaitReady(Flag(block), this->launch_);
+      AwaitReady(Flag(block), this->launch_, this->block_ - block);
       this->LoadAndWait(this->in_.chunk.x, block * kChunkRows,
                         this->m_.weighed);
       MultiplyAdd<Products, typename Base::HeadTile>(
@@ -507,7 +507,7 @@ class ChunkAdjointSolver : public ChunkSolverBase<Memory> {
           weights_[n][e] *= this->m_.factor[n * 8 + this->quad_ * 2 + e % 2];
         }
       }
-      AwaitReady(Flag(block), this->launch_);
+      AwaitReady(Flag(block), this->launch_, block - this->block_);
       this->LoadAndWait(this->in_.chunk.y, block * kChunkRows,
                         this->m_.weighed);
       MultiplyAdd<Products, typename Base::HeadTile>(

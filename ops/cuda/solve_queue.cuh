@@ -70,12 +70,17 @@ __device__ __forceinline__ void StoreRelease(uint32_t* p, uint32_t value) {
 // than seconds under a tool that follows every access to shared memory.
 constexpr int kMostPolls = 1 << 27;
 
-// Called by all lanes of a warp: waits until `flag` holds `launch`.
+// Called by all lanes of a warp: waits until `flag` holds `launch`. All blocks
+// of a head that are under way wait for the same flag, the next one to come,
+// and flags of heads are neighbours. So whoever has others to wait for behind
+// this one, `distance` - 1 of them, looks less often: by the number of those
+// who ask it would be late for all.
 __device__ __forceinline__ void AwaitReady(const uint32_t* flag,
-                                           uint32_t launch) {
+                                           uint32_t launch, int distance) {
   if (threadIdx.x % 32 == 0) {
     for (int i = 0; LoadAcquire(flag) != launch; ++i) {
       if (i == kMostPolls) __trap();
+      if (distance > 2) __nanosleep(min(200 * (distance - 2), 2000));
     }
   }
   __syncwarp();

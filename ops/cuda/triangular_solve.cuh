@@ -39,8 +39,11 @@ namespace cuda {
 // warps): tiles are multiplied by the warpgroup as a whole, and the block is
 // factored before the last solution that it waits for. kContinues (a
 // warpgroup's, KRR): rows begin with sums over keys that are not here.
+// kFewHeads (a warpgroup's): the chain of a head's blocks is what a solve lasts
+// (StreamAhead).
 template <typename System, typename ProductsType, int kDimOfHead, int kNumWarps,
-          bool kWarpgroup = false, bool kContinues = false>
+          bool kWarpgroup = false, bool kContinues = false,
+          bool kFewHeads = false>
 class ForwardSolver {
  public:
   using Products = ProductsType;
@@ -55,6 +58,7 @@ class ForwardSolver {
   static constexpr int kDiagonalTiles = kRows / kKeys;
   static_assert(!kWarpgroup || kRows == kKeys, "one tile a block of rows");
   static_assert(!kContinues || (kWarpgroup && System::kQueriesAreKeys));
+  static_assert(!kFewHeads || kWarpgroup);
   static constexpr int kInverseStride = 20;  // 16-byte rows, few conflicts
   using KeyTile = Tile<Element, kKeys, kDim>;
   using BlockTile = Tile<Element, kRows, kDim>;
@@ -77,6 +81,8 @@ class ForwardSolver {
     alignas(1024) char queries[kWarpgroup ? BlockTile::kBytes : 1];
     // Of each warp's rows, transposed; a warpgroup has the block's, above.
     alignas(16) float inverse[kWarpgroup ? 1 : kInverseBytes / 4];
+    // Few heads: E of one tile, of each lane what it multiplies by.
+    uint4 kept[kFewHeads ? kKeys / 16 : 1][kFewHeads ? kThreads : 1];
     alignas(16) float factor[2][kKeys];  // of the scores, times log2(e)
     int32_t segment[2][kKeys];
     int item;
@@ -366,10 +372,10 @@ class ForwardSolver {
     const int begin = tile * kKeys;
     const int block = begin / kRows;
     if (block > ready_block_) {
-      AwaitReady(ReadyFlag(block), launch_);
+      AwaitReady(ReadyFlag(block), launch_, kFewHeads ? block_ - block : 1);
       ready_block_ = block;
       // The others of a long way to go are often solved, too.
-      if (block + 1 < block_) FindReadyBlocks();
+      if (block + (kFewHeads ? 2 : 1) < block_) FindReadyBlocks();
     }
     CopyRows<KeyTile, kKeys, kThreads>(
         X(tile % 2), x_ + begin * in_.x_strides.seq, in_.x_strides.seq, kKeys,
@@ -603,34 +609,80 @@ class ForwardSolver {
 
   // Phases 1 and 2 of a warpgroup. What the next block of rows waits for comes
   // last: the block's own tile and its inverse need all scores but no X, so the
-  // solution of the block before is awaited behind them.
+  // solution of the block before is awaited behind them. Where heads are few,
+  // so is the one before that: or two blocks of a head would wait for each
+  // other's inverses.
   __device__ void StreamAhead() {
     const int last = diagonal_tile_ - 1;
+    const int before = last - 1;
     const bool has_last = first_tile_ <= last;
-    StreamTiles(last);
-    const bool is_ready = has_last && IsReady(last);
+    const bool keeps = kFewHeads && first_tile_ <= before;
+    StreamTiles(kFewHeads ? before : last);
+    const bool before_is_ready = keeps && IsReady(before);
+    if (keeps) {
+      WaitForCopies<2>();
+      ShareTiles();
+      CopyKeys(last);
+      if (before_is_ready) CopyX(before);
+      CommitCopies();
+      Left e[kKeys / 16];
+      WeighTile(before, e);
+      Keep(e);
+      CommitCopies();
+    }
+    const bool last_is_ready = has_last && IsReady(last);
     Left e[kKeys / 16];
     if (has_last) {
       WaitForCopies<2>();
       ShareTiles();
       CopyOwnKeys();
-      if (is_ready) CopyX(last);
+      if (last_is_ready) CopyX(last);
       CommitCopies();
-      Scores s;
-      ComputeScores(last, s);
-      Exponentiate(last, s);
-      Pack(s, e);
+      WeighTile(last, e);
     } else {
       CommitCopies();
     }
     WaitForCopies<1>();
     ShareTiles();
     FactorWarpgroup();
-    if (has_last && !is_ready) CopyX(last);
+    if (keeps) {
+      // All warps: they need not have seen the same flags.
+      if (!before_is_ready) CopyX(before);
+      CommitCopies();
+      WaitForCopies<0>();
+      ShareTiles();
+      AccumulateKept(X(before % 2));
+    }
+    if (has_last && !last_is_ready) CopyX(last);
     CommitCopies();
     WaitForCopies<0>();
     ShareTiles();
     if (has_last) Accumulate(X(last % 2), e);
+  }
+  // e = E of a tile.
+  __device__ void WeighTile(int tile, Left (&e)[kKeys / 16]) {
+    Scores s;
+    ComputeScores(tile, s);
+    Exponentiate(tile, s);
+    Pack(s, e);
+  }
+  // E of a tile until its X is there: not in registers, which the inverse
+  // needs.
+  __device__ void Keep(const Left (&e)[kKeys / 16]) {
+#pragma unroll
+    for (int k = 0; k < kKeys / 16; ++k) {
+      shared_.kept[k][threadIdx.x] =
+          make_uint4(e[k].x[0], e[k].x[1], e[k].x[2], e[k].x[3]);
+    }
+  }
+  __device__ void AccumulateKept(const Element* x) {
+    Left e[kKeys / 16];
+#pragma unroll
+    for (int k = 0; k < kKeys / 16; ++k) {
+      const uint4 kept = shared_.kept[k][threadIdx.x];
+      e[k] = {{kept.x, kept.y, kept.z, kept.w}};
+    }
+    Accumulate(x, e);
   }
 
   // The keys of the block's own rows; KRR has them already as queries.
