@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "ops/elementwise.h"
+#include "ops/zero_ranges.h"
 #include "runtime/philox.h"
 #include "runtime/rounding.h"
 #include "runtime/status_macros.h"
@@ -200,11 +201,11 @@ absl::Status ParameterStore::Initialize(uint64_t seed, Stream& stream) {
 
 void ParameterStore::ZeroGradients(Stream& stream) const {
   float* const gradients = flat_gradients_.data<float>();
+  std::vector<FloatRange> ranges;
   int64_t begin = 0;
   const auto zero_until = [&](int64_t end) {
     if (end == begin) return;
-    SetZero(gradients + begin,
-            (end - begin) * static_cast<int64_t>(sizeof(float)), stream);
+    ranges.push_back({gradients + begin, end - begin});
   };
   for (const Parameter& parameter : parameters_) {
     if (!parameter.gradient_is_written) continue;
@@ -212,6 +213,7 @@ void ParameterStore::ZeroGradients(Stream& stream) const {
     begin = parameter.offset + parameter.gradient.num_elements();
   }
   zero_until(size_);
+  ZeroRanges(ranges, stream);
 }
 
 void ParameterStore::RefreshCompute(Stream& stream) const {
