@@ -56,9 +56,9 @@ LanguageHead::LanguageHead(ParameterStore* store, const std::string& name,
   }
   slice_ = {spec.begin, config.valid_vocab};
   num_logits_ = NumLogits(slice_.Existing(spec.count), spec.count);
-  // Rows that no product writes, and a tied embedding's, are added to zeros.
-  writes_gradient_ = tied == nullptr && num_logits_ == spec.count;
-  weight_->gradient_is_written = writes_gradient_;
+  // Not where rows are left that no product writes, or an embedding's gradient
+  // is added.
+  weight_->gradient_is_written = tied == nullptr && num_logits_ == spec.count;
   // The first slice has the most ids that exist.
   most_logits_ =
       NumLogits(std::min(config.valid_vocab, spec.count), spec.count);
@@ -119,7 +119,7 @@ void LanguageHead::Run(const LayerContext& context, ConstTensor x,
     if (!targets.gradient) continue;
     const ProfileRange range(kHead, *context.stream);
     const bool writes =
-        writes_gradient_ && context.first_backward && begin == 0;
+        weight_->gradient_is_written && context.first_backward && begin == 0;
     LinearBackwardWeight(logits, x_rows, /*accumulate=*/!writes, Gradient(),
                          Tensor(), *context.stream);
     LinearBackwardInput(logits, Value(), /*accumulate=*/false,

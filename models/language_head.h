@@ -90,8 +90,7 @@ class LanguageHead {
   Parameter* weight_;  // [V / tp, D] of [V, D]
   VocabularySlice slice_;
   int64_t num_logits_;
-  bool writes_gradient_;  // Parameter::gradient_is_written
-  int64_t most_logits_;   // of any tp rank
+  int64_t most_logits_;  // of any tp rank
   DType dtype_;
   int64_t chunk_bytes_;
   float z_loss_;
