@@ -3,6 +3,14 @@
 #include "launch/gpu_probe.h"
 
 #include <dlfcn.h>
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <string>
+#include <type_traits>
 
 #include "absl/strings/str_cat.h"
 
@@ -35,11 +43,8 @@ bool Load(void* library, Driver* driver) {
          find("cuDeviceGetAttribute", &driver->device_attribute);
 }
 
-}  // namespace
-
-GpuProbe ProbeGpus() {
+GpuProbe AskDriver() {
   GpuProbe probe;
-  // Never unloaded: the driver may have started threads.
   void* library = dlopen(kLibrary, RTLD_NOW);
   Driver driver;
   if (library == nullptr || !Load(library, &driver)) {
@@ -68,8 +73,64 @@ GpuProbe ProbeGpus() {
                        minor, "; ", kOldestMajor, ".0 or newer is needed");
     }
   }
-  probe.too_old = probe.num_gpus == 0;
+  probe.is_unusable = probe.num_gpus == 0;
   return probe;
+}
+
+// What the child says of a GpuProbe, in one write: a pipe takes so many bytes
+// whole.
+struct Answer {
+  int num_gpus = 0;
+  bool is_unusable = false;
+  char problem[256] = {};
+};
+
+[[noreturn]] void Say(const GpuProbe& probe, int pipe) {
+  Answer answer;
+  answer.num_gpus = probe.num_gpus;
+  answer.is_unusable = probe.is_unusable;
+  probe.problem.copy(answer.problem, sizeof(answer.problem) - 1);
+  _exit(write(pipe, &answer, sizeof(answer)) == sizeof(answer) ? 0 : 1);
+}
+
+GpuProbe Failed(const std::string& what) {
+  GpuProbe probe;
+  probe.problem = absl::StrCat("the look for GPUs failed: ", what);
+  probe.is_unusable = true;
+  return probe;
+}
+
+std::string HowItEnded(int status) {
+  return WIFSIGNALED(status)
+             ? absl::StrCat("the NVIDIA driver ended its process with signal ",
+                            WTERMSIG(status))
+             : absl::StrCat("the NVIDIA driver ended its process with status ",
+                            WEXITSTATUS(status));
+}
+
+}  // namespace
+
+GpuProbe ProbeGpus() {
+  int pipe[2];
+  if (pipe2(pipe, O_CLOEXEC) != 0) return Failed(std::strerror(errno));
+  const pid_t child = fork();
+  if (child == 0) Say(AskDriver(), pipe[1]);
+  const int error = errno;
+  close(pipe[1]);
+  Answer answer;
+  ssize_t size = -1;
+  int status = 0;
+  if (child > 0) {
+    do {
+      size = read(pipe[0], &answer, sizeof(answer));
+    } while (size < 0 && errno == EINTR);
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+    }
+  }
+  close(pipe[0]);
+  if (child < 0) return Failed(std::strerror(error));
+  if (size != sizeof(answer)) return Failed(HowItEnded(status));
+  return {answer.num_gpus, answer.problem, answer.is_unusable};
 }
 
 }  // namespace cubit

@@ -28,7 +28,7 @@ absl::StatusOr<WorkerChoice> ChooseWorker(
   if (device == "cpu") return WorkerChoice{"cpu", ""};
   if (device == "auto") {
     const GpuProbe found = probe();
-    if (found.too_old) {
+    if (found.is_unusable) {
       return WorkerChoice{
           "cpu", absl::StrCat(found.problem, ". Computing on the CPU")};
     }

@@ -95,6 +95,11 @@ Advice AdviceOn(cudaError_t error) {
           "with the GPU, or set CUBIT_CUDA_ARCHS (for example "
           "CUBIT_CUDA_ARCHS=\"80 90a\").",
           kExitOtherHardware};
+    case cudaErrorMemoryAllocation:
+      return {
+          "The GPU's memory is full; nvidia-smi shows who has it. When some is "
+          "free, --resume goes on from the last checkpoint.",
+          kExitFailed};
     default:
       return {
           "The GPU's state is lost; resume from the last checkpoint with "

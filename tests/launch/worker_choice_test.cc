@@ -119,6 +119,35 @@ TEST_F(WorkerStart, AsksTheDriver) {
   EXPECT_THAT(none.errors, HasSubstr("shows no GPU"));
 }
 
+// A tool that follows the driver waits for ever where a process with one
+// becomes another program.
+TEST_F(WorkerStart, BecomesTheWorkerWithoutADriverInItsProcess) {
+  const std::string path = folder_ + "/program_cuda";
+  testing::WriteText(path, "#!/bin/sh\necho $$\n");
+  ASSERT_EQ(chmod(path.c_str(), 0755), 0);
+  std::vector<std::string> environment = ToyDriver("1", "9");
+  environment.push_back("TOY_PID=" + folder_ + "/driver");
+  const std::string worker = Run({}, environment).output;
+  const std::string driver = testing::ReadText(folder_ + "/driver");
+  EXPECT_NE(worker, "");
+  EXPECT_NE(driver, "");
+  EXPECT_NE(worker, driver);
+}
+
+TEST_F(WorkerStart, SurvivesADriverThatDoesNot) {
+  AddWorker("cuda");
+  std::vector<std::string> environment = ToyDriver("1", "9");
+  environment.push_back("TOY_ABORTS=1");
+  const auto without = Run({}, environment);
+  EXPECT_EQ(without.output, "cpu:\n");
+  EXPECT_THAT(without.errors,
+              HasSubstr("warning: the look for GPUs failed: the NVIDIA driver "
+                        "ended its process with signal 6. Computing on"));
+  const auto asked = Run({"--device=cuda"}, environment);
+  EXPECT_EQ(asked.exit_status, 1);
+  EXPECT_THAT(asked.errors, HasSubstr("with signal 6"));
+}
+
 TEST_F(WorkerStart, WarnsOfAGpuThatTheBuildCannotUse) {
   const auto result = Run({}, ToyDriver("1", "9"));
   EXPECT_EQ(result.output, "cpu:\n");
