@@ -21,8 +21,8 @@ struct GpuProbe {
 // Loads the driver's library, if there is one, and counts the GPUs that it
 // shows this process (CUDA_VISIBLE_DEVICES is the driver's to honour). A child
 // does it, so that this process has no threads and open devices of the driver
-// when it becomes another program: compute-sanitizer, which follows the driver,
-// was seen to wait for ever at such an exec. Call it before threads are
+// when it becomes another program: under compute-sanitizer, which follows the
+// driver, such a program was seen to wait for ever. Call it before threads are
 // started.
 GpuProbe ProbeGpus();
 

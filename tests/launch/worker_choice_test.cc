@@ -119,8 +119,8 @@ TEST_F(WorkerStart, AsksTheDriver) {
   EXPECT_THAT(none.errors, HasSubstr("shows no GPU"));
 }
 
-// A tool that follows the driver waits for ever where a process with one
-// becomes another program.
+// Under a tool that follows the driver, a program that such a process became
+// waits for ever.
 TEST_F(WorkerStart, BecomesTheWorkerWithoutADriverInItsProcess) {
   const std::string path = folder_ + "/program_cuda";
   testing::WriteText(path, "#!/bin/sh\necho $$\n");
