@@ -16,6 +16,7 @@ int Number(const char* name) {
 
 }  // namespace
 
+// NOLINTBEGIN(readability-identifier-naming): the driver's names
 extern "C" {
 
 int cuInit(unsigned) {
@@ -39,3 +40,4 @@ int cuDeviceGetAttribute(int* value, int attribute, int) {
 }
 
 }  // extern "C"
+// NOLINTEND(readability-identifier-naming)
