@@ -54,7 +54,8 @@ __device__ __forceinline__ int AwaitSolved(const uint32_t* flags,
                                            int64_t stride, uint32_t launch,
                                            int block, int own) {
   AwaitReady(flags - block * stride, launch, block - own);
-  return block - own > 2 ? FindSolved(flags, stride, launch, block) : block;
+  return block - own > kNearBlocks ? FindSolved(flags, stride, launch, block)
+                                   : block;
 }
 
 template <typename Products, int kDim, bool kWarpgroup = false>

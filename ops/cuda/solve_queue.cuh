@@ -70,6 +70,10 @@ __device__ __forceinline__ void StoreRelease(uint32_t* p, uint32_t value) {
 // than seconds under a tool that follows every access to shared memory.
 constexpr int kMostPolls = 1 << 27;
 
+// A block no further away is looked for without a pause, and by its own flag
+// alone.
+constexpr int kNearBlocks = 2;
+
 // Called by all lanes of a warp: waits until `flag` holds `launch`. All blocks
 // of a head that are under way wait for the same flag, the next one to come,
 // and flags of heads are neighbours. So whoever has others to wait for behind
@@ -80,7 +84,9 @@ __device__ __forceinline__ void AwaitReady(const uint32_t* flag,
   if (threadIdx.x % 32 == 0) {
     for (int i = 0; LoadAcquire(flag) != launch; ++i) {
       if (i == kMostPolls) __trap();
-      if (distance > 2) __nanosleep(min(200 * (distance - 2), 2000));
+      if (distance > kNearBlocks) {
+        __nanosleep(min(200 * (distance - kNearBlocks), 2000));
+      }
     }
   }
   __syncwarp();

@@ -375,7 +375,7 @@ class ForwardSolver {
       AwaitReady(ReadyFlag(block), launch_, kFewHeads ? block_ - block : 1);
       ready_block_ = block;
       // The others of a long way to go are often solved, too.
-      if (block + (kFewHeads ? 2 : 1) < block_) FindReadyBlocks();
+      if (block + (kFewHeads ? kNearBlocks : 1) < block_) FindReadyBlocks();
     }
     CopyRows<KeyTile, kKeys, kThreads>(
         X(tile % 2), x_ + begin * in_.x_strides.seq, in_.x_strides.seq, kKeys,
