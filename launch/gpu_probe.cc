@@ -101,16 +101,13 @@ GpuProbe Failed(const std::string& what) {
 }
 
 std::string HowItEnded(int status) {
-  return WIFSIGNALED(status)
-             ? absl::StrCat("the NVIDIA driver ended its process with signal ",
-                            WTERMSIG(status))
-             : absl::StrCat("the NVIDIA driver ended its process with status ",
-                            WEXITSTATUS(status));
+  const bool by_signal = WIFSIGNALED(status);
+  return absl::StrCat("the NVIDIA driver ended its process with ",
+                      by_signal ? "signal " : "status ",
+                      by_signal ? WTERMSIG(status) : WEXITSTATUS(status));
 }
 
-}  // namespace
-
-GpuProbe ProbeGpus() {
+GpuProbe AskInChild() {
   int pipe[2];
   if (pipe2(pipe, O_CLOEXEC) != 0) return Failed(std::strerror(errno));
   const pid_t child = fork();
@@ -131,6 +128,13 @@ GpuProbe ProbeGpus() {
   if (child < 0) return Failed(std::strerror(error));
   if (size != sizeof(answer)) return Failed(HowItEnded(status));
   return {answer.num_gpus, answer.problem, answer.is_unusable};
+}
+
+}  // namespace
+
+GpuProbe ProbeGpus() {
+  static const auto* const probe = new GpuProbe(AskInChild());
+  return *probe;
 }
 
 }  // namespace cubit

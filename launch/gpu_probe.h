@@ -22,8 +22,9 @@ struct GpuProbe {
 // shows this process (CUDA_VISIBLE_DEVICES is the driver's to honour). A child
 // does it, so that this process has no threads and open devices of the driver
 // when it becomes another program: under compute-sanitizer, which follows the
-// driver, such a program was seen to wait for ever. Call it before threads are
-// started.
+// driver, such a program was seen to wait for ever. The driver's start takes a
+// good part of a second, so it is asked once: later calls have the first one's
+// answer. Call it before threads are started.
 GpuProbe ProbeGpus();
 
 }  // namespace cubit

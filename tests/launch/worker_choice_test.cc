@@ -4,6 +4,7 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <string>
 #include <vector>
@@ -132,6 +133,19 @@ TEST_F(WorkerStart, BecomesTheWorkerWithoutADriverInItsProcess) {
   EXPECT_NE(worker, "");
   EXPECT_NE(driver, "");
   EXPECT_NE(worker, driver);
+}
+
+// The driver's start takes a good part of a second.
+TEST_F(WorkerStart, OfALauncherAsksTheDriverOnce) {
+  const std::string copy =
+      "cp tests/launch/launcher_front " + folder_ + "/program";
+  ASSERT_EQ(std::system(copy.c_str()), 0);
+  AddWorker("cuda");
+  std::vector<std::string> environment = ToyDriver("1", "9");
+  environment.push_back("TOY_PID=" + folder_ + "/driver");
+  EXPECT_EQ(Run({}, environment).output, "cuda:\n");
+  const std::string asked = testing::ReadText(folder_ + "/driver");
+  EXPECT_EQ(std::count(asked.begin(), asked.end(), '\n'), 1) << asked;
 }
 
 TEST_F(WorkerStart, SurvivesADriverThatDoesNot) {
