@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Launchers of attention_kernels.cuh: they choose the tile sizes for a head dim
+// Launchers of the attention kernels: they choose the tile sizes for a head dim
 // and check nothing; ops/attention_cuda.cu has done that.
 
 #ifndef CUBIT_OPS_CUDA_ATTENTION_LAUNCH_CUH_
@@ -9,7 +9,8 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
-#include "ops/cuda/attention_kernels.cuh"
+#include "ops/cuda/attention_backward.cuh"
+#include "ops/cuda/attention_forward.cuh"
 #include "runtime/cuda_check.h"
 
 namespace cubit {
