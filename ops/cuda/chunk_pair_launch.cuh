@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Launches of chunk_pair.cuh for one kind of products: instantiated by
-// chunk_pair_*.cu, which compile side by side.
+// Launches of the kernels of a pair of chunks for one kind of products:
+// instantiated by chunk_pair_*.cu, which compile side by side.
 
 #ifndef CUBIT_OPS_CUDA_CHUNK_PAIR_LAUNCH_CUH_
 #define CUBIT_OPS_CUDA_CHUNK_PAIR_LAUNCH_CUH_
 
 #include "ops/cuda/chunk_launch.cuh"
 #include "ops/cuda/chunk_pair.cuh"
+#include "ops/cuda/chunk_pair_backward.cuh"
+#include "ops/cuda/chunk_pair_forward.cuh"
 
 namespace cubit {
 namespace cuda {

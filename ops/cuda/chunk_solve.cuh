@@ -16,6 +16,7 @@
 
 #include "ops/cuda/chunk_arguments.h"
 #include "ops/cuda/chunk_pair.cuh"
+#include "ops/cuda/chunk_running_rows.cuh"
 #include "ops/cuda/chunk_tiles.cuh"
 #include "ops/cuda/solve_queue.cuh"
 #include "ops/cuda/unit_upper.cuh"
