@@ -63,17 +63,16 @@ __global__ void __launch_bounds__(Tiles::kThreads) AttentionQueryGradientKernel(
   const int h = blockIdx.x % in.num_heads;
   const int first = (gridDim.y - 1 - blockIdx.y) * Tiles::kRows;
   const int last = min(first + Tiles::kRows, in.q.seq_len) - 1;
-  const auto keys =
-      TilesOfKeys<Tiles>(in.keys, in.k, in.v, b, h, first, last, stages);
+  const auto keys = StreamTiles<Tiles>(
+      in.k, in.v, b, h, first, last,
+      [&](int query) { return in.keys.OfQuery(b, query); }, stages);
   const auto load = [&](int tile) {
     if (tile < keys.end) keys.Load(tile);
     CommitCopies();
   };
 
-  LoadTile<T, Tiles::kRows, Tiles::kDim, Tiles::kStride, Tiles::kThreads>(
-      in.q, in.q.Head(b, h), first, q_tile);
-  LoadTile<T, Tiles::kRows, Tiles::kDim, Tiles::kStride, Tiles::kThreads>(
-      in.d_out, in.d_out.Head(b, h), first, d_out_tile);
+  LoadRows<Tiles>(in.q, b, h, first, q_tile);
+  LoadRows<Tiles>(in.d_out, b, h, first, d_out_tile);
 #pragma unroll
   for (int i = 0; i < Tiles::kStages - 1; ++i) load(keys.begin + i);
 
@@ -202,11 +201,9 @@ __global__ void __launch_bounds__(Tiles::kThreads) AttentionKeyGradientKernel(
   const int h = blockIdx.x % in.num_heads;
   const int first = blockIdx.y * Tiles::kRows;
   const int last = min(first + Tiles::kRows, in.k.seq_len) - 1;
-  const int begin = in.keys.QueriesOf(b, first).x / Tiles::kColumns;
-  const int end =
-      (in.keys.QueriesOf(b, last).y + Tiles::kColumns - 1) / Tiles::kColumns;
-  const TileStream<Tiles> queries = {
-      in.q, in.d_out, in.q.Head(b, h), in.d_out.Head(b, h), stages, begin, end};
+  const auto queries = StreamTiles<Tiles>(
+      in.q, in.d_out, b, h, first, last,
+      [&](int key) { return in.keys.QueriesOf(b, key); }, stages);
   const int64_t head_statistics =
       (b * in.num_heads + h) * static_cast<int64_t>(in.q.seq_len);
   const auto load = [&](int tile) {
@@ -223,10 +220,8 @@ __global__ void __launch_bounds__(Tiles::kThreads) AttentionKeyGradientKernel(
     CommitCopies();
   };
 
-  LoadTile<T, Tiles::kRows, Tiles::kDim, Tiles::kStride, Tiles::kThreads>(
-      in.k, in.k.Head(b, h), first, k_tile);
-  LoadTile<T, Tiles::kRows, Tiles::kDim, Tiles::kStride, Tiles::kThreads>(
-      in.v, in.v.Head(b, h), first, v_tile);
+  LoadRows<Tiles>(in.k, b, h, first, k_tile);
+  LoadRows<Tiles>(in.v, b, h, first, v_tile);
 #pragma unroll
   for (int i = 0; i < Tiles::kStages - 1; ++i) load(queries.begin + i);
 
@@ -247,8 +242,8 @@ __global__ void __launch_bounds__(Tiles::kThreads) AttentionKeyGradientKernel(
   WarpRows<Tiles> keys(k_tile);
   WarpRows<Tiles> values(v_tile);
   const float scale_log2 = in.scale * kLog2E;
-
   const int quad = threadIdx.x % 4;
+
   for (int tile = queries.begin; tile < queries.end; ++tile) {
     WaitForCopies<Tiles::kStages - 2>();
     __syncthreads();

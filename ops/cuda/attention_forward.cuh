@@ -104,15 +104,15 @@ __global__ void __launch_bounds__(Tiles::kThreads) AttentionForwardKernel(
   const int h = blockIdx.x % in.num_heads;
   const int first = (gridDim.y - 1 - blockIdx.y) * Tiles::kRows;
   const int last = min(first + Tiles::kRows, in.q.seq_len) - 1;
-  const auto keys =
-      TilesOfKeys<Tiles>(in.keys, in.k, in.v, b, h, first, last, stages);
+  const auto keys = StreamTiles<Tiles>(
+      in.k, in.v, b, h, first, last,
+      [&](int query) { return in.keys.OfQuery(b, query); }, stages);
   const auto load = [&](int tile) {
     if (tile < keys.end) keys.Load(tile);
     CommitCopies();
   };
 
-  LoadTile<T, Tiles::kRows, Tiles::kDim, Tiles::kStride, Tiles::kThreads>(
-      in.q, in.q.Head(b, h), first, q_tile);
+  LoadRows<Tiles>(in.q, b, h, first, q_tile);
 #pragma unroll
   for (int i = 0; i < Tiles::kStages - 1; ++i) load(keys.begin + i);
 

@@ -237,17 +237,27 @@ struct TileStream {
   }
 };
 
-// The tiles of keys, and of their values, that some query of [first, last]
-// sees.
+// Of the tensors `first` and `second` of head (b, h): the tiles that the rows
+// `first_row` to `last_row` see; each row sees [x, y) = range(row).
+template <class Tiles, typename Range>
+__device__ __forceinline__ TileStream<Tiles> StreamTiles(
+    const HeadRows<const typename Tiles::T>& first,
+    const HeadRows<const typename Tiles::T>& second, int b, int h,
+    int first_row, int last_row, const Range& range,
+    typename Tiles::T* stages) {
+  const int begin = range(first_row).x / Tiles::kColumns;
+  const int end = (range(last_row).y + Tiles::kColumns - 1) / Tiles::kColumns;
+  return {first, second, first.Head(b, h), second.Head(b, h), stages,
+          begin, end};
+}
+
+// Starts the copies of the block's own rows of head (b, h), from `first` on.
 template <class Tiles>
-__device__ __forceinline__ TileStream<Tiles> TilesOfKeys(
-    const KeyRanges& ranges, const HeadRows<const typename Tiles::T>& keys,
-    const HeadRows<const typename Tiles::T>& values, int b, int h, int first,
-    int last, typename Tiles::T* stages) {
-  const int begin = ranges.OfQuery(b, first).x / Tiles::kColumns;
-  const int end =
-      (ranges.OfQuery(b, last).y + Tiles::kColumns - 1) / Tiles::kColumns;
-  return {keys, values, keys.Head(b, h), values.Head(b, h), stages, begin, end};
+__device__ __forceinline__ void LoadRows(
+    const HeadRows<const typename Tiles::T>& heads, int b, int h, int first,
+    typename Tiles::T* tile) {
+  LoadTile<typename Tiles::T, Tiles::kRows, Tiles::kDim, Tiles::kStride,
+           Tiles::kThreads>(heads, heads.Head(b, h), first, tile);
 }
 
 }  // namespace cuda

@@ -7,6 +7,7 @@
 #ifndef CUBIT_OPS_CUDA_FORWARD_TILES_CUH_
 #define CUBIT_OPS_CUDA_FORWARD_TILES_CUH_
 
+#include <cmath>
 #include <cstdint>
 
 #include "ops/cuda/diagonal.cuh"
@@ -39,8 +40,7 @@ class ForwardTiles {
   static constexpr int kKeys = 64;
   static constexpr int kDiagonalTiles = kRows / kKeys;
   static_assert(!kWarpgroup || kRows == kKeys, "one tile a block of rows");
-  static_assert(!kContinues || (kWarpgroup && System::kQueriesAreKeys));
-  static_assert(!kFewHeads || kWarpgroup);
+  static_assert(!kContinues || System::kQueriesAreKeys);
   static constexpr int kInverseStride = 20;  // 16-byte rows, few conflicts
   using KeyTile = Tile<Element, kKeys, kDim>;
   using BlockTile = Tile<Element, kRows, kDim>;

@@ -51,14 +51,14 @@ class WarpgroupForwardSolver
             [](int, float2* target, float2 sums) { *target = sums; });
       }
     }
-    SolveWarpgroup();
+    SolveBlock();
     if constexpr (kContinues) {
       if (KeepsKernelX()) FinishKernelX();
     }
   }
 
  private:
-  // Phases 1 and 2 of a warpgroup. What the next block of rows waits for comes
+  // Phases 1 and 2. What the next block of rows waits for comes
   // last: the block's own tile and its inverse need all scores but no X, so the
   // solution of the block before is awaited behind them. Where heads are few,
   // so is the one before that: or two blocks of a head would wait for each
@@ -95,7 +95,7 @@ class WarpgroupForwardSolver
     }
     WaitForCopies<1>();
     this->ShareTiles();
-    FactorWarpgroup();
+    FactorBlock();
     if (keeps) {
       // All warps: they need not have seen the same flags.
       if (!before_is_ready) this->CopyX(before);
@@ -166,9 +166,9 @@ class WarpgroupForwardSolver
     }
   }
 
-  // Phase 2 of a warpgroup: the inverse of the whole block, D = I + g E, less
+  // Phase 2: the inverse of the whole block, D = I + g E, less
   // the identity, in registers. Transposed D is unit upper-triangular.
-  __device__ void FactorWarpgroup() {
+  __device__ void FactorBlock() {
     Scores e;
     this->ComputeScores(System::kQueriesAreKeys
                             ? this->Queries()
@@ -225,9 +225,9 @@ class WarpgroupForwardSolver
     }
   }
 
-  // Phase 3 of a warpgroup: X = b + (D^-1 - I) b with b = h V - g acc, operands
+  // Phase 3: X = b + (D^-1 - I) b with b = h V - g acc, operands
   // in two bf16 parts.
-  __device__ void SolveWarpgroup() {
+  __device__ void SolveBlock() {
     static_assert(KeyTile::kBytes == BlockTile::kBytes,
                   "the right-hand side takes the keys' place");
 #pragma unroll
